@@ -1,0 +1,312 @@
+"""What a run is told: frozen models, sparse TOML in, resolved JSON out. An unknown key is an error with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from paragator.core.errors import UsageError
+
+
+class Section(BaseModel):
+    """A part of a config: immutable, and strict about keys; the string under a field says what it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    path: str = "embedded"
+    """"embedded" (ships with the package), a local directory, or a hub id."""
+    revision: str | None = None
+    """Hub revision, for a hub id."""
+    template: Literal["compact", "chat"] = "compact"
+    """Prompt templates: "compact" for the embedded model, "chat" for instruction-tuned ones."""
+    candidate_prompt: str | None = None
+    """Replaces the candidate template; holds {problem}."""
+    aggregation_prompt: str | None = None
+    """Replaces the aggregation template; holds {problem} and {attempts}."""
+    attempt_format: str | None = None
+    """Replaces how one attempt is written; holds {attempt}, may hold {label} or {number}."""
+    trust_remote_code: bool = False
+    """Run code that comes with a hub model. Leave off unless you have read that code."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "mps"."""
+    lora_rank: int = Field(0, ge=0)
+    """Train LoRA adapters of this rank instead of all weights; 0 is off. Needs the extra `lora`."""
+
+
+class TaskConfig(Section):
+    name: Literal["countdown", "arithmetic", "jsonl"] = "countdown"
+    """Which task."""
+    style: Literal["compact", "words"] = "compact"
+    """How a built-in task words its problems: symbols for the embedded model, a sentence for others."""
+    path: str | None = None
+    """jsonl: the file, one object a line with fields problem and answer."""
+    held_out_path: str | None = None
+    """jsonl: the held-out file; without it, a tenth of `path` by content."""
+    reward: str | None = None
+    """A reward function "module:function" (problem, texts) -> one number or None a text; replaces the task's checker."""
+    min_numbers: int = Field(4, ge=2, le=8)
+    """Fewest numbers (countdown) or terms (arithmetic)."""
+    max_numbers: int = Field(4, ge=2, le=8)
+    """Most numbers or terms."""
+    min_value: int = Field(1, ge=1)
+    """Smallest number."""
+    max_value: int = Field(12, ge=1)
+    """Largest number."""
+    min_target: int = Field(10, ge=1)
+    """countdown: smallest target."""
+    max_target: int = Field(99, ge=1)
+    """countdown: largest target."""
+
+    @model_validator(mode="after")
+    def ordered(self) -> TaskConfig:
+        for what in ("numbers", "value", "target"):
+            low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if low > high:
+                raise ValueError(f"task.min_{what} = {low} is above task.max_{what} = {high}")
+        return self
+
+
+class MethodConfig(Section):
+    name: Literal[
+        "base", "dr_grpo", "offline_aggregation", "online_aggregation", "online_multitask", "paragator"
+    ] = "paragator"
+    """Which method: see docs/algorithm.md."""
+    k: int = Field(4, ge=1)
+    """pass@k's k."""
+    mean: Literal["subset", "reward"] = "subset"
+    """pass@k's baseline: the mean over subsets, or the plain mean of rewards (an ablation that warns)."""
+    scale: Literal["none", "std"] = "none"
+    """Divide credit by the group's standard deviation (plain GRPO); Dr.GRPO does not."""
+    pools: str | None = None
+    """offline_aggregation: the file that `paragator sample` wrote from the initial model."""
+    hard_share: float = Field(0.5, ge=0, le=1)
+    """offline_aggregation: share of pools whose majority is wrong; the rest are easy ones."""
+
+
+class StageConfig(Section):
+    weight: float = Field(1.0, ge=0)
+    """Multiplies this stage's credit."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; training's log-probabilities are taken at the same one."""
+    max_tokens: int = Field(40, ge=1)
+    """Longest completion; also the constant that Dr.GRPO divides the token sum by."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling, for evaluation only."""
+    top_k: int = Field(0, ge=0)
+    """Top-k sampling, for evaluation only; 0 is off."""
+
+
+class RolloutConfig(Section):
+    candidates: int = Field(16, ge=2)
+    """N: candidates a problem, and aggregations a pool."""
+    pool_size: int = Field(4, ge=1)
+    """m: candidates shown to an aggregation."""
+    strip_thinking: bool = True
+    """Show candidates without their <think>...</think>."""
+    max_prompt_tokens: int | None = Field(None, ge=16)
+    """Budget of an aggregation prompt; a pool that does not fit is reduced, and the reduction recorded."""
+
+
+class TrainConfig(Section):
+    steps: int = Field(60, ge=0)
+    """Optimiser steps."""
+    problems: int = Field(16, ge=1)
+    """Problems a step."""
+    pool: int = Field(4096, ge=1)
+    """Distinct training problems; more steps than these cover go round again."""
+    truncated: Literal["mask", "drop", "wrong"] = "mask"
+    """A rollout cut at max_tokens: counts in its group but is not trained on (mask), leaves the group (drop), or counts as wrong."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """Ratio clipping below 1."""
+    clip_high: float = Field(0.2, gt=0)
+    """Ratio clipping above 1."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of the KL to the initial model (frozen copy, or adapters off); 0 keeps no reference."""
+    row_tokens: int = Field(1024, ge=64)
+    """Token budget of one packed row."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto times both on this machine and takes the faster."""
+    checkpoint_every: int = Field(20, ge=1)
+    """Steps between checkpoints; the newest two are kept."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; None leaves it to torch."""
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(1e-4, gt=0)
+    """Peak learning rate (AdamW)."""
+    warmup_steps: int = Field(5, ge=0)
+    """Linear warm-up."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """After the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient clipping by global norm."""
+
+
+class EvalConfig(Section):
+    problems: int = Field(128, ge=1)
+    """Held-out problems."""
+    candidates: int = Field(4, ge=1)
+    """Initial candidates a problem."""
+    rounds: int = Field(3, ge=0)
+    """Aggregation rounds."""
+    pool_size: int = Field(4, ge=1)
+    """Candidates an aggregation sees."""
+    pools: int = Field(1, ge=1)
+    """Distinct pools a round: 1 shows everyone the same, `candidates` gives each its own subset."""
+    repeats: int = Field(1, ge=1)
+    """Independent repeats of every problem."""
+    k: int = Field(4, ge=1)
+    """k of the reported pass@k and maj@k."""
+    around_training: bool = True
+    """`train` evaluates before the first and after the last step."""
+
+
+class Config(Section):
+    """One run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run directory."""
+    seed: int = 0
+    """Every draw derives from it."""
+    runs: str = "runs"
+    """Where run directories go."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Also send metrics there, through Accelerate."""
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    method: MethodConfig = MethodConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    generate: StageConfig = StageConfig()
+    aggregate: StageConfig = StageConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def consistent(self) -> Config:
+        if self.method.k >= self.rollout.candidates and self.method.name == "paragator":
+            raise ValueError(
+                f"method.k = {self.method.k} must be below rollout.candidates = {self.rollout.candidates}: "
+                "with k >= N every pass@k credit is zero; lower k or sample more"
+            )
+        if self.rollout.pool_size > self.rollout.candidates:
+            raise ValueError(
+                f"rollout.pool_size = {self.rollout.pool_size} is above rollout.candidates = {self.rollout.candidates}"
+            )
+        if self.eval.rounds and self.eval.pool_size > self.eval.candidates:
+            raise ValueError(f"eval.pool_size = {self.eval.pool_size} is above eval.candidates = {self.eval.candidates}")
+        if self.eval.candidates % self.eval.pools:
+            raise ValueError(f"eval.pools = {self.eval.pools} does not divide eval.candidates = {self.eval.candidates}")
+        if self.method.name == "offline_aggregation" and self.method.pools is None:
+            raise ValueError("method.pools is not set: offline_aggregation needs the file that `paragator sample` wrote")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load(kind: type[S], path: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
+    """A config from a TOML file (None: defaults) and dotted overrides like ["--optimizer.lr", "1e-5"]."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text())
+        except OSError as error:
+            raise UsageError(f"config {path}: {error.strerror or error}; give the path of a TOML file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"config {path}: {error}") from None
+    for key, text in pairs(overrides):
+        put(values, key.split("."), parse_value(text), key)
+    return validate(kind, values)
+
+
+def validate(kind: type[S], values: Mapping[str, Any]) -> S:
+    """`values` as a config; UsageError in one line that names key, value and remedy."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(kind, error.errors()[0])) from None
+
+
+def pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """("key", "value") of "--key value" and "--key=value"."""
+    out, rest = [], list(overrides)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise UsageError(f"{word!r}: expected an override such as --optimizer.lr 1e-5")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise UsageError(f"--{key} has no value; write --{key} VALUE")
+            value = rest.pop(0)
+        out.append((key.replace("-", "_"), value))
+    return out
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value, else the text itself."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return float(text) if text.replace("e-", "").replace(".", "").isdigit() else text
+
+
+def put(values: dict[str, Any], keys: list[str], value: Any, whole: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--{whole}: {key} is a value, not a section")
+    values[keys[-1]] = value
+
+
+def explain(kind: type[BaseModel], error: Any) -> str:
+    """One pydantic error as what, which value, what to do."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(where, keys(kind), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(siblings(kind, where))}"
+        return f"unknown key {where}; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message
+    return f"{where} = {error['input']!r}: {message[0].lower() + message[1:]}"
+
+
+def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a config."""
+    out = []
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            out += keys(field.annotation, f"{prefix}{name}.")
+        else:
+            out.append(prefix + name)
+    return out
+
+
+def siblings(kind: type[BaseModel], where: str) -> list[str]:
+    prefix = where.rpartition(".")[0]
+    known = [k for k in keys(kind) if k.rpartition(".")[0] == prefix]
+    return known or sorted(kind.model_fields)
+
+
+def to_json(config: Section) -> str:
+    """The resolved config, stable and readable."""
+    return json.dumps(config.model_dump(mode="json"), indent=2)

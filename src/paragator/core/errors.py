@@ -1,0 +1,31 @@
+"""What can go wrong, and whose move it is.
+
+    ParagatorError          anything this package raises on purpose; its text is one line: what, which value, what to do
+    ├── UsageError          the caller can mend it: a flag, a config key, a file (exit code 2)
+    ├── DataError           a file or a data set does not hold what it should (exit code 2)
+    └── RunError            a run cannot go on, but what it wrote is intact (exit code 1)
+"""
+
+from __future__ import annotations
+
+
+class ParagatorError(Exception):
+    """Base of every deliberate error."""
+
+    exit_code = 1
+
+
+class UsageError(ParagatorError, ValueError):
+    """A value the caller gave is wrong."""
+
+    exit_code = 2
+
+
+class DataError(ParagatorError, ValueError):
+    """A file or data set does not hold what it should."""
+
+    exit_code = 2
+
+
+class RunError(ParagatorError, RuntimeError):
+    """A run cannot go on; its directory is intact and can be resumed."""

@@ -1,0 +1,197 @@
+"""Numbers from graded samples, with their uncertainty. What was not scored is NaN or left out, never counted as 0."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from paragator.core.errors import UsageError
+
+Values = float | None | Sequence[float | None]
+"""What one problem contributes: one value or several (its samples)."""
+
+NAN = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean and the bounds of its confidence interval; NaN where nothing could be measured."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean(values: Iterable[float | None]) -> float:
+    """The mean of what was scored: None and NaN are left out; NaN when nothing remains."""
+    scored = [v for v in values if v is not None and not math.isnan(v)]
+    return math.fsum(scored) / len(scored) if scored else NAN
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """The unbiased pass@k of one problem, 1 - C(n-c,k)/C(n,k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
+
+    NaN when there are fewer than k samples: no unbiased estimate exists. UsageError for k < 1 or an impossible count.
+    """
+    if k < 1:
+        raise UsageError(f"k = {k}: at least 1 is needed")
+    if not 0 <= num_correct <= num_samples:
+        raise UsageError(f"num_correct = {num_correct}: give a count from 0 to num_samples = {num_samples}")
+    if num_samples < k:
+        return NAN
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def majority_at_k(answers: Sequence[str | None], rewards: Sequence[float | None], k: int) -> float:
+    """The expected reward of the most frequent answer among k of the samples, drawn without replacement.
+
+    Exact over all k-subsets; each of t tied answers wins 1/t of a subset. Equal answers form a class, whose reward is
+    the mean of its scored members. A missing answer (None) never votes; where none of the k answered, the class of
+    the missing ones is the outcome. An outcome whose class has no scored member is left out of the expectation. NaN
+    when nothing is scored or there are fewer than k samples. UsageError for k < 1 or lists of different lengths.
+    """
+    if k < 1:
+        raise UsageError(f"k = {k}: at least 1 is needed")
+    if len(answers) != len(rewards):
+        raise UsageError(f"{len(answers)} answers with {len(rewards)} rewards: give one reward (or None) an answer")
+    if len(answers) < k:
+        return NAN
+    counts = Counter(answers)
+    of_class = {a: mean(r for answer, r in zip(answers, rewards, strict=True) if answer == a) for a in counts}
+    missing = counts.pop(None, 0)
+    reward = weight = 0.0
+    for votes in range(1, k + 1):
+        won = winners_with(votes, [(count, of_class[answer]) for answer, count in counts.items()], missing, k)
+        reward, weight = reward + won[0], weight + won[1]
+    if missing >= k and not math.isnan(of_class[None]):
+        reward, weight = reward + math.comb(missing, k) * of_class[None], weight + math.comb(missing, k)
+    return reward / weight if weight else NAN
+
+
+def winners_with(votes: int, classes: list[tuple[int, float]], missing: int, k: int) -> tuple[float, float]:
+    """Sum over the k-subsets whose top answers have exactly `votes` votes: (mean reward of the tied, share scored).
+
+    `classes` holds (count, reward), reward NaN where unscored. Dynamic programming over classes; a state is (samples
+    taken, classes at `votes`) and carries the number of ways, and over them the tied classes' rewards and scored count.
+    """
+    states = {(0, 0): (1.0, 0.0, 0.0)}
+    for count, reward in classes:
+        value, scored = (0.0, 0.0) if math.isnan(reward) else (reward, 1.0)
+        grown: dict[tuple[int, int], tuple[float, float, float]] = {}
+        for (taken, tied), (ways, rewards, scores) in states.items():
+            for own in range(min(count, votes, k - taken) + 1):
+                top, choices = own == votes, math.comb(count, own)
+                state = (taken + own, tied + top)
+                old = grown.get(state, (0.0, 0.0, 0.0))
+                grown[state] = (
+                    old[0] + choices * ways,
+                    old[1] + choices * (rewards + ways * value * top),
+                    old[2] + choices * (scores + ways * scored * top),
+                )
+        states = grown
+    total, share = 0.0, 0.0
+    for (taken, tied), (_, rewards, scores) in states.items():
+        if tied:
+            rest = math.comb(missing, k - taken) / tied
+            total, share = total + rest * rewards, share + rest * scores
+    return total, share
+
+
+def bootstrap(
+    values_by_problem: Iterable[Values] | Mapping[str, Values], *, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """The mean over problems with a percentile bootstrap interval that resamples problems, never their samples alone.
+
+    Each problem counts once, by the mean of its scored values; one without any is left out. No problem left: all NaN;
+    one problem: NaN bounds, as it says nothing of the spread. UsageError for draws < 1 or a level outside (0, 1).
+    """
+    if draws < 1:
+        raise UsageError(f"draws = {draws}: at least 1 is needed")
+    if not 0.0 < level < 1.0:
+        raise UsageError(f"level = {level}: use a share between 0 and 1, such as 0.95")
+    values = values_by_problem.values() if isinstance(values_by_problem, Mapping) else values_by_problem
+    means = [m for m in map(mean_of_problem, values) if not math.isnan(m)]
+    if len(means) < 2:
+        return Interval(mean(means), NAN, NAN)
+    rng = random.Random(seed)
+    resampled = sorted(sum(rng.choices(means, k=len(means))) / len(means) for _ in range(draws))
+    tail = (1.0 - level) / 2.0
+    return Interval(mean(means), quantile(resampled, tail), quantile(resampled, 1.0 - tail))
+
+
+def paired_bootstrap(
+    a_by_problem: Mapping[str, Values],
+    b_by_problem: Mapping[str, Values],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """The mean of b - a over the problems (by id) that both scored, with a bootstrap interval over problems.
+
+    UsageError when the two share no problem.
+    """
+    shared = [key for key in a_by_problem if key in b_by_problem]
+    if not shared:
+        raise UsageError("paired_bootstrap: the two share no problem id; compare results on the same problems")
+    differences = [mean_of_problem(b_by_problem[key]) - mean_of_problem(a_by_problem[key]) for key in shared]
+    return bootstrap(differences, draws=draws, seed=seed, level=level)
+
+
+def mean_of_problem(values: Values) -> float:
+    """One problem's mean; NaN when nothing is scored."""
+    return mean(values) if isinstance(values, Sequence) else mean([values])
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """A quantile of ascending values, linear between neighbours."""
+    at = share * (len(ordered) - 1)
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+
+@dataclass(frozen=True, slots=True)
+class PoolDiagnostics:
+    """What one pool offered and what its aggregations made of it. NaN where not defined or not scored.
+
+    distinct_answers  different answers in the pool; a missing one is none
+    pool_has_correct  1 when a right candidate was shown, 0 when all were wrong
+    recovery          of the aggregations of an all-wrong pool, the share that is right
+    destruction       of the aggregations of a pool with a right candidate, the share that is wrong
+    copy_rate         share of aggregations whose text, but for white space, is a pool text
+    """
+
+    distinct_answers: float
+    pool_has_correct: float
+    recovery: float
+    destruction: float
+    copy_rate: float
+
+
+def pool_diagnostics(
+    *,
+    pool_answers: Sequence[str | None],
+    pool_rewards: Sequence[float | None],
+    pool_texts: Sequence[str],
+    aggregation_rewards: Sequence[float | None],
+    aggregation_texts: Sequence[str],
+) -> PoolDiagnostics:
+    """The diagnostics of one pool, as shown, and its aggregations; texts without thinking. Right is a reward >= 1.
+
+    Average over pools and problems with `mean` or `bootstrap`, which leave NaN out.
+    """
+    known = [r for r in pool_rewards if r is not None]
+    has_correct = 1.0 if any(r >= 1 for r in known) else 0.0 if known and len(known) == len(pool_rewards) else NAN
+    right = mean(None if r is None else float(r >= 1) for r in aggregation_rewards)
+    pool = {" ".join(text.split()) for text in pool_texts} - {""}
+    return PoolDiagnostics(
+        distinct_answers=float(len({a for a in pool_answers if a is not None})),
+        pool_has_correct=has_correct,
+        recovery=right if has_correct == 0.0 else NAN,
+        destruction=1.0 - right if has_correct == 1.0 else NAN,
+        copy_rate=mean(float(" ".join(text.split()) in pool) for text in aggregation_texts),
+    )

@@ -1,0 +1,82 @@
+"""From a drawn pool to an aggregation prompt that fits. Every reduction is recorded, none is silent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from paragator.core.errors import UsageError
+from paragator.core.prompts import Templates
+from paragator.core.types import Problem, Prompt
+
+THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """An aggregation prompt, the population indices that it shows in order, and what was reduced to make it fit."""
+
+    prompt: Prompt
+    pool: tuple[int, ...]
+    reductions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Packer:
+    """How attempts enter an aggregation prompt.
+
+    strip_thinking  show an attempt without its <think>...</think>; one whose thinking never ends has nothing to show
+    max_tokens      the aggregation prompt's budget in tokens; None is unlimited
+    count           counts a prompt's tokens; needed with max_tokens
+    """
+
+    strip_thinking: bool = True
+    max_tokens: int | None = None
+    count: Callable[[Prompt], int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.count is None:
+            raise UsageError(f"max_tokens = {self.max_tokens} without count: pass a function that counts tokens")
+
+    def pack(self, problem: Problem, attempts: Sequence[tuple[int, str]], templates: Templates) -> Packed:
+        """Write the attempts, given as (population index, text), into the aggregation prompt.
+
+        Too long for the budget: first each attempt keeps only its tail (where the answer is), down to an eighth of
+        its length, then attempts are left out, last drawn first.
+        """
+        shown = [(i, strip_thinking(text) if self.strip_thinking else text.strip()) for i, text in attempts]
+        empty = sum(not text for _, text in shown)
+        shown = [(i, text) for i, text in shown if text]
+        notes = [f"empty:{empty}"] if empty else []
+        full, keep = shown, 1.0
+        while shown and not self.fits(prompt := templates.for_aggregation(problem, [t for _, t in shown])):
+            if keep > 0.125:
+                keep /= 2
+                shown = [(i, tail(text, keep)) for i, text in full[: len(shown)]]
+            else:
+                shown = shown[:-1]
+        if keep < 1.0:
+            notes.append(f"tail:{keep}")
+        if len(shown) < len(full):
+            notes.append(f"dropped:{len(full) - len(shown)}")
+        if not shown:
+            prompt = templates.for_aggregation(problem, [])
+        return Packed(prompt, tuple(i for i, _ in shown), tuple(notes))
+
+    def fits(self, prompt: Prompt) -> bool:
+        return self.max_tokens is None or self.count is None or self.count(prompt) <= self.max_tokens
+
+
+def strip_thinking(text: str) -> str:
+    """`text` without its thinking; "" when a thinking block never ends.
+
+    Some chat templates open the block in the prompt, so a lone </think> ends thinking that began before the text.
+    """
+    text = THINKING.sub("", text).rpartition("</think>")[2]
+    return "" if "<think>" in text else text.strip()
+
+
+def tail(text: str, share: float) -> str:
+    """The last `share` of a text, marked as cut."""
+    return "... " + text[-max(1, int(len(text) * share)) :]

@@ -1,0 +1,86 @@
+"""What a model is shown. A template is data: `{problem}` and `{attempts}` are replaced, nothing else is interpreted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paragator.core.errors import UsageError
+from paragator.core.types import Problem, Prompt
+
+LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """The two prompts, and how one attempt is written into the second.
+
+    candidate    holds {problem}
+    aggregation  holds {problem} and {attempts}
+    attempt      holds {attempt}, and may hold {label} (A, B, ...) or {number} (1, 2, ...)
+    chat         send as a user message through the model's chat template
+    """
+
+    candidate: str
+    aggregation: str
+    attempt: str
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        for name, needed in (
+            ("candidate", "{problem}"),
+            ("aggregation", "{problem}"),
+            ("aggregation", "{attempts}"),
+            ("attempt", "{attempt}"),
+        ):
+            if needed not in getattr(self, name):
+                raise UsageError(f"template {name!r} has no {needed}: add it where that text belongs")
+
+    def for_candidate(self, problem: Problem) -> Prompt:
+        return Prompt(fill(self.candidate, {"problem": problem.text}), self.chat)
+
+    def for_aggregation(self, problem: Problem, attempts: Sequence[str]) -> Prompt:
+        """The prompt for one pool, attempts in the order given."""
+        blocks = [
+            fill(self.attempt, {"attempt": text, "label": LABELS[i % len(LABELS)], "number": str(i + 1)})
+            for i, text in enumerate(attempts)
+        ]
+        return Prompt(fill(self.aggregation, {"problem": problem.text, "attempts": "".join(blocks)}), self.chat)
+
+
+def fill(template: str, values: dict[str, str]) -> str:
+    """Replace each {name} once, left to right; text put in is never searched again, so it cannot inject a field."""
+    out, rest = [], template
+    while rest:
+        found = [(rest.find("{" + name + "}"), name) for name in values]
+        found = [(at, name) for at, name in found if at >= 0]
+        if not found:
+            break
+        at, name = min(found)
+        out += [rest[:at], values[name]]
+        rest = rest[at + len(name) + 2 :]
+    return "".join(out) + rest
+
+
+COMPACT = Templates(
+    candidate="{problem}\nsolve:",
+    aggregation="{problem}\n{attempts}review:",
+    attempt="{label} {attempt}\n",
+)
+"""For small models with a tokenizer of their own: no sentence, one label an attempt."""
+
+CHAT = Templates(
+    candidate="{problem}\n\nThink it through, then give your final answer inside \\boxed{}.",
+    aggregation=(
+        "{problem}\n\nSeveral independent attempts at this problem follow.\n\n{attempts}"
+        "Treat the attempts as drafts: all of them may be right, some, or none, and some may stop early. "
+        "Go through them critically, repair what is wrong, complete what is missing, reuse what helps, "
+        "and write one solution of your own that is correct and complete. "
+        "Give its final answer inside \\boxed{}."
+    ),
+    attempt="<attempt>\n{attempt}\n</attempt>\n\n",
+    chat=True,
+)
+"""For instruction-tuned models."""
+
+BUILTIN = {"compact": COMPACT, "chat": CHAT}

@@ -1,0 +1,178 @@
+"""The in-process engine: when the event loop is idle, it runs whatever requests wait as one batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from paragator.core.errors import UsageError
+from paragator.core.types import Completion, Failure, Group, Prompt, Stage
+from paragator.engines.generation import Row, Sampled, sample_rows
+from paragator.engines.sampling import Sampling
+
+QUIET_PASSES = 4
+"""The event loop is idle after this many passes in which no request arrived: a finished round reaches its next
+request in fewer."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A waiting call: `future` gets its n samples."""
+
+    prompt_ids: tuple[int, ...]
+    n: int
+    seed: int
+    sampling: Sampling
+    future: asyncio.Future[list[Sampled]] = field(repr=False)
+
+
+class TransformersEngine:
+    """Satisfies `Sample` with a causal language model of transformers and its tokenizer.
+
+    sampling          the settings of each stage that will be asked for
+    max_batch_tokens  budget of one batch in tokens, rows times (prompt + max_tokens); bounds the key-value cache
+    device            where inputs go; the model's own by default
+
+    Each distinct prompt is prefilled once for all its samples. A result depends on (prompt, seed, sibling index) and
+    the weights, not on what else was in the batch, apart from float rounding. A prompt that leaves no room for
+    max_tokens in the context yields Failures. Changed weights (a training step) count from the next request on.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        sampling: Mapping[Stage, Sampling],
+        max_batch_tokens: int = 32_768,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if max_batch_tokens < 1:
+            raise UsageError(f"max_batch_tokens = {max_batch_tokens}: at least 1 is needed")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.sampling = dict(sampling)
+        self.max_batch_tokens = max_batch_tokens
+        self.device = torch.device(device) if device is not None else model.device
+        self.eos_ids = end_tokens(model, tokenizer)
+        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._waiting: list[Request] = []
+        self._worker: ThreadPoolExecutor | None = None
+        self._drain: asyncio.Task[None] | None = None
+
+    async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+        """n samples of one prompt, in order, with their token ids and log-probabilities as sampled."""
+        if stage not in self.sampling:
+            raise UsageError(f"no sampling settings for stage {stage!r}: this engine has {sorted(self.sampling)}")
+        sampling = self.sampling[stage]
+        prompt_ids = tuple(self.encode(prompt))
+        if reason := self.misfit(len(prompt_ids), sampling.max_tokens):
+            return Group(prompt, (Failure(reason),) * n, prompt_ids, stage)
+        loop = asyncio.get_running_loop()
+        request = Request(prompt_ids, n, seed, sampling, loop.create_future())
+        self._waiting.append(request)
+        if self._drain is None or self._drain.done():
+            self._drain = loop.create_task(self._answer_waiting())
+        sampled = await request.future
+        # Decoded here, in the loop's thread: a fast tokenizer must not be used from two threads at once.
+        return Group(prompt, tuple(self.completion(s) for s in sampled), prompt_ids, stage)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """A prompt's token ids: through the chat template, or as the tokenizer encodes plain text."""
+        if not prompt.chat:
+            return list(self.tokenizer(prompt.text)["input_ids"])
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise UsageError(
+                'the tokenizer has no chat template: set model.template = "compact", or use a tokenizer with a template'
+            )
+        message = [{"role": "user", "content": prompt.text}]
+        return list(self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+
+    def count(self, prompt: Prompt) -> int:
+        """A prompt's length in tokens."""
+        return len(self.encode(prompt))
+
+    def misfit(self, prompt_tokens: int, max_tokens: int) -> str | None:
+        """Why a prompt of this length cannot be sampled, or None."""
+        if prompt_tokens == 0:
+            return "the prompt has no tokens"
+        if self.context is not None and prompt_tokens + max_tokens > self.context:
+            return (
+                f"prompt of {prompt_tokens} tokens plus max_tokens {max_tokens} exceeds the context of {self.context}"
+            )
+        return None
+
+    def completion(self, sampled: Sampled) -> Completion:
+        """A sampled row with its text, which leaves out the end-of-sequence token and special tokens."""
+        shown = sampled.token_ids[:-1] if sampled.stopped else sampled.token_ids
+        text = self.tokenizer.decode(list(shown), skip_special_tokens=True)
+        return Completion(text, "stop" if sampled.stopped else "length", sampled.token_ids, sampled.logprobs)
+
+    def close(self) -> None:
+        """Wait for the batch that is running, if any. The engine may be used again."""
+        if self._worker is not None:
+            self._worker.shutdown(wait=True, cancel_futures=True)
+            self._worker = None
+
+    async def _answer_waiting(self) -> None:
+        """Until none waits: let requests gather while the loop is busy, then run them all in the worker thread."""
+        while self._waiting:
+            await self._quiet()
+            requests = [r for r in self._waiting if not r.future.done()]  # a cancelled caller waits no longer
+            self._waiting = []
+            if not requests:
+                continue
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, "paragator-engine")
+            try:
+                results = await asyncio.get_running_loop().run_in_executor(self._worker, self._sample, requests)
+            except Exception as error:  # noqa: BLE001  (not hidden: every caller gets it)
+                for request in requests:
+                    if not request.future.done():
+                        request.future.set_exception(error)
+                continue
+            for request, sampled in zip(requests, results, strict=True):
+                if not request.future.done():
+                    request.future.set_result(sampled)
+
+    async def _quiet(self) -> None:
+        """Return after QUIET_PASSES passes of the event loop in which no request arrived."""
+        passes, seen = 0, len(self._waiting)
+        while passes < QUIET_PASSES:
+            await asyncio.sleep(0)
+            passes = passes + 1 if len(self._waiting) == seen else 0
+            seen = len(self._waiting)
+
+    def _sample(self, requests: Sequence[Request]) -> list[list[Sampled]]:
+        """The samples of each request. Requests with the same settings share batches, whatever their stage."""
+        results: dict[Request, list[Sampled]] = {}
+        for sampling in dict.fromkeys(r.sampling for r in requests):
+            chosen = [r for r in requests if r.sampling == sampling]
+            sampled = iter(self._sample_alike(chosen, sampling))
+            results.update((r, [next(sampled) for _ in range(r.n)]) for r in chosen)
+        return [results[r] for r in requests]
+
+    def _sample_alike(self, requests: Sequence[Request], sampling: Sampling) -> list[Sampled]:
+        return sample_rows(
+            self.model,
+            [Row(r.prompt_ids, f"{r.seed}:{i}") for r in requests for i in range(r.n)],
+            sampling,
+            self.eos_ids,
+            max_batch_tokens=self.max_batch_tokens,
+            device=self.device,
+            cancelled=lambda: all(r.future.cancelled() for r in requests),
+        )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a completion, as the model's generation settings, its config and the tokenizer name them."""
+    found: list[int] = []
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found += [ids] if isinstance(ids, int) else list(ids or ())
+    return tuple(dict.fromkeys(found))

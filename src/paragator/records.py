@@ -1,0 +1,172 @@
+"""Versioned JSON lines of graded traces: what training and evaluation write, and all that reports read.
+
+A line is complete or it does not count: a torn last line (a killed writer) is dropped on reading and overwritten on
+appending. Token ids are kept, log-probabilities are not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paragator.core.errors import DataError
+from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """A trace and, for each round, group and output, its grade (None for a failed output)."""
+
+    trace: Trace
+    grades: tuple[tuple[tuple[Grade | None, ...], ...], ...]
+
+    def rewards(self, round_: int) -> list[float | None]:
+        """The round's rewards in population order; None where unscored. Failed outputs are left out."""
+        return [g.reward for group in self.grades[round_] for g in group if g is not None]
+
+    def answers(self, round_: int) -> list[str | None]:
+        """The round's extracted answers in population order."""
+        return [g.answer for group in self.grades[round_] for g in group if g is not None]
+
+    @property
+    def num_rounds(self) -> int:
+        """Recorded rounds, the initial one included."""
+        return len(self.trace.rounds)
+
+
+def encode(record: Graded) -> dict[str, Any]:
+    """One record as plain JSON values."""
+    trace = record.trace
+    rounds = [
+        [encode_group(group, grades) for group, grades in zip(groups, round_grades, strict=True)]
+        for groups, round_grades in zip(trace.rounds, record.grades, strict=True)
+    ]
+    return {
+        "version": VERSION,
+        "problem": asdict(trace.problem),
+        "plan": asdict(trace.plan),
+        "seed": trace.seed,
+        "failure": trace.failure,
+        "extra": dict(trace.extra),
+        "rounds": rounds,
+    }
+
+
+def encode_group(group: Group, grades: tuple[Grade | None, ...]) -> dict[str, Any]:
+    outputs: list[dict[str, Any]] = []
+    for output, grade in zip(group.outputs, grades, strict=True):
+        if isinstance(output, Failure):
+            outputs.append({"failure": output.reason})
+            continue
+        outputs.append({"text": output.text, "finish_reason": output.finish_reason, "token_ids": output.token_ids})
+        outputs[-1]["grade"] = asdict(grade) if grade else None
+    return {
+        "stage": group.stage,
+        "prompt": group.prompt.text,
+        "chat": group.prompt.chat,
+        "pool": group.pool,
+        "reductions": group.reductions,
+        "outputs": outputs,
+    }
+
+
+def decode(row: dict[str, Any]) -> Graded:
+    """The inverse of `encode`; DataError when the row is not one of ours or of a newer version."""
+    version = row.get("version")
+    if version != VERSION:
+        raise DataError(f"record version {version!r}: this paragator reads {VERSION}; use the paragator that wrote it")
+    try:
+        return decode_row(row)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"not a record of a graded trace ({error!r}); remove or mend the line") from None
+
+
+def decode_row(row: dict[str, Any]) -> Graded:
+    decoded = [[decode_group(group) for group in groups] for groups in row["rounds"]]
+    trace = Trace(
+        Problem(**row["problem"]),
+        Plan(**row["plan"]),
+        row["seed"],
+        tuple(tuple(group for group, _ in groups) for groups in decoded),
+        row["failure"],
+        row["extra"],
+    )
+    return Graded(trace, tuple(tuple(grades for _, grades in groups) for groups in decoded))
+
+
+def decode_group(row: dict[str, Any]) -> tuple[Group, tuple[Grade | None, ...]]:
+    outputs: list[Completion | Failure] = []
+    grades: list[Grade | None] = []
+    for output in row["outputs"]:
+        if "failure" in output:
+            outputs.append(Failure(output["failure"]))
+            grades.append(None)
+            continue
+        ids = output["token_ids"]
+        outputs.append(Completion(output["text"], output["finish_reason"], None if ids is None else tuple(ids)))
+        grades.append(Grade(**output["grade"]) if output["grade"] else Grade("unscored", reason="not graded"))
+    group = Group(
+        Prompt(row["prompt"], row["chat"]),
+        tuple(outputs),
+        stage=row["stage"],
+        pool=tuple(row["pool"]),
+        reductions=tuple(row["reductions"]),
+    )
+    return group, tuple(grades)
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Every complete line of a JSONL file; a torn last line is dropped, a broken one elsewhere is a DataError."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: not a JSON object ({error}); remove or mend the line") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number}: not a JSON object; remove or mend the line")
+            yield row
+
+
+def read(path: Path) -> Iterator[Graded]:
+    """The graded traces of a file."""
+    return (decode(row) for row in read_json_lines(path))
+
+
+def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows, first cutting a torn last line off; whole lines are flushed before this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        cut_torn_line(file)
+        file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+
+
+def cut_torn_line(file: Any) -> None:
+    """Truncate a file opened in "a+b" mode after its last newline."""
+    end = file.seek(0, 2)
+    position = end
+    while position > 0:
+        start = max(0, position - 65536)
+        file.seek(start)
+        at = file.read(position - start).rfind(b"\n")
+        if at >= 0:
+            if start + at + 1 < end:
+                file.truncate(start + at + 1)
+            return
+        position = start
+    if end:
+        file.truncate(0)
+
+
+def append(path: Path, records: Iterable[Graded]) -> None:
+    """Append graded traces."""
+    append_json_lines(path, (encode(record) for record in records))

@@ -1,0 +1,5 @@
+"""Tasks: a name to problems and a grader. `load(config)` is the only door."""
+
+from paragator.tasks.base import Task, load
+
+__all__ = ["Task", "load"]

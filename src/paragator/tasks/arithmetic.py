@@ -1,0 +1,58 @@
+"""Chain arithmetic: sums and differences of several numbers (reasoning-gym's `chain_sum`), graded by integer equality."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from paragator.config import TaskConfig
+from paragator.core.types import Grade, Problem
+from paragator.grading.extract import final_answer
+from paragator.tasks.base import Split, Task, take
+
+LAST_INTEGER = re.compile(r"-?(?<!\d)\d{1,18}(?![\d.])(?!.*\d)", re.DOTALL)
+
+
+def build(config: TaskConfig) -> Task:
+    """The task with `min_numbers` to `max_numbers` terms of up to as many digits as `max_value` has."""
+
+    def problems(split: Split, count: int, seed: int) -> list[Problem]:
+        return generate(config, split, count, seed)
+
+    return Task("arithmetic", problems, grade)
+
+
+def generate(config: TaskConfig, split: Split, count: int, seed: int) -> list[Problem]:
+    import reasoning_gym
+
+    stream = reasoning_gym.create_dataset(
+        "chain_sum",
+        min_terms=config.min_numbers,
+        max_terms=config.max_numbers,
+        min_digits=len(str(config.min_value)),
+        max_digits=len(str(config.max_value)),
+        seed=seed,
+        size=10**9,
+    )
+
+    def draw(index: int) -> tuple[str, Problem]:
+        item = stream[index]
+        expression = item["metadata"]["expression"]
+        text = expression if config.style == "compact" else f"Work out {expression}. Answer with one integer."
+        return f"arithmetic:{expression}", Problem(f"arithmetic-{seed}-{index}", text, int(item["answer"]))
+
+    return take(split, count, draw, what="task arithmetic")
+
+
+def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
+    """One grade a text: its last integer, in its last box if it has one, against the reference."""
+    return [grade_one(problem, text) for text in texts]
+
+
+def grade_one(problem: Problem, text: str) -> Grade:
+    answer = final_answer(text)
+    found = LAST_INTEGER.search(answer[-400:]) if answer else None
+    if not found:
+        return Grade("incorrect", None, "no integer outside thinking")
+    value = int(found[0])
+    return Grade("correct" if value == problem.answer else "incorrect", str(value))

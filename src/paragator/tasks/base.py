@@ -1,0 +1,100 @@
+"""What a task is, and the table of those built in."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from paragator.config import TaskConfig
+from paragator.core.errors import UsageError
+from paragator.core.types import Grade, Problem
+
+Split = Literal["train", "held-out"]
+Reward = Callable[[Problem, Sequence[str]], Sequence[float | None]]
+"""Scores the texts of one problem: one number a text, None where it cannot tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Problems by split, and grades for the solutions of one problem.
+
+    problems(split, count, seed) gives `count` distinct problems, the same ones for the same seed; the two splits
+    never share a problem. grade(problem, texts) gives one Grade a text.
+    """
+
+    name: str
+    problems: Callable[[Split, int, int], list[Problem]]
+    grade: Callable[[Problem, Sequence[str]], list[Grade]]
+
+
+def load(config: TaskConfig) -> Task:
+    """The task that a config names, with its reward function if it names one."""
+    from paragator.tasks import arithmetic, countdown, jsonl
+
+    builders: dict[str, Callable[[TaskConfig], Task]] = {
+        "countdown": countdown.build,
+        "arithmetic": arithmetic.build,
+        "jsonl": jsonl.build,
+    }
+    task = builders[config.name](config)
+    if config.reward is None:
+        return task
+    return Task(task.name, task.problems, graded_by(import_reward(config.reward), config.reward))
+
+
+def import_reward(name: str) -> Reward:
+    """The function behind "module:function"."""
+    module, _, attribute = name.partition(":")
+    try:
+        reward = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"task.reward = {name!r}: {error}; write it as module:function, importable from here") from None
+    if not callable(reward):
+        raise UsageError(f"task.reward = {name!r} is not a function; write it as module:function")
+    return reward  # type: ignore[no-any-return]
+
+
+def graded_by(reward: Reward, name: str) -> Callable[[Problem, Sequence[str]], list[Grade]]:
+    """A grader from a reward function; what the function returns is checked, never trusted."""
+
+    def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
+        values = list(reward(problem, texts))
+        if len(values) != len(texts):
+            raise UsageError(f"reward {name} gave {len(values)} values for {len(texts)} texts: return one for each")
+        return [to_grade(value, text, problem, name) for value, text in zip(values, texts, strict=True)]
+
+    return grade
+
+
+def to_grade(value: float | None, text: str, problem: Problem, name: str) -> Grade:
+    if value is None:
+        return Grade("unscored", text, "the reward function gave None")
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"reward {name} gave {value!r} for problem {problem.id}: return a finite number, or None")
+    return Grade("correct" if value >= 1 else "incorrect", text, value=float(value))
+
+
+def is_held_out(key: str) -> bool:
+    """Whether a problem's content belongs to the held-out split: one in ten, whatever the seed."""
+    return hashlib.sha256(key.encode()).digest()[0] % 10 == 0
+
+
+def take(
+    split: Split, count: int, draw: Callable[[int], tuple[str, Problem]], *, what: str, limit: int = 200
+) -> list[Problem]:
+    """The first `count` distinct problems of a split from an endless numbered stream of (content key, problem)."""
+    seen: set[str] = set()
+    out: list[Problem] = []
+    for index in range(count * limit + 1000):
+        if len(out) == count:
+            return out
+        key, problem = draw(index)
+        if key in seen or is_held_out(key) != (split == "held-out"):
+            continue
+        seen.add(key)
+        out.append(problem)
+    raise UsageError(f"{what}: only {len(out)} distinct {split} problems of {count}; widen the ranges or ask for fewer")

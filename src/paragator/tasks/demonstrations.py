@@ -1,0 +1,159 @@
+"""Supervised demonstrations of Countdown for the cold start of a small model: solving, reviewing, copying.
+
+Three skills, none of which says which attempt to prefer; selecting and mending are left for policy optimisation.
+    solve    seven in ten reach the target, the others are honest attempts that end wherever they end. (A model that only
+             ever sees success learns to claim it falsely, and then nothing in an attempt shows that it is wrong.)
+    review   inside <think>, each attempt of the pool is called right or wrong, truthfully
+    copy     after the review an attempt chosen blindly is written again, or ("use none") a new one
+A demonstration is pieces of (text, loss weight); tokens are separated by one space.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from paragator.config import TaskConfig
+from paragator.core.prompts import LABELS
+from paragator.core.types import Problem
+from paragator.tasks.base import is_held_out
+from paragator.tasks.countdown import COMPACT, content_key, grade_one
+
+Piece = tuple[str, float]
+LARGEST = 149
+"""Largest number in the vocabulary: no demonstrated step goes above it."""
+SOLVED = 0.7
+"""Share of solving demonstrations that reach the target."""
+RIGHT = 0.35
+"""Share of pool attempts that reach the target before any are spoilt."""
+SPOILT = 0.18
+"""Share of pool attempts with a false step, a foreign number or a false claim of the target."""
+AFRESH = 0.25
+"""Share of aggregations that write a new attempt instead of copying."""
+WEIGHTS = {"attempt in pool": 0.3, "verdict": 2.0, "choice": 0.5, "form": 0.2, "solution": 1.0}
+
+
+def vocabulary() -> list[str]:
+    """Every token of the embedded model's tokenizer, in order; the first four are special."""
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", "<think>", "</think>", "\n", "->", ",", "=", "+", "-", "*", "/"]
+    words += ["solve:", "review:", "right", "wrong", "use", "none", *LABELS[:8]]
+    return words + [str(n) for n in range(LARGEST + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """Every way to combine one set of numbers: `texts[i]` ends in `results[i]`; `ways[r]` lists the i that reach r."""
+
+    texts: list[str]
+    results: list[int]
+    ways: dict[int, list[int]]
+
+
+def enumerate_attempts(numbers: Sequence[int], rng: Random) -> Attempts:
+    """All step-by-step combinations with results from 0 to LARGEST; commutative steps are written either way round."""
+    texts: list[str] = []
+    results: list[int] = []
+    ways: dict[int, list[int]] = {}
+
+    def extend(table: list[int], steps: list[str]) -> None:
+        if len(table) == 1:
+            ways.setdefault(table[0], []).append(len(texts))
+            texts.append(" , ".join(steps))
+            results.append(table[0])
+            return
+        for a, b in sorted({(a, b) for a, b in itertools.permutations(table, 2) if a >= b}):
+            rest = list(table)
+            rest.remove(a)
+            rest.remove(b)
+            for operator, result in combinations(a, b):
+                x, y = (b, a) if operator in "+*" and rng.random() < 0.5 else (a, b)
+                extend([*rest, result], [*steps, f"{x} {operator} {y} = {result}"])
+
+    extend(list(numbers), [])
+    return Attempts(texts, results, ways)
+
+
+def combinations(a: int, b: int) -> list[tuple[str, int]]:
+    """(operator, result) of a >= b with whole results up to LARGEST."""
+    out = [("+", a + b), ("-", a - b), ("*", a * b)]
+    if b and a % b == 0:
+        out.append(("/", a // b))
+    return [(operator, result) for operator, result in out if result <= LARGEST]
+
+
+class Demonstrator:
+    """Draws demonstrations over the training split of a Countdown config; a held-out problem never occurs."""
+
+    def __init__(self, config: TaskConfig, seed: int) -> None:
+        self.config = config
+        rng = Random(f"{seed}:attempts")
+        sizes = range(config.min_numbers, config.max_numbers + 1)
+        values = range(config.min_value, config.max_value + 1)
+        sets = [s for n in sizes for s in itertools.combinations_with_replacement(values, n)]
+        self.attempts = {numbers: enumerate_attempts(numbers, rng) for numbers in sets}
+        self.sets = sets
+
+    def problem(self, rng: Random) -> tuple[Problem, Attempts]:
+        """A training problem, its target being what a random combination makes."""
+        while True:
+            numbers = rng.choice(self.sets)
+            attempts = self.attempts[numbers]
+            target = rng.choice(attempts.results)
+            in_range = self.config.min_target <= target <= self.config.max_target
+            if in_range and not is_held_out(content_key(numbers, target)):
+                break
+        shown = rng.sample(numbers, len(numbers))
+        text = COMPACT.format(numbers=" ".join(map(str, shown)), target=target)
+        return Problem("", text, {"numbers": shown, "target": target}), attempts
+
+    def solve(self, rng: Random) -> list[Piece]:
+        """A candidate prompt and an attempt."""
+        problem, attempts = self.problem(rng)
+        head = f"<bos> {problem.text} \n solve:"
+        return [(head, 0.0), (f"{draw(problem, attempts, SOLVED, rng)} <eos>", WEIGHTS["solution"])]
+
+    def review(self, rng: Random, pool_size: int) -> list[Piece]:
+        """An aggregation prompt, a truthful review of its attempts, and one of them, or a new one, written out."""
+        problem, attempts = self.problem(rng)
+        pieces: list[Piece] = [(f"<bos> {problem.text} \n", 0.0)]
+        review: list[Piece] = [("<think>", WEIGHTS["solution"])]
+        pool: list[str] = []
+        for label in LABELS[:pool_size]:
+            text = draw(problem, attempts, RIGHT, rng)
+            spoilt = rng.random() < SPOILT
+            text = spoil(text, problem, rng) if spoilt else text
+            verdict = "right" if grade_one(problem, text).verdict == "correct" else "wrong"
+            pieces += [(label, 0.0), (text, 0.0 if spoilt else WEIGHTS["attempt in pool"]), ("\n", 0.0)]
+            review += [(label, WEIGHTS["form"]), (verdict, WEIGHTS["verdict"])]
+            pool.append(text)
+        choice = rng.randrange(pool_size)
+        afresh = rng.random() < AFRESH
+        solution = draw(problem, attempts, SOLVED, rng) if afresh else pool[choice]
+        review += [("use", WEIGHTS["form"]), ("none" if afresh else LABELS[choice], WEIGHTS["choice"])]
+        review += [("</think>", WEIGHTS["form"]), (f"{solution} <eos>", WEIGHTS["solution"])]
+        return [*pieces, ("review:", 0.0), *review]
+
+
+def draw(problem: Problem, attempts: Attempts, solved: float, rng: Random) -> str:
+    """A solution with probability `solved`, else any honest attempt."""
+    if rng.random() < solved:
+        return attempts.texts[rng.choice(attempts.ways[problem.answer["target"]])]
+    return rng.choice(attempts.texts)
+
+
+def spoil(text: str, problem: Problem, rng: Random) -> str:
+    """An attempt made wrong as a model makes it wrong: a false result, a number that is not there, a false claim."""
+    words = text.split(" ")
+    equals = [i for i, word in enumerate(words) if word == "="]
+    kind = rng.random()
+    if kind < 0.35:
+        at = rng.choice(equals) + 1
+        words[at] = str(min(LARGEST, max(0, int(words[at]) + rng.choice([-10, -3, -2, -1, 1, 2, 3, 10]))))
+    elif kind < 0.6:
+        at = rng.choice([i + d for i in equals for d in (-3, -1)])
+        words[at] = str(rng.randint(1, 12))
+    if kind >= 0.6 or rng.random() < 0.5:
+        words[-1] = str(problem.answer["target"])
+    return " ".join(words)

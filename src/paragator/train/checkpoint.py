@@ -1,0 +1,73 @@
+"""Checkpoints: complete or invisible. Weights and optimiser state are safetensors, the rest is JSON; nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from paragator.core.errors import RunError
+
+
+def save(folder: Path, tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
+    """Write trainable tensors, optimiser state and `meta` to `folder`, which appears only once all is on disk."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "weights.safetensors")
+    save_file(optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
+    (temporary / "meta.json").write_text(json.dumps(meta))
+    for file in temporary.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def load(folder: Path, tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a checkpoint into `tensors` (in place) and `optimizer`; return its meta."""
+    try:
+        stored = load_file(folder / "weights.safetensors")
+        state = load_file(folder / "optimizer.safetensors")
+        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"checkpoint {folder} cannot be read ({error}); delete it to resume from the one before") from None
+    if stored.keys() != tensors.keys():
+        raise RunError(f"checkpoint {folder} is of another model: its tensors differ; use the model of that run")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(stored[name])
+    restore_optimizer(optimizer, state)
+    return meta
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The per-parameter state as "index.name" -> tensor."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": v.detach().cpu().contiguous() for i, s in state.items() for name, v in s.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def newest(folder: Path) -> Path | None:
+    """The complete checkpoint of the latest step in `folder`, named step_<n>."""
+    found = [p for p in folder.glob("step_*") if p.name[5:].isdigit() and (p / "meta.json").is_file()]
+    return max(found, key=lambda p: int(p.name[5:]), default=None)
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Remove all but the latest `count` checkpoints."""
+    found = sorted((p for p in folder.glob("step_*") if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
+    for old in found[:-count]:
+        shutil.rmtree(old)

@@ -1,0 +1,265 @@
+"""Groups as trees in packed rows: one prompt, N branches, each token computed once.
+
+A row holds trees one after another, each as its prompt once and then its branches. A branch's position ids continue
+from the prompt, and the attention mask lets it see the prompt and itself only, so its log-probabilities are those that
+it has alone. Of the logits only those that predict a branch token are computed.
+
+    rows = pack(trees, row_tokens)                  # plan
+    for part in microbatches(rows, batch_tokens):   # rows of similar length, padded to [R, T]
+        batch = collate(part)
+        new = log_probs(model, batch, temperature)
+
+The boolean 4-D mask passes through transformers (>= 5.23) untouched to sdpa; eager would add it to the scores and flash
+attention would ignore it, so both are refused. sdpa computes all T x T scores of a row, so on a CPU many short rows are
+faster than a long one: about one tree of a few hundred tokens per row. A FlexAttention block mask, which skips what the
+mask hides, is for CUDA and comes later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from paragator.core.errors import DataError, UsageError
+from paragator.train.rows import Tree
+
+STAGES = ("generate", "aggregate")
+LOGITS_AT_ONCE = 2**26
+"""Logits that go through one float32 log-softmax; more are cut into chunks, recomputed in the backward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A tree, or some branches of one with its prompt repeated; ids are indices into what `pack` was given."""
+
+    tree: Tree
+    tree_id: int
+    branch_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow:
+    """Pieces that share one row."""
+
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(piece.tree.num_tokens for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """R rows as tensors, padded to T; B is the number of branch tokens in them, row by row.
+
+    input_ids, position_ids [R, T] int64; attention_mask [R, 1, T, T] bool, True where a query (third axis) sees a key.
+    sources [B] index the flattened [R * T] position that predicts a branch token; targets [B] is the token,
+    sampled_logprobs and credit [B] float32 as in `Branch`; stages (into STAGES), trees and branches [B] say whose.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    sources: Tensor
+    targets: Tensor
+    sampled_logprobs: Tensor
+    credit: Tensor
+    stages: Tensor
+    trees: Tensor
+    branches: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def pack(trees: Sequence[Tree], max_tokens: int) -> list[PackedRow]:
+    """Plan rows of at most `max_tokens` tokens, first-fit decreasing. Deterministic; uses no tensors.
+
+    A larger tree is cut by branches and repeats its prompt; a single branch that is too long even alone with its prompt
+    gets a row of its own. Raises UsageError for max_tokens < 1 and DataError for a malformed tree.
+    """
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens = {max_tokens}: a row needs at least 1 token")
+    pieces = [piece for i, tree in enumerate(trees) for piece in _split(tree, i, max_tokens)]
+    bins = _first_fit([piece.tree.num_tokens for piece in pieces], max_tokens)
+    return [PackedRow(tuple(pieces[i] for i in bin_)) for bin_ in bins]
+
+
+def microbatches(rows: Sequence[PackedRow], max_tokens: int) -> list[list[PackedRow]]:
+    """Put rows of similar length together, at most `max_tokens` per batch with padding (one row may be above)."""
+    batches: list[list[PackedRow]] = []
+    for row in sorted(rows, key=lambda r: -r.num_tokens):
+        if batches and (len(batches[-1]) + 1) * batches[-1][0].num_tokens <= max_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def collate(rows: Sequence[PackedRow]) -> Batch:
+    """Turn planned rows into tensors (CPU). Padding sees padding only, and nothing sees it."""
+    if not rows:
+        raise DataError("no packed rows to collate: skip a step without trees")
+    length = max(row.num_tokens for row in rows)
+    ids, positions, piece_of, branch_of = (torch.full((len(rows), length), fill) for fill in (0, 0, -1, -1))
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    for r, row in enumerate(rows):
+        start = 0
+        for p, piece in enumerate(row.pieces):
+            prompt = piece.tree.prompt_ids
+            root = start
+            start = root + len(prompt)
+            ids[r, root:start] = torch.tensor(prompt)
+            positions[r, root:start] = torch.arange(len(prompt))
+            piece_of[r, root : root + piece.tree.num_tokens] = p
+            for b, branch in enumerate(piece.tree.branches):
+                end = start + len(branch.token_ids)
+                ids[r, start:end] = torch.tensor(branch.token_ids, dtype=torch.long)
+                positions[r, start:end] = torch.arange(len(prompt), len(prompt) + end - start)
+                branch_of[r, start:end] = b
+                predictors = [root + len(prompt) - 1, *range(start, end - 1)][: end - start]
+                _add_branch(columns, piece, b, [r * length + s for s in predictors])
+                start = end
+    same_tree = piece_of[:, :, None] == piece_of[:, None, :]
+    visible = (branch_of[:, None, :] == -1) | (branch_of[:, :, None] == branch_of[:, None, :])
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    mask = (same_tree & visible & causal)[:, None]
+    return Batch(ids, positions, mask, **{n: torch.tensor(columns[n], dtype=d) for n, d in _COLUMNS.items()})
+
+
+def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float = 1.0) -> Tensor:
+    """Log-probabilities [B] float32 of the branch tokens under `model`, after each stage's sampling temperature.
+
+    Goes through the model's own forward with `logits_to_keep`, which respects adapters, wrappers (DDP, FSDP, Accelerate's
+    autocast) and heads that scale or cap their logits. Raises UsageError for an attention that cannot pack.
+    """
+    check_attention(model, longest=int(batch.position_ids.max()) + 1)
+    keep = torch.zeros(batch.input_ids.numel(), dtype=torch.bool, device=batch.input_ids.device)
+    keep[batch.sources] = True
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        logits_to_keep=keep.view_as(batch.input_ids),
+        use_cache=False,
+    ).logits
+    logits = logits.view(-1, logits.shape[-1])
+    rows = (keep.cumsum(0) - 1)[batch.sources]
+    scale = _temperatures(temperature).to(logits.device)[batch.stages]
+    if rows.numel() * logits.shape[-1] <= LOGITS_AT_ONCE:
+        return _pick(logits, rows, batch.targets, scale)
+    size = max(1, LOGITS_AT_ONCE // logits.shape[-1])
+    chunks = zip(rows.split(size), batch.targets.split(size), scale.split(size), strict=True)
+    return torch.cat([checkpoint(_pick, logits, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def padded_log_probs(model: Any, trees: Sequence[Tree], temperature: Mapping[str, float] | float = 1.0) -> Tensor:
+    """The slow oracle of `log_probs`: one padded row per branch, ordinary causal attention, full logits.
+
+    Returns [B] in the order trees, their branches, their tokens.
+    """
+    rows = [(tree, branch) for tree in trees for branch in tree.branches]
+    length = max(len(tree.prompt_ids) + len(branch.token_ids) for tree, branch in rows)
+    ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
+    for r, (tree, branch) in enumerate(rows):
+        tokens = torch.tensor(tree.prompt_ids + branch.token_ids)
+        ids[r, : len(tokens)], mask[r, : len(tokens)] = tokens, 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    scales, out = _temperatures(temperature), []
+    for r, (tree, branch) in enumerate(rows):
+        first, count = len(tree.prompt_ids), len(branch.token_ids)
+        scaled = logits[r, first - 1 : first + count - 1].to(torch.promote_types(logits.dtype, torch.float32))
+        logprobs = (scaled / scales[STAGES.index(tree.stage)].item()).log_softmax(-1)
+        out.append(logprobs.gather(-1, ids[r, first : first + count, None])[:, 0])
+    return torch.cat(out)
+
+
+def check_attention(model: Any, longest: int) -> None:
+    """Raise UsageError unless `model` honours a 4-D mask for sequences of `longest` tokens."""
+    config = getattr(model, "module", model).config.get_text_config()
+    name = config._attn_implementation
+    if name != "sdpa":
+        raise UsageError(f"attn_implementation = {name!r} ignores a packed row's mask: load the model with 'sdpa'")
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    window = getattr(config, "sliding_window", None)
+    if kinds - {"sliding_attention"}:
+        raise UsageError(f"layers of type {min(kinds)!r} cannot be packed: use a model with attention in every layer")
+    if window and kinds and longest > window:
+        raise UsageError(f"{longest} tokens exceed sliding_window = {window}: shorten prompts or completions")
+
+
+_COLUMNS = {
+    "sources": torch.long,
+    "targets": torch.long,
+    "sampled_logprobs": torch.float32,
+    "credit": torch.float32,
+    "stages": torch.long,
+    "trees": torch.long,
+    "branches": torch.long,
+}
+
+
+def _add_branch(columns: dict[str, list[Any]], piece: Piece, index: int, sources: list[int]) -> None:
+    """Append one branch's tokens to the per-token columns of a batch."""
+    branch, count = piece.tree.branches[index], len(sources)
+    columns["sources"] += sources
+    columns["targets"] += branch.token_ids
+    columns["sampled_logprobs"] += branch.logprobs
+    columns["credit"] += [branch.credit] * count
+    columns["stages"] += [STAGES.index(piece.tree.stage)] * count
+    columns["trees"] += [piece.tree_id] * count
+    columns["branches"] += [piece.branch_ids[index]] * count
+
+
+def _split(tree: Tree, tree_id: int, max_tokens: int) -> list[Piece]:
+    """A tree as pieces that fit the budget, where a single branch can."""
+    if not tree.prompt_ids:
+        raise DataError(f"tree {tree_id} has an empty prompt: nothing predicts its first token; give it a start token")
+    for b, branch in enumerate(tree.branches):
+        if len(branch.token_ids) != len(branch.logprobs):
+            raise DataError(
+                f"branch {b} of tree {tree_id} has {len(branch.token_ids)} tokens but {len(branch.logprobs)} "
+                "log-probabilities: keep both as the engine sampled them"
+            )
+    if tree.num_tokens <= max_tokens:
+        return [Piece(tree, tree_id, tuple(range(len(tree.branches))))]
+    bins = _first_fit([len(b.token_ids) for b in tree.branches], max_tokens - len(tree.prompt_ids))
+    return [Piece(replace(tree, branches=tuple(tree.branches[i] for i in bin_)), tree_id, tuple(bin_)) for bin_ in bins]
+
+
+def _first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """First-fit decreasing: indices per bin, ascending in it; what exceeds the capacity is alone in its bin."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        for b, left in enumerate(room):
+            if sizes[i] <= left:
+                bins[b].append(i)
+                room[b] -= sizes[i]
+                break
+        else:
+            bins.append([i])
+            room.append(capacity - sizes[i])
+    return [sorted(bin_) for bin_ in bins]
+
+
+def _pick(logits: Tensor, rows: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """log softmax(logits[rows] / scale)[targets], [B], in float32 or better."""
+    precise = logits[rows].to(torch.promote_types(logits.dtype, torch.float32))
+    return -functional.cross_entropy(precise / scale[:, None], targets, reduction="none")
+
+
+def _temperatures(temperature: Mapping[str, float] | float) -> Tensor:
+    """One float32 temperature per entry of STAGES."""
+    values = [temperature.get(s, 1.0) if isinstance(temperature, Mapping) else temperature for s in STAGES]
+    if min(values) <= 0:
+        raise UsageError(f"temperature = {min(values)}: log-probabilities need a temperature above 0")
+    return torch.tensor(values)

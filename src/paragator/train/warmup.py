@@ -1,0 +1,167 @@
+"""The cold start: a small causal LM and its tokenizer from nothing, by supervised learning on demonstrations.
+
+`paragator warmup configs/warmup-countdown.toml` writes the model that ships as "embedded".
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from paragator.config import Section, TaskConfig
+from paragator.core.errors import UsageError
+from paragator.tasks.demonstrations import Demonstrator, Piece, vocabulary
+from paragator.train import checkpoint
+
+
+class WarmupConfig(Section):
+    """A cold start."""
+
+    output: str
+    """Where the model goes: config, safetensors, tokenizer."""
+    seed: int = 0
+    task: TaskConfig = TaskConfig()
+    width: int = Field(160, ge=32, multiple_of=32)
+    """Hidden size; heads are 32 wide."""
+    layers: int = Field(6, ge=1)
+    context: int = Field(512, ge=64)
+    """Longest sequence, in tokens."""
+    steps: int = Field(2000, ge=1)
+    """Optimiser steps."""
+    solve_rows: int = Field(112, ge=1)
+    """Solving demonstrations a step."""
+    review_rows: int = Field(48, ge=1)
+    """Reviewing demonstrations a step."""
+    pool_size: int = Field(4, ge=1, le=8)
+    """The usual pool; one batch in four has another size, from 2 to 6."""
+    lr: float = Field(1.5e-3, gt=0)
+    """Peak learning rate (AdamW), cosine to a twentieth of it."""
+    threads: int | None = Field(None, ge=1)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a number, symbol or word; numbers above the vocabulary are <unk>; decoding joins by spaces."""
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
+    words = Regex(r"\n|->|</?think>|solve:|review:|\d+|[A-Za-z]+|[^\s\w]")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"[ \t\r]+"), "removed"), pre_tokenizers.Split(words, "isolated")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(config: WarmupConfig) -> LlamaForCausalLM:
+    """A freshly initialised Llama, seeded."""
+    torch.manual_seed(config.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary()),
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.width // 32,
+            num_key_value_heads=config.width // 32,
+            intermediate_size=config.width * 11 // 4 // 16 * 16,
+            max_position_embeddings=config.context,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+def collate(rows: Sequence[Sequence[Piece]], ids: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [R, T] and loss weights [R, T], right-padded with zeros."""
+    tokens = [[ids[w] for text, _ in row for w in text.split(" ")] for row in rows]
+    weights = [[weight for text, weight in row for _ in text.split(" ")] for row in rows]
+    length = max(map(len, tokens))
+    padded = [t + [0] * (length - len(t)) for t in tokens]
+    return torch.tensor(padded), torch.tensor([w + [0.0] * (length - len(w)) for w in weights])
+
+
+def batch(demonstrator: Demonstrator, config: WarmupConfig, step: int, ids: dict[str, int]) -> list[Any]:
+    """The two batches of a step, drawn from (seed, step) alone."""
+    rng = Random(f"{config.seed}:warmup:{step}")
+    pool_size = config.pool_size if rng.random() < 0.75 else rng.randint(2, 6)
+    solve = [demonstrator.solve(rng) for _ in range(config.solve_rows)]
+    review = [demonstrator.review(rng, pool_size) for _ in range(config.review_rows)]
+    return [collate(solve, ids), collate(review, ids)]
+
+
+def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The summed, weighted cross entropy of ids [R, T]; a token's weight counts where it is the target."""
+    logits = model(ids[:, :-1]).logits
+    losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return (losses * weights[:, 1:].flatten()).sum()
+
+
+def warmup(config: WarmupConfig, say: Callable[[str], None] = print) -> Path:
+    """Train from nothing, or from the newest checkpoint of an interrupted run, and write the model; return its folder."""
+    if config.task.name != "countdown":
+        raise UsageError(f"task.name = {config.task.name!r}: demonstrations exist for countdown only")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    output = Path(config.output)
+    model, tokenizer = build_model(config), build_tokenizer()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    tensors = dict(model.named_parameters())
+    settings = config.model_dump(mode="json", exclude={"output", "threads"})
+    first, spent = 1, 0.0
+    if found := checkpoint.newest(output / "checkpoints"):
+        meta = checkpoint.load(found, tensors, optimizer)
+        if meta["config"] != settings:
+            raise UsageError(f"output = {config.output} holds checkpoints of another warm-up; delete them or choose another")
+        first, spent = meta["step"] + 1, meta["seconds"]
+        say(f"resuming after step {first - 1}")
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters; enumerating attempts")
+    demonstrator = Demonstrator(config.task, config.seed)
+    ids = {word: i for i, word in enumerate(vocabulary())}
+    start = time.perf_counter() - spent
+    for step in range(first, config.steps + 1):
+        progress = step / config.steps
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, step / 150) * (0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
+        batches = batch(demonstrator, config, step, ids)
+        losses = [weighted_loss(model, *b) for b in batches]
+        sizes = [b[1][:, 1:].sum() for b in batches]
+        (sum(losses) / sum(sizes)).backward()  # type: ignore[union-attr]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = time.perf_counter() - start
+        if step % 25 == 0 or step == config.steps:
+            solve, review = (float(loss / size) for loss, size in zip(losses, sizes, strict=True))
+            left = seconds / step * (config.steps - step)
+            say(f"step {step}/{config.steps}  solve {solve:.3f}  review {review:.3f}  {seconds:.0f} s, {left:.0f} s left")
+        if step % 200 == 0 and step < config.steps:
+            meta = {"step": step, "seconds": seconds, "config": settings}
+            checkpoint.save(output / "checkpoints" / f"step_{step}", tensors, optimizer, meta)
+            checkpoint.keep_newest(output / "checkpoints", 1)
+            export(model, tokenizer, output)
+    export(model, tokenizer, output)
+    return output
+
+
+def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
+    """Write a folder that transformers loads."""
+    model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)

@@ -1,0 +1,196 @@
+"""Packed rows compute what one padded row per branch computes: log-probabilities, gradients, isolation, planning."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+transformers = pytest.importorskip("transformers")
+
+from paragator.core.errors import DataError, UsageError  # noqa: E402
+from paragator.train import packed  # noqa: E402
+from paragator.train.packed import collate, log_probs, microbatches, pack, padded_log_probs  # noqa: E402
+from paragator.train.rows import Branch, Tree  # noqa: E402
+
+torch.set_num_threads(1)
+VOCAB = 23
+
+
+def toy(kind: str = "Llama", **extra: Any) -> Any:
+    """A random two-layer model; `kind` is the prefix of a stock architecture's classes."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementation": "sdpa"}
+    more = {"initializer_range": 0.5, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    config = getattr(transformers, f"{kind}Config")(**(sizes | heads | more | extra))
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+def tree(prompt: int, *branches: int, stage: Any = "generate", seed: int = 0) -> Tree:
+    rng = random.Random(f"{prompt}:{branches}:{seed}")
+    ids = [tuple(rng.randrange(VOCAB) for _ in range(n)) for n in branches]
+    made = [Branch(t, tuple(-rng.random() for _ in t), rng.uniform(-1, 1)) for t in ids]
+    return Tree(stage, tuple(rng.randrange(VOCAB) for _ in range(prompt)), tuple(made))
+
+
+TREES = [tree(5, 3, 1, 7), tree(9, 4, 4, 2, 6, 5, stage="aggregate"), tree(1, 8), tree(3, 12, 11), tree(2, 1)]
+LAYOUTS = [(1000, 1000), (30, 30), (30, 120), (17, 60), (13, 1)]
+"""(row budget, batch budget): all in one row; trees share rows; batched rows; cut trees; branches above the budget."""
+
+
+def packed_log_probs(model: Any, trees: list[Tree], row: int, batch: int, temperature: Any = 1.0) -> Tensor:
+    """Packed log-probabilities in the oracle's order: trees, branches, tokens."""
+    batches = [collate(part) for part in microbatches(pack(trees, row), batch)]
+    values = torch.cat([log_probs(model, b, temperature) for b in batches])
+    keys = torch.cat([b.trees * 1000 + b.branches for b in batches])
+    return values[keys.argsort(stable=True)]
+
+
+def gradients(model: Any, value: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    value.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize(("row", "batch"), LAYOUTS)
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3"])
+def test_packed_equals_padded(kind: str, row: int, batch: int) -> None:
+    model = toy(kind)
+    temperature = {"generate": 0.7, "aggregate": 1.3}
+    fast = packed_log_probs(model, TREES, row, batch, temperature)
+    slow = padded_log_probs(model, TREES, temperature)
+    assert relative(fast, slow) < 1e-5
+    weights = torch.linspace(-1, 1, len(slow))
+    got, want = gradients(model, (fast * weights).sum()), gradients(model, (slow * weights).sum())
+    assert got.keys() == want.keys() and len(got) > 10
+    for name, value in want.items():
+        assert relative(got[name], value) < 1e-5, name
+
+
+def test_chunked_output_layer_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy()
+    whole = packed_log_probs(model, TREES, 40, 40)
+    want = gradients(model, whole.sum())
+    monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 5 * VOCAB)
+    chunked = packed_log_probs(model, TREES, 40, 40)
+    got = gradients(model, chunked.sum())
+    assert torch.equal(chunked, whole)
+    assert max(relative(got[name], want[name]) for name in want) < 1e-5
+
+
+def test_heads_that_cap_or_scale_their_logits() -> None:
+    model = toy("Granite", logits_scaling=3.0)
+    assert relative(packed_log_probs(model, TREES, 30, 60), padded_log_probs(model, TREES)) < 1e-5
+
+
+def test_adapters_on_and_off() -> None:
+    peft = pytest.importorskip("peft")
+    plain = padded_log_probs(toy(), TREES)
+    model = peft.get_peft_model(toy(), peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    on = packed_log_probs(model.eval(), TREES, 30, 60)
+    assert relative(on, padded_log_probs(model, TREES)) < 1e-5
+    with model.disable_adapter():
+        assert relative(packed_log_probs(model, TREES, 30, 60), plain) < 1e-5
+    assert relative(on, plain) > 1e-2
+
+
+def leak_between_branches(mask: Tensor) -> Tensor:
+    """The mutant: plain causal attention along the row."""
+    return torch.ones_like(mask).tril()
+
+
+def change_seen_by_others(mutate: Callable[[Tensor], Tensor]) -> float:
+    """How far other log-probabilities move when one branch's tokens change."""
+    model = toy()
+    base = tree(5, 4, 4, 4)
+    noisy = replace(base.branches[1], token_ids=tuple((t + 1) % VOCAB for t in base.branches[1].token_ids))
+    changed = replace(base, branches=(base.branches[0], noisy, base.branches[2]))
+    out = []
+    for first in (base, changed):
+        batch = collate(pack([first, tree(6, 3, 3)], 100))
+        batch = replace(batch, attention_mask=mutate(batch.attention_mask))
+        values = log_probs(model, batch)
+        out.append(values[~((batch.trees == 0) & (batch.branches == 1))])
+    return (out[0] - out[1]).abs().max().item()
+
+
+def test_a_branch_is_invisible_to_the_others() -> None:
+    assert change_seen_by_others(lambda mask: mask) == 0.0
+
+
+def test_the_isolation_test_notices_a_leaking_mask() -> None:
+    assert change_seen_by_others(leak_between_branches) > 1e-3
+
+
+def test_mask_and_positions_of_a_small_row() -> None:
+    batch = collate(pack([tree(2, 2, 1)], 10))
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
+    assert batch.attention_mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+    assert batch.sources.tolist() == [1, 2, 1]
+
+
+def test_batch_carries_what_the_engine_sampled() -> None:
+    trees = [tree(4, 3, 2), tree(2, 5, stage="aggregate")]
+    batch = collate(pack(trees, 100))
+    for t, one in enumerate(trees):
+        for b, branch in enumerate(one.branches):
+            mine = (batch.trees == t) & (batch.branches == b)
+            assert batch.targets[mine].tolist() == list(branch.token_ids)
+            assert torch.allclose(batch.sampled_logprobs[mine], torch.tensor(branch.logprobs))
+            assert torch.allclose(batch.credit[mine], torch.tensor(branch.credit))
+            assert {packed.STAGES[s] for s in batch.stages[mine]} == {one.stage}
+
+
+@pytest.mark.parametrize("budget", [1, 10, 13, 17, 30, 64, 1000])
+def test_every_branch_is_packed_once_and_within_budget(budget: int) -> None:
+    rows = pack(TREES, budget)
+    placed = [(p.tree_id, b) for row in rows for p in row.pieces for b in p.branch_ids]
+    assert sorted(placed) == [(t, b) for t, one in enumerate(TREES) for b in range(len(one.branches))]
+    for row in rows:
+        alone = len(row.pieces) == 1 and len(row.pieces[0].branch_ids) == 1
+        assert row.num_tokens <= budget or alone
+        for p in row.pieces:
+            assert p.tree.prompt_ids == TREES[p.tree_id].prompt_ids
+            assert p.tree.branches == tuple(TREES[p.tree_id].branches[b] for b in p.branch_ids)
+    assert rows == pack(TREES, budget)
+
+
+def test_microbatches_keep_all_rows_within_the_padded_budget() -> None:
+    rows = pack(TREES, 20)
+    parts = microbatches(rows, 50)
+    assert sorted(map(repr, (row for part in parts for row in part))) == sorted(map(repr, rows))
+    assert all(len(p) == 1 or len(p) * max(r.num_tokens for r in p) <= 50 for p in parts)
+
+
+def test_wrong_inputs_are_one_line_errors() -> None:
+    with pytest.raises(UsageError, match="max_tokens = 0"):
+        pack(TREES, 0)
+    with pytest.raises(DataError, match="empty prompt"):
+        pack([tree(0, 3)], 10)
+    with pytest.raises(DataError, match="3 tokens but 1 log-prob"):
+        pack([Tree("generate", (1,), (Branch((1, 2, 3), (-1.0,), 0.0),))], 10)
+    with pytest.raises(DataError, match="no packed rows"):
+        collate([])
+    batch = collate(pack(TREES, 30))
+    with pytest.raises(UsageError, match="temperature = 0"):
+        log_probs(toy(), batch, 0.0)
+    with pytest.raises(UsageError, match="attn_implementation = 'eager'"):
+        log_probs(toy(attn_implementation="eager"), batch)
+    with pytest.raises(UsageError, match="sliding_window = 4"):
+        log_probs(toy("Qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1), batch)
