@@ -6,12 +6,14 @@ import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from paragator.core.errors import UsageError
+from paragator.core.prompts import BUILTIN, Templates
 
 
 class Section(BaseModel):
@@ -39,6 +41,16 @@ class ModelConfig(Section):
     """"auto", "cpu", "cuda", "mps"."""
     lora_rank: int = Field(0, ge=0)
     """Train LoRA adapters of this rank instead of all weights; 0 is off. Needs the extra `lora`."""
+
+    def templates(self) -> Templates:
+        """The prompt templates: a built-in pair with what this config replaces."""
+        base = BUILTIN[self.template]
+        return replace(
+            base,
+            candidate=self.candidate_prompt or base.candidate,
+            aggregation=self.aggregation_prompt or base.aggregation,
+            attempt=self.attempt_format or base.attempt,
+        )
 
 
 class TaskConfig(Section):

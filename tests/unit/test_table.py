@@ -9,8 +9,8 @@ import pytest
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
-from paragator.evals.table import by_problem, show_interval, table
 from paragator.records import Graded
+from paragator.report.table import by_problem, show_interval, table
 
 VERDICTS = {"r": "correct", "w": "incorrect", "?": "unscored"}
 PROMPT = Prompt("p")

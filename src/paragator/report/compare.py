@@ -14,9 +14,9 @@ from typing import Any
 
 from paragator.core.errors import DataError, UsageError
 from paragator.core.estimators import Interval, paired_bootstrap
-from paragator.evals.table import EvalTable, by_problem, plain, show_interval, table
 from paragator.records import Graded, read, read_json_lines
 from paragator.report.plots import accuracy_by_round, reward_curves
+from paragator.report.table import EvalTable, by_problem, plain, show_interval, table
 
 NOTE = "Percent of problems, with 95% intervals bootstrapped over problems."
 

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 from paragator.core.errors import DataError
 from paragator.core.types import Completion, Failure, Grade, Group
-from paragator.evals.table import EvalTable, table
 from paragator.records import Graded, read
 from paragator.report.compare import method_of, read_json, read_metrics
 from paragator.report.plots import accuracy_by_round, is_number, reward_curves
+from paragator.report.table import EvalTable, table
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ RECENT_STEPS = 10
 
 PAIRED = (
     ("reward", "Mean reward"),
-    ("zero_credit", "Groups without signal (dead zone, or all right)"),
+    ("zero_credit", "Groups without signal"),
     ("truncated", "Truncated rollouts"),
     ("unscored", "Unscored rollouts"),
 )
@@ -61,7 +61,7 @@ p{margin:.4rem 0}.soft{color:var(--soft)}
 .notice{border-left:3px solid var(--bad);padding:.2rem .8rem;background:var(--panel)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.87rem;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th{color:var(--soft);font-weight:600;vertical-align:bottom}th:first-child,td:first-child{text-align:left;padding-left:0}
+th{color:var(--soft);font-weight:600;vertical-align:bottom;white-space:normal}th:first-child,td:first-child{text-align:left;padding-left:0;white-space:normal}
 img{width:100%;max-width:700px;height:auto;border-radius:6px;background:#fff}
 details{border-top:1px solid var(--line);padding:.4rem 0}details details{border:0;margin-left:.2rem}
 summary{cursor:pointer}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--panel);padding:.5rem .7rem;
@@ -104,7 +104,7 @@ def render(run_dir: Path) -> str:
     for label in ("before", "after"):
         reader = partial(evaluation, k=k if isinstance(k, int) and k > 0 else 4)
         if one := attempt(reader, run_dir / f"eval_{label}.jsonl", notices):
-            tables[f"{label} training"] = one
+            tables[label] = one
     source, chosen = "", []
     for source in READABLE:
         if chosen := attempt(choose_from, run_dir / source, notices) or []:
@@ -169,7 +169,7 @@ def status(
     parts.append(f"{len(metrics)}{f' of {planned}' if planned is not None else ''} steps")
     if "status" in manifest:
         parts.append(f"status {manifest['status']}")
-    parts.append(f"evaluated {' and '.join(tables)}" if tables else "not evaluated")
+    parts.append(f"evaluated {' and '.join(tables)} training" if tables else "not evaluated")
     return f'<p class="soft">{show(" · ".join(parts))}</p>'
 
 
@@ -181,8 +181,8 @@ def headline(tables: Mapping[str, EvalTable]) -> str:
     sizes = []
     for label, one in tables.items():
         rows += [[label, *cells] for cells in one.rows()[1:]]
-        sizes.append(f"{label} {one.problems} problems, {one.traces} traces")
-    note = f"Percent, with 95% intervals bootstrapped over problems. {'; '.join(sizes)}. A dash: nothing to measure."
+        sizes.append(f"{label}: {one.problems} problems, {one.traces} traces")
+    note = f"Percent, with 95% intervals bootstrapped over problems ({'; '.join(sizes)}). A dash: nothing to measure."
     accuracy, rest = [row[:6] for row in rows], [[*row[:2], *row[6:]] for row in rows]
     return (
         f'<h2>Accuracy</h2>{as_table(accuracy)}<p class="soft">{show(note)}</p>'
@@ -216,14 +216,17 @@ def health(metrics: Sequence[Mapping[str, Any]]) -> str:
         if any(is_number(value) for value in values):
             average = sum(recent) / len(recent) if recent else None
             rows.append([title, *(number(value) for value in (values[0], values[-1], average))])
-    span = f"Steps {metrics[0]['step']} to {metrics[-1]['step']}; shares are of 1."
+    span = (
+        f"Steps {metrics[0]['step']} to {metrics[-1]['step']}; shares are of 1. "
+        "A group is without signal when all its credits are zero."
+    )
     return f'<h2>Training</h2>{as_table(rows)}<p class="soft">{show(span)}</p>'
 
 
 def number(value: object) -> str:
     if not is_number(value):
         return "-"
-    return f"{value:,d}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
 
 
 def choose_from(path: Path) -> list[tuple[str, Graded]]:
@@ -231,7 +234,7 @@ def choose_from(path: Path) -> list[tuple[str, Graded]]:
 
 
 def choose(records: Iterable[Graded]) -> list[tuple[str, Graded]]:
-    """At most TRACES (kind, record): TRACES_OF_A_KIND recoveries, as many destructions, then plain ones; the latest of each."""
+    """At most TRACES (kind, record): some recoveries, as many destructions, then plain ones; the latest of each."""
     kept: dict[str, deque[Graded]] = {
         "recovery": deque(maxlen=TRACES_OF_A_KIND),
         "destruction": deque(maxlen=TRACES_OF_A_KIND),

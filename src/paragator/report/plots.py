@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ STAGES = (("generate/reward", "Candidates (round 0)"), ("aggregate/reward", "Agg
 
 
 def reward_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-    """Mean reward of each stage over optimiser steps: raw values light, their moving average bold.
+    """Mean reward of each stage over optimiser steps: raw values light, their centred moving average bold.
 
     `runs` maps a label to rows of metrics.jsonl; rows or values that are missing leave a gap. Returns a PNG.
     """
@@ -53,7 +53,7 @@ def accuracy_by_round(tables: Mapping[str, Mapping[str, Any]]) -> bytes:
     ks = sorted({table["k"] for table in tables.values()})
     k = str(ks[0]) if len(ks) == 1 else "k"
     measures = (("pass_at_1", "pass@1"), ("pass_at_k", f"pass@{k}"), ("maj_at_k", f"maj@{k}"))
-    note = f"dashed: initial pass@{k}"
+    note = f"initial pass@{k}"
     figure, panels = canvas(len(measures), "Problems solved (%)", legend_rows([*tables, note]))
     for axes, (key, title) in zip(panels, measures, strict=True):
         axes.set_title(title)
@@ -132,19 +132,16 @@ def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list
     return [step for step, _ in known], [float(value) for _, value in known]
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a metric's value can be drawn: neither missing, nor NaN, nor infinite, nor a flag."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential moving average over about a tenth of the series, without the pull of a made-up start."""
-    decay = 1 - 1 / max(1.0, len(values) / 10)
-    total, weight, out = 0.0, 0.0, []
-    for value in values:
-        total, weight = decay * total + value, decay * weight + 1
-        out.append(total / weight)
-    return out
+    """Mean over a centred window of about a tenth of the series, cut off at its ends: no lag behind a trend."""
+    half = len(values) // 20
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [math.fsum(window) / len(window) for window in windows]
 
 
 def colour(index: int) -> str:

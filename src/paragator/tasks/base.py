@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from paragator.config import TaskConfig
 from paragator.core.errors import UsageError
-from paragator.core.types import Grade, Problem
+from paragator.core.types import Failure, Grade, Problem, Trace
+from paragator.records import Graded
 
 Split = Literal["train", "held-out"]
 Reward = Callable[[Problem, Sequence[str]], Sequence[float | None]]
@@ -44,6 +45,15 @@ def load(config: TaskConfig) -> Task:
     if config.reward is None:
         return task
     return Task(task.name, task.problems, graded_by(import_reward(config.reward), config.reward))
+
+
+def grade_trace(task: Task, trace: Trace, extra: Mapping[str, Any]) -> Graded:
+    """A trace, marked with `extra`, and the grade of each of its solutions; failed outputs keep None."""
+    rounds = []
+    for groups in trace.rounds:
+        grades = iter(task.grade(trace.problem, [c.text for group in groups for c in group.completions]))
+        rounds.append(tuple(tuple(None if isinstance(o, Failure) else next(grades) for o in g.outputs) for g in groups))
+    return Graded(replace(trace, extra=extra), tuple(rounds))
 
 
 def import_reward(name: str) -> Reward:

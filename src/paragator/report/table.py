@@ -42,7 +42,7 @@ MEASURES: Mapping[str, Measure] = {
 
 HEADINGS = (
     *("round", "pass@1", "pass@{k}", "maj@{k}", "pass@1 - round 0", "tokens", "truncated", "unscored", "failed"),
-    *("distinct answers", "right in pool", "all wrong -> right", "right -> wrong", "copied"),
+    *("distinct answers", "right in pool", "all wrong to right", "right to wrong", "copied"),
 )
 
 

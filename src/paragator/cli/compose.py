@@ -1,0 +1,201 @@
+"""The composition root: from a config to a task, an engine and plans. Whatever can be refused is refused before weights load."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import paragator
+from paragator import records
+from paragator.config import Config, StageConfig, to_json
+from paragator.core.errors import DataError, UsageError
+from paragator.core.packing import Packer
+from paragator.core.types import Group, Plan, Problem, Stage
+from paragator.engines.loading import Facts, facts
+from paragator.engines.sampling import Sampling
+from paragator.tasks import Task
+from paragator.tasks import load as load_task
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A config that passed every check that needs no weights."""
+
+    task: Task
+    facts: Facts
+
+
+def check(config: Config, *, training: bool) -> Checked:
+    """Refuse what cannot work, in one line each, without loading weights."""
+    config.model.templates()
+    known = facts(config.model)
+    if config.model.template == "chat" and known.has_chat_template is False:
+        raise UsageError(
+            f"model.path = {config.model.path!r} has no chat template but model.template = 'chat'; "
+            "set model.template = 'compact', or model.candidate_prompt and model.aggregation_prompt"
+        )
+    for name in ("generate", "aggregate"):
+        check_stage(name, getattr(config, name), known, training)
+    task = load_task(config.task)
+    if config.task.name == "jsonl":
+        task.problems("train" if training else "held-out", 1, config.seed)
+    if training and config.method.pools and config.method.name == "offline_aggregation":
+        read_pools(Path(config.method.pools), known, config)
+    return Checked(task, known)
+
+
+def check_stage(name: str, stage: StageConfig, known: Facts, training: bool) -> None:
+    if training and stage.top_p < 1:
+        raise UsageError(f"{name}.top_p = {stage.top_p}: training needs the log-probabilities of what was sampled; set it to 1")
+    if training and stage.top_k > 0:
+        raise UsageError(f"{name}.top_k = {stage.top_k}: training needs the log-probabilities of what was sampled; set it to 0")
+    if known.context is not None and stage.max_tokens >= known.context:
+        raise UsageError(
+            f"{name}.max_tokens = {stage.max_tokens} leaves no room for a prompt in the model's context of {known.context}; lower it"
+        )
+
+
+def check_prompts(config: Config, problems: list[Problem], engine: Any) -> None:
+    """Refuse problems whose candidate prompt does not fit the context."""
+    templates = config.model.templates()
+    for problem in problems:
+        tokens = engine.count(templates.for_candidate(problem))
+        if reason := engine.misfit(tokens, config.generate.max_tokens):
+            raise UsageError(f"problem {problem.id}: {reason}; shorten it, or lower generate.max_tokens")
+
+
+def build_engine(config: Config, model: Any, tokenizer: Any) -> Any:
+    """The in-process engine with each stage's sampling."""
+    from paragator.engines.transformers import TransformersEngine
+
+    sampling: dict[Stage, Sampling] = {
+        "generate": sampling_of(config.generate),
+        "aggregate": sampling_of(config.aggregate),
+    }
+    return TransformersEngine(model, tokenizer, sampling=sampling)
+
+
+def sampling_of(stage: StageConfig) -> Sampling:
+    return Sampling(stage.temperature, stage.max_tokens, stage.top_p, stage.top_k)
+
+
+def build_packer(config: Config, engine: Any) -> Packer:
+    """Aggregation prompts within the context, or within rollout.max_prompt_tokens."""
+    limit = config.rollout.max_prompt_tokens
+    if engine.context is not None:
+        room = engine.context - config.aggregate.max_tokens
+        limit = room if limit is None else min(limit, room)
+    return Packer(config.rollout.strip_thinking, limit, engine.count if limit is not None else None)
+
+
+def eval_plan(config: Config) -> Plan:
+    """The evaluation's plan: pools = 1 shows everyone the same pool, more gives each its own subset."""
+    settings = config.eval
+    if settings.rounds == 0:
+        return Plan.sampling(settings.candidates)
+    return Plan(settings.candidates, settings.rounds, settings.pool_size, settings.pools, settings.candidates)
+
+
+def read_pools(path: Path, known: Facts, config: Config) -> dict[str, Group]:
+    """Recorded candidates by problem id, easy and hard ones mixed as configured; of this very model, or a DataError."""
+    easy: list[records.Graded] = []
+    hard: list[records.Graded] = []
+    for record in records.read(path):
+        made_by = record.trace.extra.get("model")
+        if made_by != known.fingerprint:
+            raise DataError(f"{path}: pools of model {made_by}, but model.path is {known.fingerprint}; run paragator sample again")
+        scored = [r for r in record.rewards(0) if r is not None]
+        if len(record.trace.population(0)) < config.rollout.pool_size or not scored:
+            continue
+        (easy if sum(r >= 1 for r in scored) * 2 > len(scored) else hard).append(record)
+    share = config.method.hard_share
+    total = min(len(hard) / share if share else len(easy), len(easy) / (1 - share) if share < 1 else len(hard))
+    chosen = hard[: round(total * share)] + easy[: round(total * (1 - share))]
+    if not chosen:
+        raise DataError(
+            f"{path}: {len(easy)} easy and {len(hard)} hard pools cannot give hard_share = {share}; change method.hard_share"
+        )
+    return {r.trace.problem.id: r.trace.rounds[0][0] for r in chosen}
+
+
+def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[str, Any]) -> Path:
+    """The run directory, new, resumed or overwritten; never silently shared."""
+    run_dir = config.run_dir
+    text = to_json(config)
+    if run_dir.exists() and any(run_dir.iterdir()):
+        if overwrite:
+            if not (run_dir / "config.json").is_file():
+                raise UsageError(f"{run_dir} is not a run directory; choose another name")
+            shutil.rmtree(run_dir)
+        elif resume:
+            check_same(run_dir, text)
+        else:
+            raise UsageError(f"{run_dir} is in use; add --resume to go on, --overwrite to start again, or --name OTHER")
+    elif resume:
+        raise UsageError(f"{run_dir} does not exist, so there is nothing to resume; leave --resume out")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not (run_dir / "config.json").is_file():
+        (run_dir / "config.json").write_text(text + "\n")
+        (run_dir / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return run_dir
+
+
+MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.threads", "tracker", "runs"}
+
+
+def check_same(run_dir: Path, text: str) -> None:
+    """Refuse to resume a run under a config that means something else, naming the keys."""
+    try:
+        old = flat(json.loads((run_dir / "config.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{run_dir}/config.json cannot be read ({error}); use --overwrite") from None
+    new = flat(json.loads(text))
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in MAY_CHANGE)
+    if changed:
+        what = ", ".join(f"{k} ({old.get(k)!r} -> {new.get(k)!r})" for k in changed[:5])
+        raise UsageError(f"{run_dir} was run with another {what}; take it back, or use --overwrite or another --name")
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
+
+
+def manifest(config: Config, known: Facts) -> dict[str, Any]:
+    """What else a re-run needs to know: versions, commit, machine, model and prompt."""
+    names = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "reasoning-gym")
+    templates = config.model.templates()
+    return {
+        "paragator": paragator.__version__,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": sys.version.split()[0],
+        "machine": platform.machine(),
+        "versions": {name: installed(name) for name in names},
+        "commit": commit(),
+        "model": known.fingerprint,
+        "prompts": {"candidate": templates.candidate, "aggregation": templates.aggregation, "attempt": templates.attempt},
+    }
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of the source tree, if it is one."""
+    here = Path(paragator.__file__).parent
+    done = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

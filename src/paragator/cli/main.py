@@ -1,0 +1,86 @@
+"""The command line: one verb a file, imported when it is used. Exit codes: 0 ok, 1 failed, 2 usage, 3 partial, 130 interrupted."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from typing import NoReturn
+
+import paragator
+from paragator.core.errors import ParagatorError, UsageError
+
+VERBS = {
+    "train": "train a model by a config, with an evaluation before and after and a report",
+    "eval": "run iterated aggregation on held-out problems and print accuracy by round",
+    "compare": "runs side by side: table and pictures",
+    "sample": "write candidate pools of the initial model for offline_aggregation",
+    "warmup": "make the embedded model from nothing by supervised learning",
+    "report": "write a run's report.html again",
+    "doctor": "what this machine and installation can do",
+}
+
+
+class Parser(ArgumentParser):
+    """Errors as UsageError, so that they look like every other one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see paragator {' '.join(self.prog.split()[1:])} --help".replace("  ", " "))
+
+
+def parser_for(verb: str, **kwargs: str) -> Parser:
+    """A verb's parser with the flags that all share."""
+    parser = Parser(prog=f"paragator {verb}", description=VERBS[verb], formatter_class=RawDescriptionHelpFormatter, **kwargs)
+    parser.add_argument("--json", action="store_true", help="print machine-readable results")
+    parser.add_argument("--debug", action="store_true", help="a traceback instead of one line")
+    return parser
+
+
+def help_text() -> str:
+    verbs = "\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items())
+    return (
+        f"paragator {paragator.__version__}: one language model that generates solutions and aggregates them\n\n"
+        f"usage: paragator VERB ... [--section.key VALUE ...]\n\n{verbs}\n\n"
+        "`paragator VERB --help` tells more. Config keys are set by dotted overrides, e.g. --optimizer.lr 1e-5."
+    )
+
+
+def run(arguments: list[str]) -> int:
+    """Run one verb; returns its exit code, raises ParagatorError."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(paragator.__version__)
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        raise UsageError(f"unknown verb {verb!r}; {f'did you mean {close[0]}?' if close else 'see paragator --help'}")
+    code: int = importlib.import_module(f"paragator.cli.{verb}").main(rest)
+    return code
+
+
+def main() -> NoReturn:
+    """Entry point: one line for a deliberate error, a traceback only with --debug."""
+    arguments = sys.argv[1:]
+    try:
+        code = run(arguments)
+    except ParagatorError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        code = 0
+    sys.exit(code)
+
+
+def parse(parser: Parser, arguments: list[str]) -> tuple[Namespace, list[str]]:
+    """Known flags, and the rest as config overrides."""
+    return parser.parse_known_args(arguments)

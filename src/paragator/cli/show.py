@@ -1,0 +1,81 @@
+"""What a person sees: log lines, step progress, tables. Control characters of model and data text never reach a terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from paragator import records
+from paragator.report.table import EvalTable, table
+
+
+class Logger:
+    """Prints a line (unless quiet) and keeps it in the run's log of this attempt."""
+
+    def __init__(self, run_dir: Path, *, quiet: bool = False) -> None:
+        logs = run_dir / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        self.file = logs / f"attempt_{len(list(logs.iterdir())) + 1}.log"
+        self.quiet = quiet
+
+    def __call__(self, line: str) -> None:
+        line = printable(line)
+        if not self.quiet:
+            print(line, flush=True)
+        with self.file.open("a") as file:
+            file.write(line + "\n")
+
+
+def printable(text: str) -> str:
+    """`text` with control characters made visible; newlines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+class Steps:
+    """One line a step: rewards of both stages over the last ten steps, speed, time left."""
+
+    def __init__(self, total: int, say: Logger) -> None:
+        self.total, self.say = total, say
+        self.recent: deque[dict[str, float]] = deque(maxlen=10)
+        self.start = time.perf_counter()
+        self.taken = 0
+
+    def __call__(self, metrics: dict[str, float]) -> None:
+        self.recent.append(metrics)
+        self.taken += 1
+        number = int(metrics["step"])
+        rate = (time.perf_counter() - self.start) / self.taken
+        parts = [f"step {number}/{self.total}"]
+        for stage in ("generate", "aggregate"):
+            seen = [m[f"{stage}/reward"] for m in self.recent if f"{stage}/reward" in m]
+            if seen:
+                parts.append(f"{stage} {sum(seen) / len(seen):.3f}")
+        tokens = metrics["tokens"] / max(metrics["seconds"], 1e-9)
+        parts += [f"{tokens:,.0f} tokens/s", f"{metrics['seconds']:.1f} s", f"{rate * (self.total - number):.0f} s left"]
+        self.say("  ".join(parts))
+
+
+def print_table(found: EvalTable, say: Logger | Any) -> None:
+    """An evaluation's table as aligned lines."""
+    say(aligned(found.rows()))
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells as text columns, the first row being the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+
+
+def result(run_dir: Path, k: int) -> dict[str, Any]:
+    """What `train --json` prints."""
+    out: dict[str, Any] = {"run": str(run_dir), "report": str(run_dir / "report.html")}
+    for name in ("eval_before", "eval_after"):
+        path = run_dir / f"{name}.jsonl"
+        if path.exists():
+            out[name] = table(list(records.read(path)), k).to_dict()
+    metrics = run_dir / "metrics.jsonl"
+    out["steps"] = sum(1 for _ in records.read_json_lines(metrics)) if metrics.exists() else 0
+    return json.loads(json.dumps(out))  # type: ignore[no-any-return]

@@ -1,0 +1,183 @@
+"""`paragator train CONFIG`: evaluate, train, evaluate, report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from paragator.cli import compose, show
+from paragator.cli.main import parse, parser_for
+from paragator.config import Config, load, to_json
+from paragator.core.types import Group, Problem
+
+
+def main(arguments: list[str]) -> int:
+    parser = parser_for("train")
+    parser.add_argument("config", nargs="?", help="a TOML file; without one, the defaults")
+    parser.add_argument("--dry-run", action="store_true", help="resolve and validate everything, load no weights")
+    parser.add_argument("--resume", action="store_true", help="go on where the run directory stops")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run directory first")
+    flags, overrides = parse(parser, arguments)
+    config = load(Config, flags.config, overrides)
+    if flags.dry_run:
+        compose.check(config, training=True)
+        print(to_json(config))
+        return 0
+    return train(config, resume=flags.resume, overwrite=flags.overwrite, as_json=flags.json)
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False, as_json: bool = False) -> int:
+    """Run a config from check to report; returns the exit code (130 when interrupted, then resumable)."""
+    checked = compose.check(config, training=True)
+    run_dir = compose.open_run(config, resume=resume, overwrite=overwrite, manifest=compose.manifest(config, checked.facts))
+    say = show.Logger(run_dir, quiet=as_json)
+    if config.method.mean == "reward":
+        warnings.warn("method.mean = 'reward' is an ablation: it pushes pass@1 down", stacklevel=1)
+    pools: dict[str, Group] | None = None
+    if config.method.name == "offline_aggregation" and config.method.pools:
+        pools = compose.read_pools(Path(config.method.pools), checked.facts, config)
+    train_problems, held_out = problems_of(config, checked, pools)
+    say(f"{config.name}: method {config.method.name}, {len(train_problems)} training and {len(held_out)} held-out problems")
+    if config.train.threads:
+        import torch
+
+        torch.set_num_threads(config.train.threads)
+    with Stop() as stop:
+        code = asyncio.run(job(config, checked, run_dir, train_problems, held_out, pools, say, stop))
+    if as_json:
+        print(json.dumps(show.result(run_dir, config.eval.k)))
+    return code
+
+
+def problems_of(
+    config: Config, checked: compose.Checked, pools: dict[str, Group] | None
+) -> tuple[list[Problem], list[Problem]]:
+    """Training problems (those with recorded pools, offline) and held-out ones."""
+    held_out = checked.task.problems("held-out", config.eval.problems, config.seed)
+    wanted = min(config.train.pool, config.train.steps * config.train.problems)
+    if pools is None:
+        return checked.task.problems("train", max(1, wanted), config.seed), held_out
+    from paragator import records
+
+    found = [r.trace.problem for r in records.read(Path(str(config.method.pools)))]
+    return [p for p in found if p.id in pools], held_out
+
+
+async def job(
+    config: Config,
+    checked: compose.Checked,
+    run_dir: Path,
+    problems: list[Problem],
+    held_out: list[Problem],
+    pools: dict[str, Group] | None,
+    say: show.Logger,
+    stop: Callable[[], bool],
+) -> int:
+    """Load, evaluate, train, evaluate, report; an interruption skips to the report."""
+    from paragator.engines import loading
+    from paragator.report.page import write_report
+    from paragator.train.loop import train as train_steps
+    from paragator.train.policy import Policy
+
+    model, tokenizer = loading.load(config.model)
+    engine = compose.build_engine(config, model, tokenizer)
+    compose.check_prompts(config, problems + held_out, engine)
+    packer = compose.build_packer(config, engine)
+    policy = Policy(model, tokenizer, config)
+    size = sum(p.numel() for p in model.parameters())
+    say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
+    tracked = config.tracker != "none"
+    if tracked:
+        policy.accelerator.init_trackers("paragator", config.model_dump(mode="json"))
+    evaluating = config.eval.around_training
+    finished = True
+    if evaluating and not (run_dir / "checkpoints").exists():
+        finished = await measure("eval_before", config, checked, engine, packer, held_out, run_dir, say, stop)
+    if finished:
+        progress = show.Steps(config.train.steps, say)
+
+        def tell(metrics: dict[str, float]) -> None:
+            progress(metrics)
+            if tracked:
+                policy.accelerator.log(metrics, step=int(metrics["step"]))
+
+        finished = await train_steps(
+            config, policy, engine, checked.task, packer, problems, pools=pools, report=tell, stop=stop
+        )
+    if finished:
+        policy.export(run_dir / "model")
+        if evaluating:
+            finished = await measure("eval_after", config, checked, engine, packer, held_out, run_dir, say, stop)
+    if tracked:
+        policy.accelerator.end_training()
+    engine.close()
+    say(f"report: {write_report(run_dir)}")
+    if not finished:
+        say(f"interrupted; go on with --resume (run directory {run_dir})")
+    return 0 if finished else 130
+
+
+async def measure(
+    name: str,
+    config: Config,
+    checked: compose.Checked,
+    engine: Any,
+    packer: Any,
+    problems: list[Problem],
+    run_dir: Path,
+    say: show.Logger,
+    stop: Callable[[], bool],
+) -> bool:
+    """One evaluation into the run directory, printed; False when interrupted."""
+    from paragator.evals.run import evaluate
+    from paragator.report.table import table
+
+    start = time.perf_counter()
+    found = await evaluate(
+        problems,
+        engine,
+        compose.eval_plan(config),
+        checked.task,
+        run_dir / f"{name}.jsonl",
+        templates=config.model.templates(),
+        packer=packer,
+        repeats=config.eval.repeats,
+        seed=config.seed + 1,
+    )
+    say(f"{name.replace('_', ' ')} training: {len(problems)} held-out problems, {time.perf_counter() - start:.0f} s")
+    show.print_table(table(found, config.eval.k), say)
+    return not stop()
+
+
+class Stop:
+    """Ctrl-C once asks to stop after the current step; twice stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def __enter__(self) -> Stop:
+        try:
+            self.former = signal.signal(signal.SIGINT, self.ask)
+        except ValueError:  # not the main thread: Ctrl-C stays what it is there
+            self.former = None
+        return self
+
+    def ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+    def __exit__(self, *_: object) -> None:
+        if self.former is not None:
+            signal.signal(signal.SIGINT, self.former)

@@ -1,0 +1,99 @@
+"""Models by name: facts that need no weights, a fingerprint, and the model with its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paragator.config import ModelConfig
+from paragator.core.errors import UsageError
+
+EMBEDDED = Path(__file__).parent.parent / "embedded" / "countdown"
+HASHED_BYTES = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a model without loading it; None where only the hub knows."""
+
+    context: int | None
+    has_chat_template: bool | None
+    fingerprint: str
+
+
+def folder_of(config: ModelConfig) -> Path | None:
+    """The local folder of a model, or None for a hub id. UsageError for a path that does not exist."""
+    if config.path == "embedded":
+        return EMBEDDED
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        return path
+    if config.path.startswith((".", "/", "~")) or config.path.count("/") != 1:
+        raise UsageError(f'model.path = {config.path!r}: no such folder; use "embedded", a model folder or a hub id owner/name')
+    return None
+
+
+def facts(config: ModelConfig) -> Facts:
+    """Context, chat template and fingerprint of a model; reads JSON and hashes weights, imports no torch."""
+    folder = folder_of(config)
+    if folder is None:
+        return Facts(None, None, f"{config.path}@{config.revision or 'main'}")
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"model.path = {config.path!r} holds no config.json; point it at a folder that save_pretrained wrote")
+    settings = json.loads((folder / "config.json").read_text())
+    tokenizer = folder / "tokenizer_config.json"
+    has_template = (folder / "chat_template.jinja").is_file() or (
+        tokenizer.is_file() and "chat_template" in json.loads(tokenizer.read_text())
+    )
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+        with file.open("rb") as handle:
+            digest.update(handle.read(HASHED_BYTES))
+    return Facts(settings.get("max_position_embeddings"), has_template, digest.hexdigest()[:16])
+
+
+def load(config: ModelConfig) -> tuple[Any, Any]:
+    """(model, tokenizer) in float32 with sdpa attention, on the configured device; LoRA adapters added if asked for."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = folder_of(config)
+    source = config.path if folder is None else str(folder)
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, **options
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"model.path = {config.path!r} cannot be loaded: {reason}") from None
+    if config.lora_rank:
+        model = add_lora(model, config.lora_rank)
+    return model.to(pick_device(config.device)), tokenizer
+
+
+def add_lora(model: Any, rank: int) -> Any:
+    """The model with trainable adapters on every linear layer; its own weights frozen."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UsageError(f"model.lora_rank = {rank} needs peft: pip install 'paragator[lora]'") from None
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+
+
+def pick_device(name: str) -> str:
+    """The device behind "auto": cuda, else mps, else cpu."""
+    import torch
+
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,51 @@
+"""The six methods as data. Nothing else in the package branches on a method's name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from paragator.config import MethodConfig
+from paragator.core import credit
+from paragator.core.types import Stage
+
+Scheme = Literal["pass@1", "pass@k"]
+Credit = Callable[[Sequence[float | None]], list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """Which stage is updated by which credit (None: not at all), and where the aggregator's pools come from."""
+
+    generate: Scheme | None
+    aggregate: Scheme | None
+    pools: Literal["online", "offline"] = "online"
+
+    def scheme(self, stage: Stage) -> Scheme | None:
+        return self.generate if stage == "generate" else self.aggregate
+
+
+METHODS: dict[str, Method] = {
+    "base": Method(None, None),
+    "dr_grpo": Method("pass@1", None),
+    "offline_aggregation": Method(None, "pass@1", "offline"),
+    "online_aggregation": Method(None, "pass@1"),
+    "online_multitask": Method("pass@1", "pass@1"),
+    "paragator": Method("pass@k", "pass@1"),
+}
+
+
+def schemes(config: MethodConfig) -> dict[Scheme, Credit]:
+    """Each credit scheme with this config's k, mean and scale; a group's rewards [G] in, its credit [G] out."""
+    scale: Literal["std"] | None = "std" if config.scale == "std" else None
+
+    def pass_at_k(rewards: Sequence[float | None]) -> list[float]:
+        if any(r not in (None, 0, 1) for r in rewards):
+            return credit.max_at_k(rewards, config.k)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said once, when the run starts
+            return credit.pass_at_k(rewards, config.k, mean=config.mean, scale=scale)
+
+    return {"pass@1": lambda rewards: credit.pass_at_1(rewards, scale=scale), "pass@k": pass_at_k}

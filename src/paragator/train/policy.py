@@ -1,0 +1,157 @@
+"""The policy: a model and its optimiser. It takes credited trees and changes weights; it is blind to the method."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from paragator.config import Config, OptimizerConfig
+from paragator.train import checkpoint, objective
+from paragator.train.packed import STAGES, Batch, collate, log_probs, microbatches, pack
+from paragator.train.rows import Tree
+
+
+class Policy:
+    """Model, optimiser and schedule behind Accelerate (device, mixed precision, sharding, trackers)."""
+
+    def __init__(self, model: Any, tokenizer: Any, config: Config) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.precision = pick_precision(config.train.precision, str(model.device))
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if self.precision == "bfloat16" else "no",
+            cpu=str(model.device) == "cpu",
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=str(config.run_dir),
+        )
+        self.reference = frozen_reference(model, config.train.kl)
+        model.train()
+        settings = config.optimizer
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trainable, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        self.raw = model
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.updates = 0
+
+    def update(self, trees: Sequence[Tree], step: int, kl_constants: dict[str, float]) -> dict[str, float]:
+        """One optimiser step on all trees, accumulated over micro-batches of packed rows; returns its statistics.
+
+        `kl_constants[stage]` is 1 / (maximum completion length x rollouts) of that stage. Without trees nothing
+        changes, not even the optimiser's moments. On-policy: the ratio is taken to the policy as it is now.
+        """
+        if not trees:
+            return {"loss": 0.0, "grad_norm": 0.0, "lr": 0.0, "updated": 0.0}
+        settings = self.config.optimizer
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step, self.config.train.steps)
+        rows = pack(trees, self.config.train.row_tokens)
+        total, parts = 0.0, []
+        for part in microbatches(rows, 4 * self.config.train.row_tokens):
+            batch = collate(part).to(self.accelerator.device)
+            value, stats = self.loss(batch, kl_constants)
+            self.accelerator.backward(value)
+            total += float(value.detach())
+            parts.append(stats)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        merged = objective.merge(parts)
+        return {
+            "loss": total,
+            "grad_norm": float(norm),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "updated": 1.0,
+            "ratio": merged["ratio"],
+            "clipped": merged["clipped"],
+            "mismatch_kl": merged["mismatch"],
+            "kl": merged["kl"],
+        }
+
+    def loss(self, batch: Batch, kl_constants: dict[str, float]) -> tuple[torch.Tensor, dict[str, float]]:
+        """The summed loss of one micro-batch, with the KL to the reference where one is kept."""
+        train = self.config.train
+        temperature = {"generate": self.config.generate.temperature, "aggregate": self.config.aggregate.temperature}
+        with self.accelerator.autocast():
+            logprobs = log_probs(self.model, batch, temperature)
+            reference = self.reference_log_probs(batch, temperature) if train.kl else None
+        constants = torch.tensor([kl_constants.get(stage, 0.0) for stage in STAGES], device=batch.stages.device)
+        return objective.loss(
+            logprobs,
+            batch.sampled_logprobs,
+            batch.credit,
+            clip_low=train.clip_low,
+            clip_high=train.clip_high,
+            reference_logprobs=reference,
+            kl_weight=train.kl * constants[batch.stages],
+        )
+
+    def reference_log_probs(self, batch: Batch, temperature: dict[str, float]) -> torch.Tensor:
+        """[B] under the initial model: its frozen copy, or the policy with its adapters off."""
+        off = self.raw.disable_adapter() if self.reference is None else nullcontext()
+        with torch.no_grad(), off:
+            return log_probs(self.raw if self.reference is None else self.reference, batch, temperature)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The trainable parameters by name."""
+        return {name: p for name, p in self.raw.named_parameters() if p.requires_grad}
+
+    def save(self, folder: Path, meta: dict[str, Any]) -> None:
+        checkpoint.save(folder, self.tensors(), self.optimizer.optimizer, {**meta, "updates": self.updates})
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        meta = checkpoint.load(folder, self.tensors(), self.optimizer.optimizer)
+        self.updates = meta["updates"]
+        return meta
+
+    def export(self, folder: Path) -> None:
+        """Write the model (adapters merged) and tokenizer as a folder that transformers and vLLM load."""
+        model = self.raw
+        if self.config.model.lora_rank:
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def frozen_reference(model: Any, kl: float) -> Any:
+    """A frozen copy of the model when a KL is asked for and no adapters can be switched off; else None."""
+    if kl == 0 or hasattr(model, "disable_adapter"):
+        return None
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 1: linear warm-up, then constant, linear or cosine to zero."""
+    if step <= settings.warmup_steps:
+        return settings.lr * step / settings.warmup_steps
+    progress = (step - settings.warmup_steps - 1) / max(1, steps - settings.warmup_steps)
+    if settings.schedule == "cosine":
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return settings.lr * (1 - progress) if settings.schedule == "linear" else settings.lr
+
+
+def pick_precision(wanted: str, device: str) -> str:
+    """"bfloat16" or "float32"; "auto" is bfloat16 on CUDA, and on a CPU what a small product says is faster."""
+    if wanted != "auto":
+        return wanted
+    if device != "cpu":
+        return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(256, 256, dtype=dtype)
+        a @ a
+        start = time.perf_counter()
+        for _ in range(5):
+            a @ a
+        seconds[dtype] = time.perf_counter() - start
+    return "bfloat16" if seconds[torch.bfloat16] < 0.7 * seconds[torch.float32] else "float32"

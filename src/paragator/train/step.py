@@ -1,0 +1,154 @@
+"""One training step: roll out, grade, credit, update. The weights that the next step samples from are the new ones."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from paragator.config import Config, StageConfig
+from paragator.core.estimators import pass_at_k
+from paragator.core.packing import Packer
+from paragator.core.scaffold import run
+from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Sample, Stage
+from paragator.records import Graded
+from paragator.tasks import Task, grade_trace
+from paragator.train.methods import METHODS, Method, schemes
+from paragator.train.policy import Policy
+from paragator.train.rows import Branch, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step left: graded traces and a row of metrics."""
+
+    records: list[Graded]
+    metrics: dict[str, float]
+
+
+async def step(
+    number: int,
+    problems: Sequence[Problem],
+    sample: Sample,
+    task: Task,
+    policy: Policy,
+    packer: Packer,
+    config: Config,
+    pools: Mapping[str, Group] | None = None,
+) -> Step:
+    """THE TRAINING STEP on `problems`; `pools` gives recorded candidates by problem id (offline aggregation)."""
+    clock = Clock()
+    method = METHODS[config.method.name]
+    n, m = config.rollout.candidates, config.rollout.pool_size
+    plan = Plan.training(n, m) if method.aggregate else Plan.sampling(n)
+    seed = config.seed * 1_000_003 + number
+    templates = config.model.templates()
+    recorded = pools or {}
+    traces = await asyncio.gather(
+        *(
+            run(p, sample, plan, templates=templates, packer=packer, seed=seed, candidates=recorded.get(p.id))
+            for p in problems
+        )
+    )
+    clock.lap("rollout")
+    records = [grade_trace(task, trace, {"step": number}) for trace in traces]
+    clock.lap("grade")
+    trees = [tree for record in records for tree in credited(record, method, config, len(problems))]
+    constants = {stage: constant(stage, config, len(problems)) for stage in ("generate", "aggregate")}
+    stats = policy.update(trees, number, constants)
+    clock.lap("update")
+    return Step(records, {"step": number, **summary(records, method, config), **stats, **clock.laps()})
+
+
+def credited(record: Graded, method: Method, config: Config, num_problems: int) -> list[Tree]:
+    """The trees of a record: each group's rollouts with their credit, those that cannot change a weight left out."""
+    trees = []
+    for groups, grades in zip(record.trace.rounds, record.grades, strict=True):
+        for group, group_grades in zip(groups, grades, strict=True):
+            scheme = method.scheme(group.stage)
+            if scheme is None or group.prompt_ids is None:
+                continue
+            rewards = [reward(o, g, config.train.truncated) for o, g in zip(group.outputs, group_grades, strict=True)]
+            advantages = schemes(config.method)[scheme](rewards)
+            weight = stage_config(group.stage, config).weight * constant(group.stage, config, num_problems)
+            branches = [
+                Branch(o.token_ids, o.logprobs, advantage * weight)
+                for o, advantage in zip(group.outputs, advantages, strict=True)
+                if trainable(o, config.train.truncated) and (advantage * weight != 0 or config.train.kl > 0)
+            ]
+            if branches:
+                trees.append(Tree(group.stage, group.prompt_ids, tuple(branches)))
+    return trees
+
+
+def reward(output: Completion | Failure, grade: Grade | None, truncated: str) -> float | None:
+    """A rollout's reward for its group: None leaves the group (failed, unscored, or truncated ones that are dropped)."""
+    if grade is None or isinstance(output, Failure):
+        return None
+    if output.finish_reason == "length" and truncated != "mask":
+        return None if truncated == "drop" else 0.0
+    return grade.reward
+
+
+def trainable(output: Completion | Failure, truncated: str) -> bool:
+    """Whether a rollout's tokens enter the loss: it has ids as sampled, and if truncated counts as wrong."""
+    if isinstance(output, Failure) or output.token_ids is None or output.logprobs is None:
+        return False
+    return output.finish_reason == "stop" or truncated == "wrong"
+
+
+def stage_config(stage: Stage, config: Config) -> StageConfig:
+    return config.generate if stage == "generate" else config.aggregate
+
+
+def constant(stage: str, config: Config, num_problems: int) -> float:
+    """1 / (maximum completion length x rollouts of the stage): what Dr.GRPO divides the token sum by."""
+    max_tokens = config.generate.max_tokens if stage == "generate" else config.aggregate.max_tokens
+    return 1.0 / (max_tokens * num_problems * config.rollout.candidates)
+
+
+def summary(records: Sequence[Graded], method: Method, config: Config) -> dict[str, float]:
+    """Rewards, dead zones, truncation and pool health of a step, per stage."""
+    out: dict[str, float] = {}
+    tokens = 0
+    for round_, stage in enumerate(("generate", "aggregate")):
+        seen = [r for r in records if r.num_rounds > round_]
+        pairs = [(o, g) for r in seen for gs, grs in zip(r.trace.rounds[round_], r.grades[round_], strict=True)
+                 for o, g in zip(gs.outputs, grs, strict=True)]
+        done = [(o, g) for o, g in pairs if isinstance(o, Completion) and g is not None]
+        if not done:
+            continue
+        scored = [g.reward for _, g in done if g.reward is not None]
+        out[f"{stage}/reward"] = fmean(scored) if scored else float("nan")
+        out[f"{stage}/truncated"] = fmean(o.finish_reason == "length" for o, _ in done)
+        out[f"{stage}/unscored"] = fmean(g.reward is None for _, g in done)
+        out[f"{stage}/failed"] = 1 - len(done) / len(pairs)
+        tokens += sum(len(o.token_ids or ()) for o, _ in done)
+        scheme = method.scheme("generate" if round_ == 0 else "aggregate")
+        if scheme:
+            give = schemes(config.method)[scheme]
+            out[f"{stage}/zero_credit"] = fmean(not any(give(r.rewards(round_))) for r in seen if r.rewards(round_))
+    k = min(config.method.k, config.rollout.candidates)
+    counts = [[x for x in r.rewards(0) if x is not None] for r in records]
+    out["generate/pass_at_k"] = fmean([pass_at_k(len(c), sum(x >= 1 for x in c), k) for c in counts if len(c) >= k] or [float("nan")])
+    pools = [any((r.rewards(0)[i] or 0) >= 1 for g in r.trace.rounds[1] for i in g.pool) for r in records if r.num_rounds > 1]
+    if pools:
+        out["pool/has_correct"] = fmean(pools)
+    return {**out, "tokens": float(tokens)}
+
+
+class Clock:
+    """Seconds by part of a step."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now, self.start, self.last = now, now(), now()
+        self.parts: dict[str, Any] = {}
+
+    def lap(self, part: str) -> None:
+        self.parts[f"seconds/{part}"], self.last = self.now() - self.last, self.now()
+
+    def laps(self) -> dict[str, float]:
+        return {**self.parts, "seconds": self.now() - self.start}
