@@ -157,7 +157,7 @@ def prefill(
     )
     branch = torch.tensor([index[row.prompt_ids] for row in rows], device=device)
     cache = output.past_key_values
-    cache.reorder_cache(branch)
+    cache.reorder_cache(branch)  # unlike batch_select_indices, linear-attention layers have it too
     cache.layers = [RoomyLayer(x, max_tokens) if type(x) is DynamicLayer else x for x in cache.layers]
     return output.logits[branch, -1], cache, mask[branch], (width - first)[branch]
 
