@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
-from dataclasses import replace
 
 from paragator.cli import compose
 from paragator.config import Config, load
@@ -56,8 +55,12 @@ async def main() -> None:
     count = len(said[True]) + len(said[False])
     recall = [sum(v) / max(1, len(v)) for v in (said[True], said[False])]
     print(f"verdicts {count}: accuracy {hits / count:.3f}, always 'wrong' {len(said[False]) / count:.3f}")
-    print(f"right ones called right {recall[0]:.3f}, wrong ones called wrong {recall[1]:.3f}, balanced {sum(recall) / 2:.3f}")
-    print(f"chosen attempt copied exactly {sum(copied) / max(1, len(copied)):.3f}; new attempt chosen {afresh / total:.3f}")
+    print(
+        f"right ones called right {recall[0]:.3f}, wrong ones called wrong {recall[1]:.3f}, balanced {sum(recall) / 2:.3f}"
+    )
+    print(
+        f"chosen attempt copied exactly {sum(copied) / max(1, len(copied)):.3f}; new attempt chosen {afresh / total:.3f}"
+    )
 
 
 if __name__ == "__main__":

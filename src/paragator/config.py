@@ -87,9 +87,9 @@ class TaskConfig(Section):
 
 
 class MethodConfig(Section):
-    name: Literal[
-        "base", "dr_grpo", "offline_aggregation", "online_aggregation", "online_multitask", "paragator"
-    ] = "paragator"
+    name: Literal["base", "dr_grpo", "offline_aggregation", "online_aggregation", "online_multitask", "paragator"] = (
+        "paragator"
+    )
     """Which method: see docs/algorithm.md."""
     k: int = Field(4, ge=1)
     """pass@k's k."""
@@ -219,11 +219,15 @@ class Config(Section):
                 f"rollout.pool_size = {self.rollout.pool_size} is above rollout.candidates = {self.rollout.candidates}"
             )
         if self.eval.rounds and self.eval.pool_size > self.eval.candidates:
-            raise ValueError(f"eval.pool_size = {self.eval.pool_size} is above eval.candidates = {self.eval.candidates}")
+            raise ValueError(
+                f"eval.pool_size = {self.eval.pool_size} is above eval.candidates = {self.eval.candidates}"
+            )
         if self.eval.candidates % self.eval.pools:
             raise ValueError(f"eval.pools = {self.eval.pools} does not divide eval.candidates = {self.eval.candidates}")
         if self.method.name == "offline_aggregation" and self.method.pools is None:
-            raise ValueError("method.pools is not set: offline_aggregation needs the file that `paragator sample` wrote")
+            raise ValueError(
+                "method.pools is not set: offline_aggregation needs the file that `paragator sample` wrote"
+            )
         return self
 
     @property

@@ -54,9 +54,13 @@ def check(config: Config, *, training: bool) -> Checked:
 
 def check_stage(name: str, stage: StageConfig, known: Facts, training: bool) -> None:
     if training and stage.top_p < 1:
-        raise UsageError(f"{name}.top_p = {stage.top_p}: training needs the log-probabilities of what was sampled; set it to 1")
+        raise UsageError(
+            f"{name}.top_p = {stage.top_p}: training needs the log-probabilities of what was sampled; set it to 1"
+        )
     if training and stage.top_k > 0:
-        raise UsageError(f"{name}.top_k = {stage.top_k}: training needs the log-probabilities of what was sampled; set it to 0")
+        raise UsageError(
+            f"{name}.top_k = {stage.top_k}: training needs the log-probabilities of what was sampled; set it to 0"
+        )
     if known.context is not None and stage.max_tokens >= known.context:
         raise UsageError(
             f"{name}.max_tokens = {stage.max_tokens} leaves no room for a prompt in the model's context of {known.context}; lower it"
@@ -111,7 +115,9 @@ def read_pools(path: Path, known: Facts, config: Config) -> dict[str, Group]:
     for record in records.read(path):
         made_by = record.trace.extra.get("model")
         if made_by != known.fingerprint:
-            raise DataError(f"{path}: pools of model {made_by}, but model.path is {known.fingerprint}; run paragator sample again")
+            raise DataError(
+                f"{path}: pools of model {made_by}, but model.path is {known.fingerprint}; run paragator sample again"
+            )
         scored = [r for r in record.rewards(0) if r is not None]
         if len(record.trace.population(0)) < config.rollout.pool_size or not scored:
             continue
@@ -183,7 +189,11 @@ def manifest(config: Config, known: Facts) -> dict[str, Any]:
         "versions": {name: installed(name) for name in names},
         "commit": commit(),
         "model": known.fingerprint,
-        "prompts": {"candidate": templates.candidate, "aggregation": templates.aggregation, "attempt": templates.attempt},
+        "prompts": {
+            "candidate": templates.candidate,
+            "aggregation": templates.aggregation,
+            "attempt": templates.attempt,
+        },
     }
 
 
@@ -197,5 +207,7 @@ def installed(name: str) -> str | None:
 def commit() -> str | None:
     """The commit of the source tree, if it is one."""
     here = Path(paragator.__file__).parent
-    done = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() or None

@@ -28,9 +28,9 @@ class Parser(ArgumentParser):
         raise UsageError(f"{message}; see paragator {' '.join(self.prog.split()[1:])} --help".replace("  ", " "))
 
 
-def parser_for(verb: str, **kwargs: str) -> Parser:
+def parser_for(verb: str) -> Parser:
     """A verb's parser with the flags that all share."""
-    parser = Parser(prog=f"paragator {verb}", description=VERBS[verb], formatter_class=RawDescriptionHelpFormatter, **kwargs)
+    parser = Parser(prog=f"paragator {verb}", description=VERBS[verb], formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print machine-readable results")
     parser.add_argument("--debug", action="store_true", help="a traceback instead of one line")
     return parser

@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> int:
 
 async def job(config: Config, output: Path, count: int, *, quiet: bool) -> dict[str, object]:
     """Sample what `output` lacks; its records carry the model's fingerprint."""
-    checked = compose.check(config.model_copy(update={"method": config.method.model_copy(update={"name": "base"})}), training=True)
+    checked = compose.check(
+        config.model_copy(update={"method": config.method.model_copy(update={"name": "base"})}), training=True
+    )
     problems = checked.task.problems("train", count, config.seed)
     done: set[str] = set()
     for record in records.read(output) if output.exists() else ():

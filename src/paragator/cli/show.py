@@ -54,7 +54,11 @@ class Steps:
             if seen:
                 parts.append(f"{stage} {sum(seen) / len(seen):.3f}")
         tokens = metrics["tokens"] / max(metrics["seconds"], 1e-9)
-        parts += [f"{tokens:,.0f} tokens/s", f"{metrics['seconds']:.1f} s", f"{rate * (self.total - number):.0f} s left"]
+        parts += [
+            f"{tokens:,.0f} tokens/s",
+            f"{metrics['seconds']:.1f} s",
+            f"{rate * (self.total - number):.0f} s left",
+        ]
         self.say("  ".join(parts))
 
 
@@ -78,4 +82,4 @@ def result(run_dir: Path, k: int) -> dict[str, Any]:
             out[name] = table(list(records.read(path)), k).to_dict()
     metrics = run_dir / "metrics.jsonl"
     out["steps"] = sum(1 for _ in records.read_json_lines(metrics)) if metrics.exists() else 0
-    return json.loads(json.dumps(out))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(out))

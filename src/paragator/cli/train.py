@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> int:
 def train(config: Config, *, resume: bool = False, overwrite: bool = False, as_json: bool = False) -> int:
     """Run a config from check to report; returns the exit code (130 when interrupted, then resumable)."""
     checked = compose.check(config, training=True)
-    run_dir = compose.open_run(config, resume=resume, overwrite=overwrite, manifest=compose.manifest(config, checked.facts))
+    run_dir = compose.open_run(
+        config, resume=resume, overwrite=overwrite, manifest=compose.manifest(config, checked.facts)
+    )
     say = show.Logger(run_dir, quiet=as_json)
     if config.method.mean == "reward":
         warnings.warn("method.mean = 'reward' is an ablation: it pushes pass@1 down", stacklevel=1)
@@ -44,7 +46,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, as_j
     if config.method.name == "offline_aggregation" and config.method.pools:
         pools = compose.read_pools(Path(config.method.pools), checked.facts, config)
     train_problems, held_out = problems_of(config, checked, pools)
-    say(f"{config.name}: method {config.method.name}, {len(train_problems)} training and {len(held_out)} held-out problems")
+    say(
+        f"{config.name}: method {config.method.name}, {len(train_problems)} training and {len(held_out)} held-out problems"
+    )
     if config.train.threads:
         import torch
 

@@ -4,6 +4,8 @@
     ├── UsageError          the caller can mend it: a flag, a config key, a file (exit code 2)
     ├── DataError           a file or a data set does not hold what it should (exit code 2)
     └── RunError            a run cannot go on, but what it wrote is intact (exit code 1)
+
+Raise the class whose remedy fits; the command line prints the text and exits with `exit_code`.
 """
 
 from __future__ import annotations

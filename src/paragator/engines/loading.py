@@ -32,7 +32,9 @@ def folder_of(config: ModelConfig) -> Path | None:
     if path.is_dir():
         return path
     if config.path.startswith((".", "/", "~")) or config.path.count("/") != 1:
-        raise UsageError(f'model.path = {config.path!r}: no such folder; use "embedded", a model folder or a hub id owner/name')
+        raise UsageError(
+            f'model.path = {config.path!r}: no such folder; use "embedded", a model folder or a hub id owner/name'
+        )
     return None
 
 
@@ -42,7 +44,9 @@ def facts(config: ModelConfig) -> Facts:
     if folder is None:
         return Facts(None, None, f"{config.path}@{config.revision or 'main'}")
     if not (folder / "config.json").is_file():
-        raise UsageError(f"model.path = {config.path!r} holds no config.json; point it at a folder that save_pretrained wrote")
+        raise UsageError(
+            f"model.path = {config.path!r} holds no config.json; point it at a folder that save_pretrained wrote"
+        )
     settings = json.loads((folder / "config.json").read_text())
     tokenizer = folder / "tokenizer_config.json"
     has_template = (folder / "chat_template.jinja").is_file() or (
@@ -76,7 +80,8 @@ def load(config: ModelConfig) -> tuple[Any, Any]:
         raise UsageError(f"model.path = {config.path!r} cannot be loaded: {reason}") from None
     if config.lora_rank:
         model = add_lora(model, config.lora_rank)
-    return model.to(pick_device(config.device)), tokenizer
+    placed: Any = model
+    return placed.to(pick_device(config.device)), tokenizer
 
 
 def add_lora(model: Any, rank: int) -> Any:

@@ -62,10 +62,12 @@ def import_reward(name: str) -> Reward:
     try:
         reward = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"task.reward = {name!r}: {error}; write it as module:function, importable from here") from None
+        raise UsageError(
+            f"task.reward = {name!r}: {error}; write it as module:function, importable from here"
+        ) from None
     if not callable(reward):
         raise UsageError(f"task.reward = {name!r} is not a function; write it as module:function")
-    return reward  # type: ignore[no-any-return]
+    return reward
 
 
 def graded_by(reward: Reward, name: str) -> Callable[[Problem, Sequence[str]], list[Grade]]:

@@ -58,7 +58,9 @@ def read_problems(path: Path) -> list[Problem]:
             raise DataError(f"{path}:{number}: id {problem.id!r} occurs twice")
         out[problem.id] = problem
     if not out:
-        raise DataError(f"{path}: no problems in it; one JSON object a line, each line ended, fields problem and answer")
+        raise DataError(
+            f"{path}: no problems in it; one JSON object a line, each line ended, fields problem and answer"
+        )
     return list(out.values())
 
 

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from paragator.core.errors import RunError
 
 
-def save(folder: Path, tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
+def save(
+    folder: Path, tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, meta: dict[str, Any]
+) -> None:
     """Write trainable tensors, optimiser state and `meta` to `folder`, which appears only once all is on disk."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -34,15 +36,23 @@ def load(folder: Path, tensors: dict[str, torch.Tensor], optimizer: torch.optim.
     try:
         stored = load_file(folder / "weights.safetensors")
         state = load_file(folder / "optimizer.safetensors")
-        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        meta = read_meta(folder)
     except (OSError, ValueError) as error:
-        raise RunError(f"checkpoint {folder} cannot be read ({error}); delete it to resume from the one before") from None
+        raise RunError(
+            f"checkpoint {folder} cannot be read ({error}); delete it to resume from the one before"
+        ) from None
     if stored.keys() != tensors.keys():
         raise RunError(f"checkpoint {folder} is of another model: its tensors differ; use the model of that run")
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(stored[name])
     restore_optimizer(optimizer, state)
+    return meta
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """A checkpoint's meta, without its tensors."""
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
     return meta
 
 

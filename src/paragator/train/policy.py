@@ -141,7 +141,7 @@ def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def pick_precision(wanted: str, device: str) -> str:
-    """"bfloat16" or "float32"; "auto" is bfloat16 on CUDA, and on a CPU what a small product says is faster."""
+    """ "bfloat16" or "float32"; "auto" is bfloat16 on CUDA, and on a CPU what a small product says is faster."""
     if wanted != "auto":
         return wanted
     if device != "cpu":

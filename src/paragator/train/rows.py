@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paragator.core.types import Completion, Group, Stage
+from paragator.core.types import Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,9 +75,9 @@ def credited(record: Graded, method: Method, config: Config, num_problems: int) 
             advantages = schemes(config.method)[scheme](rewards)
             weight = stage_config(group.stage, config).weight * constant(group.stage, config, num_problems)
             branches = [
-                Branch(o.token_ids, o.logprobs, advantage * weight)
-                for o, advantage in zip(group.outputs, advantages, strict=True)
-                if trainable(o, config.train.truncated) and (advantage * weight != 0 or config.train.kl > 0)
+                Branch(*tokens, advantage * weight)
+                for tokens, advantage in zip((trainable(o, config) for o in group.outputs), advantages, strict=True)
+                if tokens and (advantage * weight != 0 or config.train.kl > 0)
             ]
             if branches:
                 trees.append(Tree(group.stage, group.prompt_ids, tuple(branches)))
@@ -93,11 +93,13 @@ def reward(output: Completion | Failure, grade: Grade | None, truncated: str) ->
     return grade.reward
 
 
-def trainable(output: Completion | Failure, truncated: str) -> bool:
-    """Whether a rollout's tokens enter the loss: it has ids as sampled, and if truncated counts as wrong."""
+def trainable(output: Completion | Failure, config: Config) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
+    """The ids and log-probabilities as sampled, or None for a rollout that does not enter the loss."""
     if isinstance(output, Failure) or output.token_ids is None or output.logprobs is None:
-        return False
-    return output.finish_reason == "stop" or truncated == "wrong"
+        return None
+    if output.finish_reason != "stop" and config.train.truncated != "wrong":
+        return None
+    return output.token_ids, output.logprobs
 
 
 def stage_config(stage: Stage, config: Config) -> StageConfig:
@@ -113,31 +115,43 @@ def constant(stage: str, config: Config, num_problems: int) -> float:
 def summary(records: Sequence[Graded], method: Method, config: Config) -> dict[str, float]:
     """Rewards, dead zones, truncation and pool health of a step, per stage."""
     out: dict[str, float] = {}
-    tokens = 0
-    for round_, stage in enumerate(("generate", "aggregate")):
+    stages: tuple[Stage, ...] = ("generate", "aggregate")
+    for round_, stage in enumerate(stages):
         seen = [r for r in records if r.num_rounds > round_]
-        pairs = [(o, g) for r in seen for gs, grs in zip(r.trace.rounds[round_], r.grades[round_], strict=True)
-                 for o, g in zip(gs.outputs, grs, strict=True)]
-        done = [(o, g) for o, g in pairs if isinstance(o, Completion) and g is not None]
-        if not done:
-            continue
-        scored = [g.reward for _, g in done if g.reward is not None]
-        out[f"{stage}/reward"] = fmean(scored) if scored else float("nan")
-        out[f"{stage}/truncated"] = fmean(o.finish_reason == "length" for o, _ in done)
-        out[f"{stage}/unscored"] = fmean(g.reward is None for _, g in done)
-        out[f"{stage}/failed"] = 1 - len(done) / len(pairs)
-        tokens += sum(len(o.token_ids or ()) for o, _ in done)
-        scheme = method.scheme("generate" if round_ == 0 else "aggregate")
-        if scheme:
-            give = schemes(config.method)[scheme]
-            out[f"{stage}/zero_credit"] = fmean(not any(give(r.rewards(round_))) for r in seen if r.rewards(round_))
+        out |= stage_summary(seen, round_, stage)
+        scheme = method.scheme(stage)
+        groups = [r.rewards(round_) for r in seen if r.rewards(round_)]
+        if scheme and groups:
+            credit = schemes(config.method)[scheme]
+            out[f"{stage}/zero_credit"] = fmean(not any(credit(rewards)) for rewards in groups)
     k = min(config.method.k, config.rollout.candidates)
-    counts = [[x for x in r.rewards(0) if x is not None] for r in records]
-    out["generate/pass_at_k"] = fmean([pass_at_k(len(c), sum(x >= 1 for x in c), k) for c in counts if len(c) >= k] or [float("nan")])
-    pools = [any((r.rewards(0)[i] or 0) >= 1 for g in r.trace.rounds[1] for i in g.pool) for r in records if r.num_rounds > 1]
-    if pools:
-        out["pool/has_correct"] = fmean(pools)
-    return {**out, "tokens": float(tokens)}
+    first = [[x >= 1 for x in r.rewards(0) if x is not None] for r in records]
+    found = [pass_at_k(len(right), sum(right), k) for right in first if len(right) >= k]
+    if found:
+        out["generate/pass_at_k"] = fmean(found)
+    shown = [[r.rewards(0)[i] for g in r.trace.rounds[1] for i in g.pool] for r in records if r.num_rounds > 1]
+    if shown:
+        out["pool/has_correct"] = fmean(any((x or 0) >= 1 for x in pool) for pool in shown)
+    solutions = [c for r in records for t in range(r.num_rounds) for c in r.trace.population(t)]
+    return {**out, "tokens": float(sum(len(c.token_ids or ()) for c in solutions))}
+
+
+def stage_summary(records: Sequence[Graded], round_: int, stage: Stage) -> dict[str, float]:
+    """Mean reward and the shares truncated, unscored and failed of one stage; nothing where nothing was sampled."""
+    asked = sum(len(group.outputs) for r in records for group in r.trace.rounds[round_])
+    solutions = [c for r in records for c in r.trace.population(round_)]
+    rewards = [reward for r in records for reward in r.rewards(round_)]
+    if not asked:
+        return {}
+    out = {f"{stage}/failed": 1 - len(solutions) / asked}
+    if not solutions:
+        return out
+    scored = [reward for reward in rewards if reward is not None]
+    if scored:
+        out[f"{stage}/reward"] = fmean(scored)
+    out[f"{stage}/truncated"] = fmean(c.finish_reason == "length" for c in solutions)
+    out[f"{stage}/unscored"] = 1 - len(scored) / len(rewards)
+    return out
 
 
 class Clock:

@@ -24,6 +24,9 @@ from paragator.core.errors import UsageError
 from paragator.tasks.demonstrations import Demonstrator, Piece, vocabulary
 from paragator.train import checkpoint
 
+SAVE_EVERY = 200
+"""Steps between checkpoints."""
+
 
 class WarmupConfig(Section):
     """A cold start."""
@@ -97,7 +100,9 @@ def collate(rows: Sequence[Sequence[Piece]], ids: dict[str, int]) -> tuple[torch
     return torch.tensor(padded), torch.tensor([w + [0.0] * (length - len(w)) for w in weights])
 
 
-def batch(demonstrator: Demonstrator, config: WarmupConfig, step: int, ids: dict[str, int]) -> list[Any]:
+def batch(
+    demonstrator: Demonstrator, config: WarmupConfig, step: int, ids: dict[str, int]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The two batches of a step, drawn from (seed, step) alone."""
     rng = Random(f"{config.seed}:warmup:{step}")
     pool_size = config.pool_size if rng.random() < 0.75 else rng.randint(2, 6)
@@ -114,7 +119,7 @@ def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Ten
 
 
 def warmup(config: WarmupConfig, say: Callable[[str], None] = print) -> Path:
-    """Train from nothing, or from the newest checkpoint of an interrupted run, and write the model; return its folder."""
+    """Train from nothing, or on from an interrupted run's checkpoint, and write the model; return its folder."""
     if config.task.name != "countdown":
         raise UsageError(f"task.name = {config.task.name!r}: demonstrations exist for countdown only")
     if config.threads:
@@ -122,42 +127,66 @@ def warmup(config: WarmupConfig, say: Callable[[str], None] = print) -> Path:
     output = Path(config.output)
     model, tokenizer = build_model(config), build_tokenizer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    tensors = dict(model.named_parameters())
-    settings = config.model_dump(mode="json", exclude={"output", "threads"})
-    first, spent = 1, 0.0
-    if found := checkpoint.newest(output / "checkpoints"):
-        meta = checkpoint.load(found, tensors, optimizer)
-        if meta["config"] != settings:
-            raise UsageError(f"output = {config.output} holds checkpoints of another warm-up; delete them or choose another")
-        first, spent = meta["step"] + 1, meta["seconds"]
-        say(f"resuming after step {first - 1}")
+    done, spent = resume(config, model, optimizer, say)
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters; enumerating attempts")
     demonstrator = Demonstrator(config.task, config.seed)
     ids = {word: i for i, word in enumerate(vocabulary())}
     start = time.perf_counter() - spent
-    for step in range(first, config.steps + 1):
-        progress = step / config.steps
+    for step in range(done + 1, config.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, step / 150) * (0.05 + 0.475 * (1 + math.cos(math.pi * progress)))
-        batches = batch(demonstrator, config, step, ids)
-        losses = [weighted_loss(model, *b) for b in batches]
-        sizes = [b[1][:, 1:].sum() for b in batches]
-        (sum(losses) / sum(sizes)).backward()  # type: ignore[union-attr]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+            group["lr"] = learning_rate(config, step)
+        losses = update(model, optimizer, batch(demonstrator, config, step, ids))
         seconds = time.perf_counter() - start
         if step % 25 == 0 or step == config.steps:
-            solve, review = (float(loss / size) for loss, size in zip(losses, sizes, strict=True))
             left = seconds / step * (config.steps - step)
-            say(f"step {step}/{config.steps}  solve {solve:.3f}  review {review:.3f}  {seconds:.0f} s, {left:.0f} s left")
-        if step % 200 == 0 and step < config.steps:
-            meta = {"step": step, "seconds": seconds, "config": settings}
-            checkpoint.save(output / "checkpoints" / f"step_{step}", tensors, optimizer, meta)
+            shown = "  ".join(f"{name} {loss:.3f}" for name, loss in zip(("solve", "review"), losses, strict=True))
+            say(f"step {step}/{config.steps}  {shown}  {seconds:.0f} s, {left:.0f} s left")
+        if step % SAVE_EVERY == 0 and step < config.steps:
+            meta = {"step": step, "seconds": seconds, "config": meaning(config)}
+            checkpoint.save(output / "checkpoints" / f"step_{step}", dict(model.named_parameters()), optimizer, meta)
             checkpoint.keep_newest(output / "checkpoints", 1)
-            export(model, tokenizer, output)
     export(model, tokenizer, output)
     return output
+
+
+def resume(
+    config: WarmupConfig, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, say: Callable[[str], None]
+) -> tuple[int, float]:
+    """(steps done, seconds spent) by the newest checkpoint, now in `model` and `optimizer`; (0, 0) without one."""
+    found = checkpoint.newest(Path(config.output) / "checkpoints")
+    if found is None:
+        return 0, 0.0
+    if checkpoint.read_meta(found)["config"] != meaning(config):
+        raise UsageError(
+            f"output = {config.output} holds checkpoints of another warm-up; delete them or choose another"
+        )
+    meta = checkpoint.load(found, dict(model.named_parameters()), optimizer)
+    say(f"resuming after step {meta['step']}")
+    return meta["step"], meta["seconds"]
+
+
+def meaning(config: WarmupConfig) -> dict[str, Any]:
+    """What must be the same for a resumed warm-up."""
+    return config.model_dump(mode="json", exclude={"output", "threads"})
+
+
+def learning_rate(config: WarmupConfig, step: int) -> float:
+    """Linear over 150 steps, times a cosine from 1 to a twentieth over all steps."""
+    cosine = 0.05 + 0.475 * (1 + math.cos(math.pi * step / config.steps))
+    return config.lr * min(1.0, step / 150) * cosine
+
+
+def update(
+    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> list[float]:
+    """One optimiser step on the weighted mean over all batches; returns each batch's own mean loss."""
+    losses = [weighted_loss(model, ids, weights) for ids, weights in batches]
+    sizes = [float(weights[:, 1:].sum()) for _, weights in batches]
+    (torch.stack(losses).sum() / sum(sizes)).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return [float(loss.detach()) / size for loss, size in zip(losses, sizes, strict=True)]
 
 
 def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
