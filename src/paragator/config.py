@@ -247,7 +247,7 @@ def load(kind: type[S], path: str | Path | None = None, overrides: Sequence[str]
         except OSError as error:
             raise UsageError(f"config {path}: {error.strerror or error}; give the path of a TOML file") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"config {path}: {error}") from None
+            raise UsageError(f"config {path} is not TOML: {error}; mend it") from None
     for key, text in pairs(overrides):
         put(values, key.split("."), parse_value(text), key)
     return validate(kind, values)
@@ -270,7 +270,7 @@ def pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
             raise UsageError(f"{word!r}: expected an override such as --optimizer.lr 1e-5")
         key, equals, value = word[2:].partition("=")
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise UsageError(f"--{key} has no value; write --{key} VALUE")
             value = rest.pop(0)
         out.append((key.replace("-", "_"), value))
@@ -319,8 +319,7 @@ def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 def siblings(kind: type[BaseModel], where: str) -> list[str]:
     prefix = where.rpartition(".")[0]
-    known = [k for k in keys(kind) if k.rpartition(".")[0] == prefix]
-    return known or sorted(kind.model_fields)
+    return [k for k in keys(kind) if prefix and k.rpartition(".")[0] == prefix] or list(kind.model_fields)
 
 
 def to_json(config: Section) -> str:

@@ -22,7 +22,29 @@ VOCAB, WIDTH, HEADS, KV_HEADS, LAYERS, THETA, EPS = 19, 16, 4, 2, 2, 10000.0, 1e
 TEMPERATURE = {"generate": 0.8, "aggregate": 1.0}
 
 
+class Rotary(torch.nn.Module):
+    """cos and sin [1, T, D] in float64; the stock module computes them in float32 whatever the model's type."""
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        half = WIDTH // HEADS // 2
+        angle = position_ids[..., None] * THETA ** (-torch.arange(half).double() / half)
+        angle = torch.cat([angle, angle], -1)
+        return angle.cos(), angle.sin()
+
+
+def lift(model: Any) -> Any:
+    """The model with the two parts that stock Llama keeps in float32, norms and rotary angles, in float64."""
+    for name, module in list(model.named_modules()):
+        if name.endswith("norm"):
+            norm = torch.nn.RMSNorm(WIDTH, eps=EPS, dtype=torch.float64)
+            norm.weight = module.weight
+            model.set_submodule(name, norm)
+    model.model.rotary_emb = Rotary()
+    return model
+
+
 def toy() -> Any:
+    """A random two-layer Llama in float64 throughout, with norm gains that are not 1."""
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
         vocab_size=VOCAB,
@@ -39,7 +61,12 @@ def toy() -> Any:
         bos_token_id=None,
         eos_token_id=None,
     )
-    return transformers.LlamaForCausalLM(config).eval().double()
+    model = lift(transformers.LlamaForCausalLM(config).eval().double())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "norm" in name:
+                p.add_(0.3 * torch.randn_like(p))
+    return model
 
 
 def rms_norm(x: Array, gain: Array) -> Array:

@@ -2,7 +2,8 @@
 
 TRL divides the token sum by (rollouts in the batch x max_completion_length), and the trainer then by the number of
 accumulation steps, here 1. We put the same constant into the credit and sum, so the two losses and every parameter's
-gradient agree without a further factor.
+gradient agree without a further factor. Its KL term is plain k3 only with use_bias_correction_kl=False (1.16 defaults
+to True, which multiplies k3 by the ratio).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def toy_trainer(folder: Path, **options: Any) -> Any:
         output_dir=str(folder),
         loss_type="dr_grpo",
         scale_rewards="none",
+        use_bias_correction_kl=False,
         temperature=1.0,
         max_completion_length=MAX_COMPLETION,
         num_generations=ROLLOUTS,

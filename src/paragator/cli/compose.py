@@ -33,8 +33,8 @@ class Checked:
     facts: Facts
 
 
-def check(config: Config, *, training: bool) -> Checked:
-    """Refuse what cannot work, in one line each, without loading weights."""
+def check(config: Config, *, training: bool, task: Task | None = None) -> Checked:
+    """Refuse what cannot work, in one line each, without loading weights; `task` replaces the one that config names."""
     config.model.templates()
     known = facts(config.model)
     if config.model.template == "chat" and known.has_chat_template is False:
@@ -44,7 +44,8 @@ def check(config: Config, *, training: bool) -> Checked:
         )
     for name in ("generate", "aggregate"):
         check_stage(name, getattr(config, name), known, training)
-    task = load_task(config.task)
+    if task is None:
+        task = load_task(config.task)
     if config.task.name == "jsonl":
         task.problems("train" if training else "held-out", 1, config.seed)
     if training and config.method.pools and config.method.name == "offline_aggregation":

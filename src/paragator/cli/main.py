@@ -24,6 +24,9 @@ VERBS = {
 class Parser(ArgumentParser):
     """Errors as UsageError, so that they look like every other one."""
 
+    def flags(self) -> set[str]:
+        return {flag for action in self._actions for flag in action.option_strings}
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see paragator {' '.join(self.prog.split()[1:])} --help".replace("  ", " "))
 
@@ -82,5 +85,16 @@ def main() -> NoReturn:
 
 
 def parse(parser: Parser, arguments: list[str]) -> tuple[Namespace, list[str]]:
-    """Known flags, and the rest as config overrides."""
-    return parser.parse_known_args(arguments)
+    """Known flags, and the rest as config overrides. An override takes the word after it, so no flag ever sees that."""
+    known: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word.partition("=")[0] in parser.flags():
+            known.append(word)
+            continue
+        overrides.append(word)
+        if "=" not in word and rest and not rest[0].startswith("--"):
+            overrides.append(rest.pop(0))
+    return parser.parse_args(known), overrides

@@ -16,6 +16,7 @@ from paragator.cli import compose, show
 from paragator.cli.main import parse, parser_for
 from paragator.config import Config, load, to_json
 from paragator.core.types import Group, Problem
+from paragator.tasks import Task
 
 
 def main(arguments: list[str]) -> int:
@@ -33,9 +34,14 @@ def main(arguments: list[str]) -> int:
     return train(config, resume=flags.resume, overwrite=flags.overwrite, as_json=flags.json)
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False, as_json: bool = False) -> int:
-    """Run a config from check to report; returns the exit code (130 when interrupted, then resumable)."""
-    checked = compose.check(config, training=True)
+def train(
+    config: Config, *, task: Task | None = None, resume: bool = False, overwrite: bool = False, as_json: bool = False
+) -> int:
+    """Run a config from check to report; returns the exit code (130 when interrupted, then resumable).
+
+    `task` replaces the one that the config names: problems and grades from Python.
+    """
+    checked = compose.check(config, training=True, task=task)
     run_dir = compose.open_run(
         config, resume=resume, overwrite=overwrite, manifest=compose.manifest(config, checked.facts)
     )

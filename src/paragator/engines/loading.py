@@ -47,10 +47,9 @@ def facts(config: ModelConfig) -> Facts:
         raise UsageError(
             f"model.path = {config.path!r} holds no config.json; point it at a folder that save_pretrained wrote"
         )
-    settings = json.loads((folder / "config.json").read_text())
-    tokenizer = folder / "tokenizer_config.json"
+    settings, tokenizer = read_json(folder / "config.json"), folder / "tokenizer_config.json"
     has_template = (folder / "chat_template.jinja").is_file() or (
-        tokenizer.is_file() and "chat_template" in json.loads(tokenizer.read_text())
+        tokenizer.is_file() and "chat_template" in read_json(tokenizer)
     )
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
@@ -58,6 +57,17 @@ def facts(config: ModelConfig) -> Facts:
         with file.open("rb") as handle:
             digest.update(handle.read(HASHED_BYTES))
     return Facts(settings.get("max_position_embeddings"), has_template, digest.hexdigest()[:16])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a model's file."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not JSON ({error}); copy the model again") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not a JSON object; copy the model again")
+    return found
 
 
 def load(config: ModelConfig) -> tuple[Any, Any]:

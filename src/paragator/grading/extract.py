@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 from paragator.core.packing import strip_thinking
 
 MAX_CHARS = 100_000
+BRACE = re.compile(r"\\boxed\{|\\fbox\{|\\[{}]|[{}]")
 
 
 def final_box(text: str) -> str | None:
-    """The content of the last balanced \\boxed{...} or \\fbox{...}; None when there is none."""
-    for start in reversed(box_starts(text)):
-        depth = 0
-        for i in range(start, len(text)):
-            depth += (text[i] == "{") - (text[i] == "}")
-            if depth == 0:
-                return text[start + 1 : i].strip()
-    return None
-
-
-def box_starts(text: str) -> list[int]:
-    """Positions of the opening brace of each box."""
-    out = []
-    for name in ("\\boxed{", "\\fbox{"):
-        at = text.find(name)
-        while at >= 0:
-            out.append(at + len(name) - 1)
-            at = text.find(name, at + 1)
-    return sorted(out)
+    """The content of the balanced \\boxed{...} or \\fbox{...} that starts last; None when there is none. One pass."""
+    open_braces: list[int] = []
+    start, end = -1, -1
+    for match in BRACE.finditer(text):
+        if match[0] == "}":
+            if open_braces:
+                opened = open_braces.pop()
+                if opened > start:
+                    start, end = opened, match.start()
+        elif len(match[0]) != 2:  # an escaped brace is text
+            open_braces.append(match.end() if len(match[0]) > 1 else -1)
+    return None if start < 0 else text[start:end].strip()
 
 
 def final_answer(text: str) -> str | None:

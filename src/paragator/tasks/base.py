@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -57,14 +59,17 @@ def grade_trace(task: Task, trace: Trace, extra: Mapping[str, Any]) -> Graded:
 
 
 def import_reward(name: str) -> Reward:
-    """The function behind "module:function"."""
+    """The function behind "module:function"; the module may lie in the current folder."""
     module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # the `paragator` script, unlike `python -m`, leaves it out
+        sys.path.append(os.getcwd())
     try:
         reward = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's own module may raise anything
+        what = f"{type(error).__name__}: {error}"
         raise UsageError(
-            f"task.reward = {name!r}: {error}; write it as module:function, importable from here"
-        ) from None
+            f"task.reward = {name!r}: {what}; write it as module:function, importable from here"
+        ) from error
     if not callable(reward):
         raise UsageError(f"task.reward = {name!r} is not a function; write it as module:function")
     return reward

@@ -1,10 +1,12 @@
 """Supervised demonstrations of Countdown for the cold start of a small model: solving, reviewing, copying.
 
-Three skills, none of which says which attempt to prefer; selecting and mending are left for policy optimisation.
+Three skills. Which attempt to prefer is hinted at weakly and late, so that policy optimisation has something to sharpen: a
+choice that is blind to the review gave it nothing to start from (experiments/LOG.md).
     solve    seven in ten reach the target, the others are honest attempts that end wherever they end. (A model that only
              ever sees success learns to claim it falsely, and then nothing in an attempt shows that it is wrong.)
     review   inside <think>, each attempt of the pool is called right or wrong, truthfully
-    copy     after the review an attempt chosen blindly is written again, or ("use none") a new one
+    copy     after the review an attempt is written again, or ("use none") a new one; the choice is blind at first, and
+             from WarmupConfig.prefer_from on falls, for a share of the demonstrations, on one called right
 A demonstration is pieces of (text, loss weight); tokens are separated by one space.
 """
 
@@ -114,8 +116,11 @@ class Demonstrator:
         head = f"<bos> {problem.text} \n solve:"
         return [(head, 0.0), (f"{draw(problem, attempts, SOLVED, rng)} <eos>", WEIGHTS["solution"])]
 
-    def review(self, rng: Random, pool_size: int) -> list[Piece]:
-        """An aggregation prompt, a truthful review of its attempts, and one of them, or a new one, written out."""
+    def review(self, rng: Random, pool_size: int, prefer: float = 0.0) -> list[Piece]:
+        """An aggregation prompt, a truthful review of its attempts, and one of them, or a new one, written out.
+
+        With probability `prefer` the attempt is one of those called right, if there is any; else any attempt.
+        """
         problem, attempts = self.problem(rng)
         pieces: list[Piece] = [(f"<bos> {problem.text} \n", 0.0)]
         review: list[Piece] = [("<think>", WEIGHTS["solution"])]
@@ -129,6 +134,9 @@ class Demonstrator:
             review += [(label, WEIGHTS["form"]), (verdict, WEIGHTS["verdict"])]
             pool.append(text)
         choice = rng.randrange(pool_size)
+        right = [i for i, (word, _) in enumerate(review[2::2]) if word == "right"]
+        if prefer and right and rng.random() < prefer:
+            choice = rng.choice(right)
         afresh = rng.random() < AFRESH
         solution = draw(problem, attempts, SOLVED, rng) if afresh else pool[choice]
         review += [("use", WEIGHTS["form"]), ("none" if afresh else LABELS[choice], WEIGHTS["choice"])]

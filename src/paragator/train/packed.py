@@ -137,8 +137,8 @@ def collate(rows: Sequence[PackedRow]) -> Batch:
 def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float = 1.0) -> Tensor:
     """Log-probabilities [B] float32 of the branch tokens under `model`, after each stage's sampling temperature.
 
-    Goes through the model's own forward with `logits_to_keep`, which respects adapters, wrappers (DDP, FSDP, Accelerate's
-    autocast) and heads that scale or cap their logits. Raises UsageError for an attention that cannot pack.
+    Goes through the model's own forward with `logits_to_keep`, which respects adapters, wrappers (DDP, FSDP,
+    Accelerate's autocast) and heads that scale or cap their logits. Raises UsageError for an attention that cannot pack.
     """
     check_attention(model, longest=int(batch.position_ids.max()) + 1)
     keep = torch.zeros(batch.input_ids.numel(), dtype=torch.bool, device=batch.input_ids.device)
@@ -156,7 +156,7 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float
     if rows.numel() * logits.shape[-1] <= LOGITS_AT_ONCE:
         return _pick(logits, rows, batch.targets, scale)
     size = max(1, LOGITS_AT_ONCE // logits.shape[-1])
-    chunks = zip(rows.split(size), batch.targets.split(size), scale.split(size), strict=True)
+    chunks = zip(*(torch.split(column, size) for column in (rows, batch.targets, scale)), strict=True)
     return torch.cat([checkpoint(_pick, logits, *chunk, use_reentrant=False) for chunk in chunks])
 
 

@@ -49,7 +49,13 @@ class WarmupConfig(Section):
     pool_size: int = Field(4, ge=1, le=8)
     """The usual pool; one batch in four has another size, from 2 to 6."""
     lr: float = Field(1.5e-3, gt=0)
-    """Peak learning rate (AdamW), cosine to a twentieth of it."""
+    """Peak learning rate (AdamW)."""
+    decay_steps: int = Field(2000, ge=1)
+    """Length of the cosine from the peak to a twentieth of it."""
+    prefer: float = Field(0.0, ge=0, le=1)
+    """Share of late reviews that choose an attempt they call right, where there is one."""
+    prefer_from: int = Field(1800, ge=0)
+    """The step after which `prefer` holds; the learning rate then restarts at three tenths of its peak."""
     threads: int | None = Field(None, ge=1)
 
 
@@ -107,7 +113,8 @@ def batch(
     rng = Random(f"{config.seed}:warmup:{step}")
     pool_size = config.pool_size if rng.random() < 0.75 else rng.randint(2, 6)
     solve = [demonstrator.solve(rng) for _ in range(config.solve_rows)]
-    review = [demonstrator.review(rng, pool_size) for _ in range(config.review_rows)]
+    prefer = config.prefer if step > config.prefer_from else 0.0
+    review = [demonstrator.review(rng, pool_size, prefer) for _ in range(config.review_rows)]
     return [collate(solve, ids), collate(review, ids)]
 
 
@@ -171,8 +178,11 @@ def meaning(config: WarmupConfig) -> dict[str, Any]:
 
 
 def learning_rate(config: WarmupConfig, step: int) -> float:
-    """Linear over 150 steps, times a cosine from 1 to a twentieth over all steps."""
-    cosine = 0.05 + 0.475 * (1 + math.cos(math.pi * step / config.steps))
+    """Linear over 150 steps, times a cosine to a twentieth; with `prefer`, another cosine from 0.3 after `prefer_from`."""
+    if config.prefer and step > config.prefer_from:
+        progress = (step - config.prefer_from) / max(1, config.steps - config.prefer_from)
+        return config.lr * (0.05 + 0.125 * (1 + math.cos(math.pi * progress)))
+    cosine = 0.05 + 0.475 * (1 + math.cos(math.pi * min(1.0, step / config.decay_steps)))
     return config.lr * min(1.0, step / 150) * cosine
 
 

@@ -1,0 +1,464 @@
+"""Tasks: checkers that no text can fool or crash, splits that share nothing, demonstrations that tell the truth."""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paragator.config import TaskConfig
+from paragator.core.errors import DataError, UsageError
+from paragator.core.prompts import COMPACT
+from paragator.core.types import Completion, Failure, Group, Plan, Problem, Prompt, Trace
+from paragator.tasks import Task, arithmetic, countdown, grade_trace, jsonl, load
+from paragator.tasks.base import graded_by, is_held_out, take
+from paragator.tasks.countdown import MAX_ANSWER_CHARS, content_key, parse
+from paragator.tasks.demonstrations import LARGEST, Demonstrator, enumerate_attempts, vocabulary
+
+FOUR = Problem("p", "3 5 7 1 -> 55", {"numbers": [3, 5, 7, 1], "target": 55})
+
+
+def verdict(text: str, problem: Problem = FOUR) -> tuple[str, str]:
+    found = countdown.grade_one(problem, text)
+    return found.verdict, found.reason
+
+
+# ---- countdown: the checker ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(3 + 5) * 7 - 1",
+        "(3+5)*7-1",
+        "  ((3)+(5)) * (7) - 1 ",
+        "7 * (5 + 3) - 1",
+        "3+5=8, 8*7=56, 56-1=55",
+        "3 + 5 = 8 , 8 * 7 = 56 , 56 - 1 = 55",
+        "5+3=8,7*8=56,56-1=55",
+        "so the answer is \\boxed{(3 + 5) * 7 - 1}, done",
+        "\\boxed{1} no, \\fbox{(3 + 5) * 7 - 1}",
+        "<think> 3 + 5 is 9 </think> (3 + 5) * 7 - 1",
+        "3 + 5 is 8 </think> (3 + 5) * 7 - 1",
+    ],
+)
+def test_right_answers(text: str) -> None:
+    assert verdict(text) == ("correct", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("3 + 5 + 7 + 1", "makes 16"),
+        ("55", "uses [55]"),
+        ("(3 + 5) * 7", "uses [3, 5, 7]"),
+        ("(3 + 5) * 7 - 1 + 3 - 3", "uses [1, 3, 3, 3, 5, 7]"),
+        ("(3 + 5) * 7 - 1 = 55", "not a step"),
+        ("3+5=9, 9*7=63, 63-1=62", "3+5=9 is false"),
+        ("3+5=8, 8*7=56, 56-0=56", "0 is not on the table"),
+        ("3+5=8, 3*7=21, 21-1=20", "3 is not on the table"),
+        ("3+5=8, 8*7=56", "1 numbers unused"),
+        ("3+5=8, 8*7=56, 56+1=57", "makes 57"),
+        ("3+5=8, 8*7=56, 56-1=55,", "not a step"),
+        ("3+5=8=8, 8*7=56, 56-1=55", "not a step"),
+        ("3 + 5) * 7 - 1", "not one arithmetic expression"),
+        ("((3 + 5) * 7 - 1", "unbalanced parentheses"),
+        ("(3 + 5)(7) - 1", "not one arithmetic expression"),
+        ("3 5 7 1", "not one arithmetic expression"),
+        ("3 + 5 * / 7 - 1", "not an arithmetic expression"),
+        ("-3 + 5 * 7 - 1", "not an arithmetic expression"),
+        ("3 ** 5 - 7 - 1", "not an arithmetic expression"),
+        ("3 // 5 + 7 - 1", "not an arithmetic expression"),
+        ("3 / (5 - 5) + 7", "division by zero"),
+        ("3.0 + 5 + 7 - 1", "not an arithmetic expression at"),
+        ("answer: (3 + 5) * 7 - 1", "not an arithmetic expression at"),
+        ("", "no answer outside thinking"),
+        ("   \n ", "no answer outside thinking"),
+        ("\\boxed{}", "no answer outside thinking"),
+        ("<think> (3 + 5) * 7 - 1", "no answer outside thinking"),
+        ("(3 + 5) * 7 - 1 <think> or not", "no answer outside thinking"),
+        ("<think> (3 + 5) * 7 - 1 </think>", "no answer outside thinking"),
+    ],
+)
+def test_wrong_answers_and_why(text: str, reason: str) -> None:
+    found, why = verdict(text)
+    assert found == "incorrect"
+    assert reason in why
+
+
+def test_division_is_exact() -> None:
+    """(8 / (3 - 8 / 3)) is 24 only with exact fractions; what looks like 55 within a float's rounding is not 55."""
+    classic = Problem("p", "", {"numbers": [8, 3, 8, 3], "target": 24})
+    assert verdict("8 / (3 - 8 / 3)", classic)[0] == "correct"
+    assert parse("1 / 3 + 1 / 3 + 1 / 3")[0] == Fraction(1)
+    near = Problem("p", "", {"numbers": [1, 3, 999999999, 999999999], "target": 1})
+    assert verdict("1 / 3 * 999999999 / 999999999", near)[0] == "incorrect"
+    steps = Problem("p", "", {"numbers": [7, 2], "target": 3})
+    assert verdict("7 / 2 = 3", steps)[0] == "incorrect"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 10_000 + "1" + ")" * 10_000,
+        "9" * 100_000,
+        "9*" * 150 + "9",
+        "__import__('os').system('true')",
+        "().__class__.__bases__[0]",
+        "\\boxed{" * 50_000,
+        "\\boxed{{{" + "}" * 50_000,
+        "}" * 1000 + "\\boxed{1",
+        "<think>" * 10_000,
+        "</think>" * 10_000,
+        "\x00\x1b[31m\ud800",
+        "１ + ２ + ٣ + 4",
+        "²",
+        "=" * 390,
+        "=,=,=",
+        "1=1",
+        "9" * 9 + "*" + "9" * 9 + "=" + "9" * 9,
+        "9**9**9**9",
+        "3+5=8\n8*7=56\n56-1=55",
+    ],
+    ids=range(19),
+)
+def test_hostile_text_is_wrong_quickly_and_never_raises(text: str) -> None:
+    for name, grade in (("countdown", countdown.grade_one), ("arithmetic", arithmetic.grade_one)):
+        problem = FOUR if name == "countdown" else Problem("a", "", 10**40)
+        assert grade(problem, text).verdict == "incorrect"
+    assert jsonl.grade_one(Problem("j", "", "the answer"), text).verdict == "incorrect"
+
+
+def test_parentheses_up_to_the_limit_are_read() -> None:
+    one = Problem("p", "", {"numbers": [1], "target": 1})
+    depth = (MAX_ANSWER_CHARS - 1) // 2
+    assert verdict("(" * depth + "1" + ")" * depth, one)[0] == "correct"
+    assert "longer than" in verdict("(" * (depth + 1) + "1" + ")" * (depth + 1), one)[1]
+
+
+@given(st.text(alphabet="0123456789+-*/()=, \\boxed{}<think>/", max_size=80))
+def test_no_text_crashes_a_checker(text: str) -> None:
+    for problem, grade in ((FOUR, countdown.grade_one), (Problem("a", "", 3), arithmetic.grade_one)):
+        assert grade(problem, text).verdict in ("correct", "incorrect")
+    assert jsonl.grade_one(Problem("j", "", "x y"), text).verdict == "incorrect"
+
+
+@st.composite
+def expressions(draw: st.DrawFn) -> tuple[str, Fraction | None, list[int]]:
+    """An expression, its value (None: it divides by zero) and its numbers."""
+    if draw(st.integers(0, 2)) == 0:
+        number = draw(st.integers(0, 20))
+        return str(number), Fraction(number), [number]
+    (a, x, used), (b, y, more) = draw(expressions()), draw(expressions())
+    operator = draw(st.sampled_from("+-*/"))
+    value: Fraction | None = None
+    if x is not None and y is not None and not (operator == "/" and y == 0):
+        value = {"+": x + y, "-": x - y, "*": x * y, "/": x / y if y else x}[operator]
+    return f"({a} {operator} {b})", value, used + more
+
+
+@given(expressions())
+def test_parse_agrees_with_construction(case: tuple[str, Fraction | None, list[int]]) -> None:
+    text, value, numbers = case
+    if value is None:
+        with pytest.raises(ValueError, match="division by zero"):
+            parse(text)
+    else:
+        assert parse(text) == (value, numbers)
+
+
+def test_precedence_and_left_to_right() -> None:
+    assert parse("2 + 3 * 4")[0] == 14
+    assert parse("20 - 5 - 3")[0] == 12
+    assert parse("24 / 4 / 2")[0] == 3
+    assert parse("24 / (4 / 2)")[0] == 12
+
+
+# ---- countdown and arithmetic: problems ------------------------------------------------------------------------------
+
+
+def numbers_of(problem: Problem) -> Any:
+    return content_key(problem.answer["numbers"], problem.answer["target"])
+
+
+@pytest.fixture(scope="module")
+def small_countdown() -> Task:
+    return load(TaskConfig(min_numbers=3, max_numbers=4))
+
+
+def test_countdown_problems_are_distinct_reproducible_and_in_range(small_countdown: Task) -> None:
+    train = small_countdown.problems("train", 60, 0)
+    assert train == small_countdown.problems("train", 60, 0)
+    assert train[:20] == small_countdown.problems("train", 20, 0)
+    assert len({numbers_of(p) for p in train}) == len({p.id for p in train}) == 60
+    assert train != small_countdown.problems("train", 60, 1)
+    for problem in train:
+        numbers, target = problem.answer["numbers"], problem.answer["target"]
+        assert len(numbers) in (3, 4) and all(1 <= n <= 12 for n in numbers) and 10 <= target <= 99
+        assert problem.text == f"{' '.join(map(str, numbers))} -> {target}"
+
+
+def test_splits_share_nothing_whatever_the_seed(small_countdown: Task) -> None:
+    train = {numbers_of(p) for seed in (0, 1) for p in small_countdown.problems("train", 100, seed)}
+    held_out = {numbers_of(p) for seed in (0, 1) for p in small_countdown.problems("held-out", 30, seed)}
+    assert not train & held_out
+    assert all(is_held_out(key) for key in held_out) and not any(is_held_out(key) for key in train)
+
+
+def test_countdown_asks_for_no_more_than_there_is() -> None:
+    with pytest.raises(UsageError, match="widen the ranges or ask for fewer"):
+        take("train", 5, lambda i: ("same", FOUR), what="task t")
+    with pytest.raises(UsageError, match="only 0 distinct held-out problems of 2"):
+        take("held-out", 2, lambda i: ("same", FOUR), what="task t")
+
+
+def test_words_name_numbers_and_target() -> None:
+    problem = load(TaskConfig(style="words")).problems("held-out", 1, 0)[0]
+    assert ", ".join(map(str, problem.answer["numbers"])) in problem.text
+    assert str(problem.answer["target"]) in problem.text
+
+
+def test_arithmetic_problems_and_their_answers() -> None:
+    task = load(TaskConfig(name="arithmetic", min_numbers=3, max_numbers=4, max_value=99))
+    train, held_out = task.problems("train", 40, 0), task.problems("held-out", 10, 0)
+    assert train == task.problems("train", 40, 0)
+    assert not {p.text for p in train} & {p.text for p in held_out}
+    for problem in train:
+        assert parse(problem.text)[0] == problem.answer
+        assert task.grade(problem, [str(problem.answer), f"it is {problem.answer}", str(problem.answer + 1)])[0:3] == [
+            arithmetic.grade_one(problem, str(problem.answer)),
+            arithmetic.grade_one(problem, f"it is {problem.answer}"),
+            arithmetic.grade_one(problem, str(problem.answer + 1)),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("12", 12, True),
+        ("it is 12", 12, True),
+        ("12, no, 13", 12, False),
+        ("13, no, 12", 12, True),
+        ("-12", -12, True),
+        ("-12", 12, False),
+        ("\\boxed{12} and 13", 12, True),
+        ("<think> 12 </think>", 12, False),
+        ("<think> 12", 12, False),
+        ("12.5", 12, False),
+        ("twelve", 12, False),
+        ("", 12, False),
+    ],
+)
+def test_arithmetic_takes_the_last_integer_outside_thinking(text: str, answer: int, right: bool) -> None:
+    assert (arithmetic.grade_one(Problem("a", "", answer), text).verdict == "correct") is right
+
+
+# ---- jsonl -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("42", "42", True),
+        ("42.0", "42", True),
+        ("+42", "42", True),
+        ("1,024", "1024", True),
+        ("$42$", "42", True),
+        ("42.", "42", True),
+        ("0.5", "1/2", True),
+        ("3/6", "1/2", True),
+        ("the steps\n\n42", "42", True),
+        ("\\boxed{42} as said", "42", True),
+        ("New  York", "new york", True),
+        ("42", "43", False),
+        ("0.3333333333", "1/3", False),
+        ("42\nor so", "42", False),
+        ("1/0", "1", False),
+        ("<think> 42", "42", False),
+        ("", "42", False),
+    ],
+)
+def test_jsonl_equality(text: str, answer: str, right: bool) -> None:
+    assert (jsonl.grade_one(Problem("j", "", answer), text).verdict == "correct") is right
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"{i} + 1", "answer": i + 1}) + "\n" for i in range(200)))
+    return path
+
+
+def test_jsonl_splits_by_content(data: Path) -> None:
+    task = load(TaskConfig(name="jsonl", path=str(data)))
+    train, held_out = task.problems("train", 999, 0), task.problems("held-out", 999, 0)
+    assert len(train) + len(held_out) == 200 and 5 <= len(held_out) <= 40
+    assert not {p.text for p in train} & {p.text for p in held_out}
+    assert train == task.problems("train", 999, 0) != task.problems("train", 999, 1)
+    assert task.problems("train", 7, 0) == train[:7]
+    assert all(task.grade(p, [p.answer])[0].verdict == "correct" for p in train)
+
+
+def test_jsonl_with_a_held_out_file(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "test.jsonl"
+    other.write_text('{"problem": "what?", "answer": "that", "id": "q"}\n')
+    task = load(TaskConfig(name="jsonl", path=str(data), held_out_path=str(other)))
+    assert task.problems("held-out", 9, 0) == [Problem("q", "what?", "that")]
+    assert len(task.problems("train", 999, 0)) == 200
+
+
+def test_jsonl_without_a_held_out_problem_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    text = next(t for t in (f"{i}?" for i in range(99)) if not is_held_out(t))
+    path.write_text(json.dumps({"problem": text, "answer": 0}) + "\n")
+    task = load(TaskConfig(name="jsonl", path=str(path)))
+    assert len(task.problems("train", 9, 0)) == 1
+    with pytest.raises(DataError, match="no held-out problems"):
+        task.problems("held-out", 9, 0)
+
+
+# ---- reward functions ------------------------------------------------------------------------------------------------
+
+
+def test_a_reward_function_replaces_the_checker() -> None:
+    def reward(problem: Problem, texts: list[str]) -> list[float | None]:
+        return [1.0, 0.25, None, True][: len(texts)]
+
+    grades = graded_by(reward, "r")(FOUR, ["a", "b", "c", "d"])
+    assert [g.verdict for g in grades] == ["correct", "incorrect", "unscored", "correct"]
+    assert [g.reward for g in grades] == [1.0, 0.25, None, 1.0]
+    assert [g.answer for g in grades] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, "1", [1.0]])
+def test_a_reward_that_is_no_number(bad: Any) -> None:
+    with pytest.raises(UsageError, match="reward mod:f gave .* for problem p: return a finite number, or None"):
+        graded_by(lambda problem, texts: [bad], "mod:f")(FOUR, ["a"])
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 0.0, 1.0]])
+def test_a_reward_of_the_wrong_length(values: list[float]) -> None:
+    with pytest.raises(UsageError, match=rf"reward mod:f gave {len(values)} values for 2 texts: return one for each"):
+        graded_by(lambda problem, texts: values, "mod:f")(FOUR, ["a", "b"])
+
+
+def test_a_named_reward_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "length_reward.py").write_text(
+        "def score(problem, texts):\n    return [float(len(t) > 1) for t in texts]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [])  # as for the installed script, which does not look into the current folder
+    task = load(TaskConfig(reward="length_reward:score"))
+    assert [g.reward for g in task.grade(FOUR, ["a", "bb"])] == [0.0, 1.0]
+
+
+def test_failed_outputs_keep_their_place_and_get_no_grade() -> None:
+    outputs = (Failure("gone"), Completion("(3 + 5) * 7 - 1"), Failure("gone"), Completion("3"))
+    trace = Trace(FOUR, Plan.sampling(4), 0, ((Group(Prompt("p"), outputs),),))
+    found = grade_trace(Task("t", lambda *_: [], countdown.grade), trace, {"step": 3})
+    assert found.grades[0][0][0] is found.grades[0][0][2] is None
+    assert found.rewards(0) == [1.0, 0.0]
+    assert found.trace.extra == {"step": 3}
+
+
+# ---- demonstrations --------------------------------------------------------------------------------------------------
+
+SMALL = TaskConfig(min_numbers=2, max_numbers=3, max_value=5, min_target=3, max_target=30)
+
+
+@pytest.fixture(scope="module")
+def demonstrator() -> Demonstrator:
+    return Demonstrator(SMALL, seed=0)
+
+
+@pytest.mark.parametrize("numbers", [(1, 1), (2, 3, 5), (1, 4, 4, 5)])
+def test_honest_attempts_grade_by_their_result(numbers: tuple[int, ...]) -> None:
+    attempts = enumerate_attempts(numbers, Random(0))
+    assert len(attempts.texts) == len(attempts.results) == sum(map(len, attempts.ways.values()))
+    for text, result in zip(attempts.texts, attempts.results, strict=True):
+        assert 0 <= result <= LARGEST
+        for target in (result, result + 1):
+            problem = Problem("", "", {"numbers": list(numbers), "target": target})
+            assert (verdict(text, problem)[0] == "correct") is (target == result)
+    assert all(attempts.results[i] == result for result, found in attempts.ways.items() for i in found)
+
+
+def joined(pieces: list[tuple[str, float]]) -> str:
+    return " ".join(text for text, _ in pieces)
+
+
+def normal(text: str) -> str:
+    """Spaces as the tokenizer sees them: separators around tokens, a line end being a token."""
+    return " ".join(text.replace("\n", " \n ").split(" ")).replace("  ", " ").strip(" ")
+
+
+def problem_in(text: str) -> Problem:
+    head = text.removeprefix("<bos> ").split(" \n")[0]
+    numbers, _, target = head.partition(" -> ")
+    return Problem("", head, {"numbers": [int(n) for n in numbers.split()], "target": int(target)})
+
+
+def test_solving_prompts_are_those_of_training(demonstrator: Demonstrator) -> None:
+    rng = Random(1)
+    right = 0
+    for _ in range(300):
+        head, solution = demonstrator.solve(rng)
+        problem = problem_in(head[0])
+        assert head[1] == 0.0
+        assert normal(head[0].removeprefix("<bos> ")) == normal(COMPACT.for_candidate(problem).text)
+        right += verdict(solution[0].removesuffix(" <eos>"), problem)[0] == "correct"
+    assert 0.65 < right / 300 < 0.9
+
+
+@pytest.mark.parametrize("pool_size", [1, 2, 4])
+def test_reviews_are_truthful_and_prompts_those_of_training(demonstrator: Demonstrator, pool_size: int) -> None:
+    rng = Random(pool_size)
+    verdicts: list[str] = []
+    for _ in range(100):
+        text = joined(demonstrator.review(rng, pool_size))
+        problem = problem_in(text)
+        prompt, _, reply = text.removeprefix("<bos> ").partition(" <think> ")
+        attempts = [line.strip(" ").partition(" ")[2] for line in prompt.split("\n")[1:-1]]
+        assert len(attempts) == pool_size
+        assert normal(prompt) == normal(COMPACT.for_aggregation(problem, attempts).text)
+        thought, _, solution = reply.partition(" </think> ")
+        said = thought.split(" ")
+        truth = ["right" if verdict(a, problem)[0] == "correct" else "wrong" for a in attempts]
+        assert said[0 : 2 * pool_size : 2] == list("ABCDEFGH"[:pool_size])
+        assert said[1 : 2 * pool_size : 2] == truth
+        assert said[-2] == "use"
+        if said[-1] != "none":
+            assert solution == f"{attempts['ABCDEFGH'.index(said[-1])]} <eos>"
+        verdicts += truth
+    assert 0.1 < verdicts.count("right") / len(verdicts) < 0.6
+
+
+def test_no_held_out_problem_is_ever_drawn(demonstrator: Demonstrator) -> None:
+    rng = Random(3)
+    drawn = [demonstrator.problem(rng)[0] for _ in range(500)]
+    assert not any(is_held_out(numbers_of(p)) for p in drawn)
+    possible = {content_key(s, t) for s, a in demonstrator.attempts.items() for t in a.ways}
+    assert any(map(is_held_out, possible))
+    assert all(SMALL.min_target <= p.answer["target"] <= SMALL.max_target for p in drawn)
+
+
+def test_every_word_is_in_the_vocabulary(demonstrator: Demonstrator) -> None:
+    rng = Random(4)
+    known = set(vocabulary())
+    assert len(known) == len(vocabulary())
+    for _ in range(100):
+        assert set(joined(demonstrator.solve(rng)).split(" ")) <= known
+        assert set(joined(demonstrator.review(rng, 4)).split(" ")) <= known
+
+
+def test_demonstrations_follow_the_seed(demonstrator: Demonstrator) -> None:
+    again = Demonstrator(SMALL, seed=0)
+    assert demonstrator.review(Random(5), 4) == again.review(Random(5), 4)
+    assert demonstrator.review(Random(5), 4) != again.review(Random(6), 4)

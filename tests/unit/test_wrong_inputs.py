@@ -1,0 +1,317 @@
+"""Wrong inputs: one line with cause and remedy, exit code 2, no traceback, and no weights loaded. (Those that need a model: e2e.)"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paragator import records
+from paragator.cli.main import main
+from paragator.config import Config, to_json
+from paragator.core.types import Completion, Grade, Group, Plan, Problem, Prompt, Trace
+from paragator.engines.loading import facts
+from paragator.records import Graded
+
+SOURCE = Path(__file__).parents[2] / "src"
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run the command line in an empty folder; its error line, after checking what every error has in common."""
+    real = builtins.__import__
+
+    def without_torch(name: str, *args: Any, **kwargs: Any) -> Any:
+        assert name.partition(".")[0] not in ("torch", "transformers"), f"{name} is loaded before the input is refused"
+        return real(name, *args, **kwargs)
+
+    def fail(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["paragator", *words])
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_:
+            patch.setattr(builtins, "__import__", without_torch)
+            main()
+        out, err = capsys.readouterr()
+        assert exit_.value.code == 2, err
+        assert out == ""
+        assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+        return err.strip()
+
+    monkeypatch.chdir(tmp_path)
+    return fail
+
+
+def write_jsonl(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def pool_record(index: int, right: int, model: str, size: int = 4) -> Graded:
+    """A candidate group of `size` solutions, `right` of them right."""
+    group = Group(Prompt("p"), tuple(Completion("1", "stop", (5, 2)) for _ in range(size)))
+    grades = tuple(Grade("correct" if i < right else "incorrect", "1") for i in range(size))
+    trace = Trace(Problem(f"p{index}", "1 + 1", 2), Plan.sampling(size), 0, ((group,),), extra={"model": model})
+    return Graded(trace, ((grades,),))
+
+
+# ---- the config and its overrides ------------------------------------------------------------------------------------
+
+OVERRIDES = {
+    "k equal to N": ("--method.k 16", ["method.k = 16", "rollout.candidates = 16", "lower k or sample more"]),
+    "pool above the candidates": (
+        "--rollout.pool_size 17",
+        ["rollout.pool_size = 17", "above rollout.candidates = 16"],
+    ),
+    "pool above the population": ("--eval.pool_size 5", ["eval.pool_size = 5", "above eval.candidates = 4"]),
+    "pools that do not divide": ("--eval.pools 3", ["eval.pools = 3", "does not divide eval.candidates = 4"]),
+    "unknown key": ("--optimizer.lrate 1", ["unknown key optimizer.lrate", "did you mean optimizer.lr?"]),
+    "unknown section": ("--zzz.qqq 1", ["unknown key zzz", "known: ", "optimizer"]),
+    "no value": ("--train.steps", ["--train.steps has no value", "write --train.steps VALUE"]),
+    "no value before a key": ("--train.steps --seed 3", ["--train.steps has no value"]),
+    "not a number": ("--optimizer.lr fast", ["optimizer.lr = 'fast'", "should be a valid number"]),
+    "not finite": ("--optimizer.lr nan", ["optimizer.lr = nan", "should be a finite number"]),
+    "not one of the choices": ("--train.truncated keep", ["train.truncated = 'keep'", "'mask', 'drop' or 'wrong'"]),
+    "unknown method": ("--method.name grpo", ["method.name = 'grpo'", "'paragator'"]),
+    "negative steps": ("--train.steps -1", ["train.steps = -1", "greater than or equal to 0"]),
+    "min above max": ("--task.min_value 9 --task.max_value 3", ["task.min_value = 9 is above task.max_value = 3"]),
+    "a section as a value": ("--train 5", ["train = 5", "should be a valid dictionary"]),
+    "a path as a name": ("--name ../other", ["name = '../other'", "should match pattern"]),
+    "offline without pools": ("--method.name offline_aggregation", ["method.pools is not set", "paragator sample"]),
+    "offline pools that are not there": (
+        "--method.name offline_aggregation --method.pools none.jsonl",
+        ["none.jsonl: no such file"],
+    ),
+    "template without its field": ("--model.candidate_prompt hi", ["template 'candidate'", "{problem}", "add it"]),
+    "attempt without its field": ("--model.attempt_format {label}", ["template 'attempt'", "{attempt}", "add it"]),
+    "no chat template": (
+        "--model.template chat",
+        ["model.path = 'embedded' has no chat template", "set model.template = 'compact'"],
+    ),
+    "no room for a prompt": ("--generate.max_tokens 512", ["generate.max_tokens = 512", "context of 512", "lower it"]),
+    "no room for a pool": ("--aggregate.max_tokens 600", ["aggregate.max_tokens = 600", "context of 512", "lower it"]),
+    "nucleus sampling in training": ("--generate.top_p 0.9", ["generate.top_p = 0.9", "set it to 1"]),
+    "top-k in training": ("--aggregate.top_k 5", ["aggregate.top_k = 5", "set it to 0"]),
+    "no model folder": ("--model.path ./nowhere", ["model.path = './nowhere'", "no such folder", "embedded"]),
+    "a reward without its module": (
+        "--task.reward no_such:score",
+        ["task.reward = 'no_such:score'", "module:function"],
+    ),
+    "a reward that is not there": ("--task.reward json:score", ["task.reward = 'json:score'", "module:function"]),
+    "a reward that is no function": ("--task.reward json:__name__", ["is not a function", "module:function"]),
+    "a data set without a path": ("--task.name jsonl", ["task.path is not set", "JSONL file"]),
+    "a data set that is not there": (
+        "--task.name jsonl --task.path none.jsonl",
+        ["task.path = none.jsonl: no such file"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "wanted"), OVERRIDES.values(), ids=OVERRIDES)
+def test_a_value_that_cannot_be(fails: Fails, line: str, wanted: list[str]) -> None:
+    error = fails("train", *line.split(), "--dry-run")
+    assert all(part in error for part in wanted), error
+
+
+@pytest.mark.parametrize("line", ["--method.k 16", "--generate.top_p 0.9", "--model.path ./nowhere"])
+def test_a_real_run_refuses_the_same_and_leaves_nothing_behind(fails: Fails, tmp_path: Path, line: str) -> None:
+    fails("train", *line.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_override_never_becomes_the_config_file(capsys: pytest.CaptureFixture[str]) -> None:
+    from paragator.cli.main import run
+
+    assert run(["train", "--seed", "3", "--train.steps", "7", "--dry-run"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["seed"], shown["train"]["steps"]) == (3, 7)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_missing_config(fails: Fails) -> None:
+    error = fails("train", "none.toml")
+    assert "config none.toml" in error and "give the path of a TOML file" in error
+
+
+@pytest.mark.parametrize("content", [b"steps = [", b"\xff\xfe"], ids=["broken", "binary"])
+def test_config_that_is_not_toml(fails: Fails, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.toml").write_bytes(content)
+    error = fails("train", "c.toml")
+    assert "config c.toml is not TOML" in error and "mend it" in error
+
+
+def test_unknown_key_in_a_file(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[rollout]\ncandidats = 8\n")
+    assert "unknown key rollout.candidats; did you mean rollout.candidates?" in fails("eval", "c.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (None, ["holds no config.json", "save_pretrained"]),
+        ("{", ["config.json is not JSON", "copy the model again"]),
+        ("[1]", ["config.json is not a JSON object", "copy the model again"]),
+    ],
+    ids=["no config", "broken config", "list"],
+)
+def test_folder_that_is_no_model(fails: Fails, tmp_path: Path, content: str | None, wanted: list[str]) -> None:
+    (tmp_path / "model").mkdir()
+    if content is not None:
+        (tmp_path / "model" / "config.json").write_text(content)
+    error = fails("train", "--model.path", "./model", "--dry-run")
+    assert all(part in error for part in wanted), error
+
+
+GOOD = {"problem": "1 + 1", "answer": 2}
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ([], ["no problems in it", "fields problem and answer"]),
+        ([GOOD, {"problem": "1 + 2"}], ["data.jsonl:2", "'answer' is missing or empty"]),
+        ([GOOD, {"problem": "1 + 2", "answer": " "}], ["data.jsonl:2", "'answer' is missing or empty"]),
+        ([{**GOOD, "id": "a"}, {**GOOD, "id": "a"}], ["data.jsonl:2", "id 'a' occurs twice"]),
+        ([GOOD, [1]], ["data.jsonl:2", "not a JSON object", "remove or mend the line"]),
+    ],
+    ids=["empty", "no answer", "blank answer", "doubled id", "not an object"],
+)
+def test_a_bad_data_set(fails: Fails, tmp_path: Path, rows: list[Any], wanted: list[str]) -> None:
+    write_jsonl(tmp_path / "data.jsonl", *rows)
+    error = fails("train", "--task.name", "jsonl", "--task.path", "data.jsonl", "--dry-run")
+    assert all(part in error for part in wanted), error
+
+
+def test_a_reward_module_that_raises(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "raising_reward.py").write_text("1 / 0\n")
+    error = fails("train", "--task.reward", "raising_reward:score", "--dry-run")
+    assert "task.reward = 'raising_reward:score'" in error and "division by zero" in error
+
+
+def offline(fails: Fails, *more: str) -> str:
+    method = ("--method.name", "offline_aggregation", "--method.pools", "pools.jsonl")
+    return fails("train", "--dry-run", *method, *more)
+
+
+def test_pools_of_another_model(fails: Fails, tmp_path: Path) -> None:
+    records.append(tmp_path / "pools.jsonl", [pool_record(0, 1, "someone-else")])
+    error = offline(fails)
+    assert "pools of model someone-else" in error and "run paragator sample again" in error
+
+
+def test_pools_that_cannot_give_the_mix(fails: Fails, tmp_path: Path) -> None:
+    mine = facts(Config().model).fingerprint
+    records.append(tmp_path / "pools.jsonl", [pool_record(i, 4, mine) for i in range(3)])
+    error = offline(fails, "--method.hard_share", "0.5")
+    assert "3 easy and 0 hard pools cannot give hard_share = 0.5" in error and "change method.hard_share" in error
+
+
+def test_pools_of_too_few_candidates(fails: Fails, tmp_path: Path) -> None:
+    mine = facts(Config().model).fingerprint
+    records.append(tmp_path / "pools.jsonl", [pool_record(i, i % 2, mine, size=2) for i in range(4)])
+    assert "0 easy and 0 hard pools" in offline(fails)
+
+
+# ---- run directories -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> Path:
+    """A run directory that an earlier run left."""
+    run_dir = tmp_path / "runs" / "run"
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.json").write_text(to_json(Config()))
+    return run_dir
+
+
+def test_run_directory_in_use(fails: Fails, used: Path) -> None:
+    error = fails("train")
+    assert "runs/run is in use" in error and all(flag in error for flag in ("--resume", "--overwrite", "--name"))
+
+
+def test_resume_with_a_changed_config_names_the_key(fails: Fails, used: Path) -> None:
+    error = fails("train", "--resume", "--optimizer.lr", "0.5", "--train.steps", "99")
+    assert "optimizer.lr (0.0001 -> 0.5)" in error and "--overwrite" in error
+    assert "train.steps" not in error  # more steps do not change what the run means
+
+
+def test_resume_of_nothing(fails: Fails) -> None:
+    error = fails("train", "--resume")
+    assert "runs/run does not exist" in error and "leave --resume out" in error
+
+
+def test_resume_of_a_run_whose_config_is_broken(fails: Fails, used: Path) -> None:
+    (used / "config.json").write_text("{")
+    error = fails("train", "--resume")
+    assert "config.json cannot be read" in error and "--overwrite" in error
+
+
+def test_overwrite_spares_what_is_no_run(fails: Fails, used: Path) -> None:
+    (used / "config.json").rename(used / "thesis.tex")
+    error = fails("train", "--overwrite")
+    assert "is not a run directory" in error and "choose another name" in error
+    assert (used / "thesis.tex").exists()
+
+
+# ---- verbs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("trian", ["unknown verb 'trian'", "did you mean train?"]),
+        ("zzz", ["unknown verb 'zzz'", "paragator --help"]),
+        ("train a.toml b.toml", ["b.toml", "paragator train --help"]),
+        ("sample", ["--output", "paragator sample --help"]),
+        ("sample --output o.jsonl --count 0", ["--count = 0", "at least 1"]),
+        ("sample --output o.jsonl --count many", ["--count", "'many'", "paragator sample --help"]),
+        ("warmup", ["no config given", "configs/warmup-countdown.toml"]),
+        ("report .", [". is not a run directory", "config.json"]),
+        ("report . --loud 1", ["unknown option --loud", "paragator report --help"]),
+        ("doctor --loud", ["unknown option --loud", "paragator doctor --help"]),
+        ("compare", ["runs", "paragator compare --help"]),
+        ("compare a --format pdf", ["'pdf'", "paragator compare --help"]),
+    ],
+)
+def test_a_verb_used_wrongly(fails: Fails, line: str, wanted: list[str]) -> None:
+    error = fails(*line.split())
+    assert all(part in error for part in wanted), error
+
+
+def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_compare_of_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, cause in (("empty", "holds no eval_after.jsonl"), ("none", "no such run directory")):
+        code = f"import sys; sys.argv = ['paragator', 'compare', {name!r}]; from paragator.cli.main import main; main()"
+        done = python(code, tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {name}: {cause}") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_refusing_loads_no_torch_and_debug_shows_the_traceback(tmp_path: Path) -> None:
+    code = """
+import sys
+from paragator.cli.main import main
+sys.argv = ["paragator", "train", "--generate.top_p", "0.9", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as error:
+    assert not {"torch", "transformers", "numpy"} & set(sys.modules)
+    raise
+"""
+    done = python(code, tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    debug = python(code.replace('"0.9"', '"0.9", "--debug"'), tmp_path)
+    assert "Traceback" in debug.stderr and debug.returncode != 0
