@@ -1,6 +1,6 @@
 """One's own task and grader in Python: a model learns to multiply whatever it is asked. Takes seconds.
 
-    python examples/own_task.py
+python examples/own_task.py
 """
 
 from collections.abc import Sequence

@@ -169,6 +169,7 @@ def test_every_branch_is_packed_once_and_within_budget(budget: int) -> None:
             assert p.tree.prompt_ids == TREES[p.tree_id].prompt_ids
             assert p.tree.branches == tuple(TREES[p.tree_id].branches[b] for b in p.branch_ids)
     assert rows == pack(TREES, budget)
+    assert pack([tree(4)], budget) == []
 
 
 def test_microbatches_keep_all_rows_within_the_padded_budget() -> None:

@@ -62,7 +62,26 @@ class Steps:
         self.say("  ".join(parts))
 
 
-def print_table(found: EvalTable, say: Logger | Any) -> None:
+class Counter:
+    """A line at most every ten seconds: how much of a long evaluation is done, and the time left."""
+
+    def __init__(self, what: str, say: Logger) -> None:
+        self.what, self.say = what, say
+        self.first: int | None = None
+        self.start = self.last = time.perf_counter()
+
+    def __call__(self, finished: int, total: int) -> None:
+        now = time.perf_counter()
+        if self.first is None:
+            self.first = finished - 1
+        if now - self.last < 10 or finished == total:
+            return
+        self.last = now
+        left = (now - self.start) / (finished - self.first) * (total - finished)
+        self.say(f"{self.what.replace('_', ' ')}: {finished}/{total} traces, {left:.0f} s left")
+
+
+def print_table(found: EvalTable, say: Logger) -> None:
     """An evaluation's table as aligned lines."""
     say(aligned(found.rows()))
 
@@ -74,9 +93,9 @@ def aligned(rows: list[list[str]]) -> str:
 
 
 def result(run_dir: Path, k: int) -> dict[str, Any]:
-    """What `train --json` prints."""
+    """What `train --json` and `eval --json` print."""
     out: dict[str, Any] = {"run": str(run_dir), "report": str(run_dir / "report.html")}
-    for name in ("eval_before", "eval_after"):
+    for name in ("eval", "eval_before", "eval_after"):
         path = run_dir / f"{name}.jsonl"
         if path.exists():
             out[name] = table(list(records.read(path)), k).to_dict()

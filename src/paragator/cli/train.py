@@ -160,8 +160,13 @@ async def measure(
         packer=packer,
         repeats=config.eval.repeats,
         seed=config.seed + 1,
+        done=show.Counter(name, say),
+        stop=stop,
     )
-    say(f"{name.replace('_', ' ')} training: {len(problems)} held-out problems, {time.perf_counter() - start:.0f} s")
+    if found is None:
+        return False
+    what = f"{name.replace('_', ' ')} training" if "_" in name else name
+    say(f"{what}: {len(problems)} held-out problems, {time.perf_counter() - start:.0f} s")
     show.print_table(table(found, config.eval.k), say)
     return not stop()
 

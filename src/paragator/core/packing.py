@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from paragator.core.errors import UsageError
 from paragator.core.prompts import Templates
 from paragator.core.types import Problem, Prompt
-
-THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +70,13 @@ def strip_thinking(text: str) -> str:
 
     Some chat templates open the block in the prompt, so a lone </think> ends thinking that began before the text.
     """
-    text = THINKING.sub("", text).rpartition("</think>")[2]
-    return "" if "<think>" in text else text.strip()
+    shown, at = "", 0
+    while (start := text.find("<think>", at)) >= 0 and (end := text.find("</think>", start)) >= 0:
+        shown += text[at:start].lstrip() if at else text[:start]
+        at = end + len("</think>")
+    shown += text[at:].lstrip() if at else text
+    shown = shown.rpartition("</think>")[2]
+    return "" if "<think>" in shown else shown.strip()
 
 
 def tail(text: str, share: float) -> str:

@@ -73,6 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def load(config: ModelConfig) -> tuple[Any, Any]:
     """(model, tokenizer) in float32 with sdpa attention, on the configured device; LoRA adapters added if asked for."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -85,7 +86,7 @@ def load(config: ModelConfig) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"model.path = {config.path!r} cannot be loaded: {reason}") from None
     if config.lora_rank:

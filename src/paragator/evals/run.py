@@ -14,7 +14,7 @@ from paragator.core.types import Plan, Problem, Sample
 from paragator.records import Graded
 from paragator.tasks import Task, grade_trace
 
-AT_ONCE = 256
+AT_ONCE = 64
 """Problems in flight."""
 
 
@@ -30,8 +30,9 @@ async def evaluate(
     repeats: int = 1,
     seed: int = 0,
     done: Callable[[int, int], None] = lambda finished, total: None,
-) -> list[Graded]:
-    """Evaluate what `output` does not hold yet and return all records, ordered by problem and repeat.
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Graded] | None:
+    """Evaluate what `output` does not hold yet and return all records by repeat and problem; None if `stop()` cut it short.
 
     `done(finished, total)` is called as traces finish.
     """
@@ -42,6 +43,8 @@ async def evaluate(
 
     async def one(problem: Problem, repeat: int) -> None:
         async with limit:
+            if stop():
+                return
             repeat_seed = seed + 7919 * repeat
             trace = await run(problem, sample, plan, templates=templates, packer=packer, seed=repeat_seed)
         record = grade_trace(task, trace, {"repeat": repeat})
@@ -50,7 +53,7 @@ async def evaluate(
         done(len(found), len(wanted))
 
     await asyncio.gather(*(one(p, r) for p, r in missing))
-    return [found[p.id, r] for p, r in wanted]
+    return [found[p.id, r] for p, r in wanted] if len(found) >= len(wanted) else None
 
 
 def key(record: Graded) -> tuple[str, int]:

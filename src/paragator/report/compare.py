@@ -177,7 +177,7 @@ def read_evaluation(run_dir: Path) -> tuple[str, list[Graded]]:
     """The name and records of a run's last evaluation; DataError when it has none."""
     if not run_dir.is_dir():
         raise DataError(f"{run_dir}: no such run directory")
-    for name in ("eval_after", "eval_before"):
+    for name in ("eval_after", "eval", "eval_before"):
         path = run_dir / f"{name}.jsonl"
         if path.is_file() and (records := list(read(path))):
             return name, records

@@ -23,7 +23,9 @@ from paragator.report.table import EvalTable, table
 
 T = TypeVar("T")
 
-READABLE = ("eval_after.jsonl", "traces.jsonl", "eval_before.jsonl")
+READABLE = ("eval_after.jsonl", "eval.jsonl", "traces.jsonl", "eval_before.jsonl")
+EVALUATIONS = {"before training": "eval_before.jsonl", "after training": "eval_after.jsonl", "alone": "eval.jsonl"}
+"""What `train` writes around training, and what `eval` writes."""
 TRACES, TRACES_OF_A_KIND = 24, 8
 SHOWN_CHARACTERS = 3000
 RECENT_STEPS = 10
@@ -101,17 +103,15 @@ def render(run_dir: Path) -> str:
     metrics = attempt(lambda path: read_metrics(path.parent), run_dir / "metrics.jsonl", notices) or []
     k = section(config, "eval").get("k")
     tables: dict[str, EvalTable] = {}
-    for label in ("before", "after"):
+    for label, file in EVALUATIONS.items():
         reader = partial(evaluation, k=k if isinstance(k, int) and k > 0 else 4)
-        if one := attempt(reader, run_dir / f"eval_{label}.jsonl", notices):
+        if one := attempt(reader, run_dir / file, notices):
             tables[label] = one
     source, chosen = "", []
     for source in READABLE:
         if chosen := attempt(choose_from, run_dir / source, notices) or []:
             break
-    if absent := [
-        name for name in ("config.json", "manifest.json", "metrics.jsonl", *READABLE) if not (run_dir / name).is_file()
-    ]:
+    if absent := [name for name in expected(run_dir) if not (run_dir / name).is_file()]:
         notices.append(f"No {', '.join(absent)} (yet): the run was interrupted, is still going, or does not write it.")
     name = str(config.get("name", run_dir.resolve().name))
     body = [
@@ -155,6 +155,14 @@ def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def expected(run_dir: Path) -> tuple[str, ...]:
+    """The files that a finished run of this kind, `eval` or `train`, has written."""
+    both = ("config.json", "manifest.json")
+    if (run_dir / "eval.jsonl").is_file():
+        return both
+    return (*both, "metrics.jsonl", *(name for name in READABLE if name != "eval.jsonl"))
+
+
 def status(
     config: Mapping[str, Any],
     manifest: Mapping[str, Any],
@@ -169,7 +177,7 @@ def status(
     parts.append(f"{len(metrics)}{f' of {planned}' if planned is not None else ''} steps")
     if "status" in manifest:
         parts.append(f"status {manifest['status']}")
-    parts.append(f"evaluated {' and '.join(tables)} training" if tables else "not evaluated")
+    parts.append(f"evaluated {' and '.join(tables)}" if tables else "not evaluated")
     return f'<p class="soft">{show(" · ".join(parts))}</p>'
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from paragator.core.errors import RunError
@@ -37,7 +38,7 @@ def load(folder: Path, tensors: dict[str, torch.Tensor], optimizer: torch.optim.
         stored = load_file(folder / "weights.safetensors")
         state = load_file(folder / "optimizer.safetensors")
         meta = read_meta(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise RunError(
             f"checkpoint {folder} cannot be read ({error}); delete it to resume from the one before"
         ) from None

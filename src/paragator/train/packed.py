@@ -220,7 +220,7 @@ def _add_branch(columns: dict[str, list[Any]], piece: Piece, index: int, sources
 
 
 def _split(tree: Tree, tree_id: int, max_tokens: int) -> list[Piece]:
-    """A tree as pieces that fit the budget, where a single branch can."""
+    """A tree as pieces that fit the budget, where a single branch can; nothing without branches."""
     if not tree.prompt_ids:
         raise DataError(f"tree {tree_id} has an empty prompt: nothing predicts its first token; give it a start token")
     for b, branch in enumerate(tree.branches):
@@ -229,6 +229,8 @@ def _split(tree: Tree, tree_id: int, max_tokens: int) -> list[Piece]:
                 f"branch {b} of tree {tree_id} has {len(branch.token_ids)} tokens but {len(branch.logprobs)} "
                 "log-probabilities: keep both as the engine sampled them"
             )
+    if not tree.branches:
+        return []
     if tree.num_tokens <= max_tokens:
         return [Piece(tree, tree_id, tuple(range(len(tree.branches))))]
     bins = _first_fit([len(b.token_ids) for b in tree.branches], max_tokens - len(tree.prompt_ids))

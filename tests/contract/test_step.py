@@ -1,0 +1,314 @@
+"""One training step: what becomes of a graded trace, what each config key changes, and that only sampled ids are trained on."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from paragator.config import Config, load
+from paragator.core.packing import Packer
+from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
+from paragator.engines.loading import add_lora
+from paragator.records import Graded
+from paragator.tasks import Task
+from paragator.train.methods import METHODS
+from paragator.train.policy import Policy
+from paragator.train.rows import Branch, Tree
+from paragator.train.step import Step, constant, credited, step
+
+BASE = (
+    "--rollout.candidates=4", "--rollout.pool_size=2", "--method.k=2", "--train.precision=float32",
+    "--generate.max_tokens=12", "--aggregate.max_tokens=12", "--optimizer.warmup_steps=0", "--optimizer.lr=0.01",
+)  # fmt: skip
+
+
+def configured(*overrides: str) -> Config:
+    return load(Config, None, [*BASE, *overrides])
+
+
+def output(index: int, finish: Any = "stop") -> Completion:
+    return Completion(f"w{index}", finish, (4 + index, 2), (-1.0 - index, -0.5))
+
+
+def group(outputs: tuple[Any, ...], stage: Any = "generate", pool: tuple[int, ...] = ()) -> Group:
+    return Group(Prompt("w0"), outputs, (1, 4, 5), stage, pool)
+
+
+def graded(rewards: list[list[float | None]], finish: Any = "stop") -> Graded:
+    """A trace of one or two rounds with these rewards (None: unscored); the first output of each round ends by `finish`."""
+    groups = [
+        group(tuple(output(i, finish if i == 0 else "stop") for i in range(len(row))), stage)
+        for row, stage in zip(rewards, ("generate", "aggregate"), strict=False)
+    ]
+    grades = [
+        tuple(Grade("unscored") if r is None else Grade("correct" if r == 1 else "incorrect", value=r) for r in row)
+        for row in rewards
+    ]
+    trace = Trace(Problem("p", "w0"), Plan.training(4, 2), 0, tuple((g,) for g in groups))
+    return Graded(trace, tuple((g,) for g in grades))
+
+
+MIXED = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
+
+
+def credits(record: Graded, config: Config, name: str | None = None) -> dict[str, list[float]]:
+    """Each stage's credit, the constant taken out again."""
+    trees = credited(record, METHODS[name or config.method.name], config, 1)
+    return {t.stage: [b.credit / constant(t.stage, config, 1) for b in t.branches] for t in trees}
+
+
+# ---- credited: from a record to trees --------------------------------------------------------------------------------
+
+
+def test_trees_hold_the_ids_and_log_probs_as_sampled() -> None:
+    trees = credited(graded(MIXED), METHODS["paragator"], configured(), 1)
+    assert [t.stage for t in trees] == ["generate", "aggregate"]
+    for tree in trees:
+        assert tree.prompt_ids == (1, 4, 5)
+        assert [(b.token_ids, b.logprobs) for b in tree.branches] == [
+            ((4 + i, 2), (-1.0 - i, -0.5)) for i in range(len(tree.branches))
+        ]
+
+
+def test_credit_is_the_scheme_times_weight_and_constant() -> None:
+    config = configured()
+    found = credits(graded(MIXED), config)
+    assert found["generate"] == pytest.approx([0.5, -1 / 6, -1 / 6, -1 / 6])  # N = 4, k = 2, n = 3
+    assert found["aggregate"] == pytest.approx([0.5, 0.5, -0.5, -0.5])
+    assert constant("generate", config, 3) == pytest.approx(1 / (12 * 3 * 4))
+
+
+@pytest.mark.parametrize(("stage", "other"), [("generate", "aggregate"), ("aggregate", "generate")])
+def test_a_stage_weight_scales_its_stage_alone(stage: str, other: str) -> None:
+    before, after = credits(graded(MIXED), configured()), credits(graded(MIXED), configured(f"--{stage}.weight=3"))
+    assert after[stage] == pytest.approx([3 * c for c in before[stage]])
+    assert after[other] == before[other]
+
+
+def test_a_weight_of_0_leaves_the_stage_out() -> None:
+    assert set(credits(graded(MIXED), configured("--generate.weight=0"))) == {"aggregate"}
+
+
+@pytest.mark.parametrize("flip", ["--method.k=3", "--method.mean=reward", "--method.scale=std"])
+def test_k_mean_and_scale_change_the_generators_credit(flip: str) -> None:
+    record = graded([[1.0, 0.0, 0.0, 0.0], MIXED[1]])
+    assert credits(record, configured(flip))["generate"] != credits(record, configured())["generate"]
+
+
+def test_scale_changes_the_aggregators_credit_k_and_mean_do_not() -> None:
+    def aggregators(*flips: str) -> list[float]:
+        return credits(graded(MIXED), configured(*flips))["aggregate"]
+
+    assert aggregators("--method.k=3", "--method.mean=reward") == aggregators()
+    assert aggregators("--method.scale=std") == pytest.approx([1, 1, -1, -1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_its_stages_and_no_other(name: str) -> None:
+    method = METHODS[name]
+    wanted = {s for s in ("generate", "aggregate") if method.scheme(s)}  # type: ignore[arg-type]
+    assert set(credits(graded(MIXED), configured(), name)) == wanted
+
+
+def test_truncated_rollouts_are_masked_dropped_or_wrong() -> None:
+    """A truncated right one among three: mask keeps its reward in the mean, drop does not, wrong makes it a 0."""
+    record = graded([[1.0, 1.0, 0.0, 0.0]], finish="length")
+
+    def pass_at_1(policy: str) -> list[float]:
+        return credits(record, configured(f"--train.truncated={policy}"), "dr_grpo")["generate"]
+
+    assert pass_at_1("mask") == pytest.approx([0.5, -0.5, -0.5])
+    assert pass_at_1("drop") == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    assert pass_at_1("wrong") == pytest.approx([-0.25, 0.75, -0.25, -0.25])
+
+
+def test_unscored_and_failed_rollouts_leave_the_group() -> None:
+    record = graded([[None, 1.0, 0.0, 0.0]])
+    assert credits(record, configured(), "dr_grpo")["generate"] == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    failed = group((Failure("gone"), output(1), output(2)))
+    trace = replace(record.trace, rounds=((failed,),))
+    lost = Graded(trace, (((None, Grade("correct"), Grade("incorrect")),),))
+    assert credits(lost, configured(), "dr_grpo")["generate"] == pytest.approx([0.5, -0.5])
+
+
+@pytest.mark.parametrize("rewards", [[0.0] * 4, [1.0] * 4, [1.0, 1.0, 1.0, 0.0], [None] * 4])
+def test_dead_groups_give_no_tree(rewards: list[float | None]) -> None:
+    """All wrong, all right, fewer wrong ones than k, nothing scored."""
+    assert credited(graded([rewards]), METHODS["paragator"], configured(), 1) == []
+
+
+def test_with_a_kl_dead_groups_are_kept_for_it() -> None:
+    found = credits(graded([[0.0] * 4]), configured("--train.kl=0.1"))
+    assert found["generate"] == [0.0] * 4
+
+
+def test_outputs_without_ids_are_not_trained_on() -> None:
+    bare = group((Completion("a"), Completion("b")))
+    record = Graded(
+        Trace(Problem("p", ""), Plan.sampling(2), 0, ((bare,),)), (((Grade("correct"), Grade("incorrect")),),)
+    )
+    assert credited(record, METHODS["dr_grpo"], configured(), 1) == []
+
+
+# ---- the policy ------------------------------------------------------------------------------------------------------
+
+CONSTANTS = {"generate": 0.1, "aggregate": 0.1}
+TREES = [Tree("generate", (1, 4, 5), (Branch((6, 7, 2), (-1.0,) * 3, 0.3), Branch((8, 2), (-1.0,) * 2, -0.3)))]
+
+
+def weights(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in policy.raw.named_parameters()}
+
+
+def test_a_batch_without_signal_changes_nothing(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    policy = Policy(model, tokenizer, configured("--optimizer.weight_decay=0.1"))
+    policy.update(TREES, 1, CONSTANTS)
+    before, moments = weights(policy), str(policy.optimizer.state_dict())
+    assert policy.update([], 2, CONSTANTS)["updated"] == 0
+    assert all(torch.equal(before[n], p) for n, p in policy.raw.named_parameters())
+    assert str(policy.optimizer.state_dict()) == moments
+
+
+def test_a_batch_with_signal_moves_the_policy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    policy = Policy(model, tokenizer, configured())
+    before = weights(policy)
+    stats = policy.update(TREES, 1, CONSTANTS)
+    assert stats["updated"] == 1 and stats["grad_norm"] > 0 and stats["ratio"] == pytest.approx(1)
+    assert any(not torch.equal(before[n], p) for n, p in policy.raw.named_parameters())
+
+
+def lora(model: LlamaForCausalLM) -> Any:
+    pytest.importorskip("peft")
+    torch.manual_seed(3)
+    return add_lora(model, 2)
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["frozen copy", "adapters off"])
+def test_kl_is_0_at_the_start_and_grows_as_the_policy_moves(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, adapters: bool
+) -> None:
+    policy = Policy(lora(model) if adapters else model, tokenizer, configured("--train.kl=0.5"))
+    assert (policy.reference is None) is adapters
+    assert policy.update(TREES, 1, CONSTANTS)["kl"] == pytest.approx(0, abs=1e-10)
+    moved = policy.update(TREES, 2, CONSTANTS)
+    assert moved["kl"] > 1e-5
+    again = Policy(policy.raw, tokenizer, configured("--train.kl=0"))
+    without = again.update(TREES, 3, CONSTANTS)
+    assert without["kl"] == 0
+
+
+def test_the_kl_enters_the_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Without credit the loss is the KL alone, and descending it brings the policy back."""
+    policy = Policy(model, tokenizer, configured("--train.kl=1", "--optimizer.lr=0.003"))
+    for number in (1, 2, 3):
+        policy.update(TREES, number, CONSTANTS)
+    idle = [replace(t, branches=tuple(replace(b, credit=0.0) for b in t.branches)) for t in TREES]
+    losses = [policy.update(idle, number, CONSTANTS)["loss"] for number in range(4, 24)]
+    assert losses[0] > 0
+    assert losses[-1] < losses[0]
+
+
+def test_adapters_off_is_the_base_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = torch.tensor([[1, 4, 5, 6]])
+    base = model(ids).logits.detach().clone()
+    policy = Policy(lora(model), tokenizer, configured("--train.kl=0.1", "--model.lora_rank=2"))
+    policy.update(TREES, 1, CONSTANTS)
+    policy.update(TREES, 2, CONSTANTS)
+    with torch.no_grad():
+        assert not torch.allclose(policy.raw(ids).logits, base)
+        with policy.raw.disable_adapter():
+            assert torch.equal(policy.raw(ids).logits, base)
+    assert all("lora" in name for name in policy.tensors())
+
+
+def test_a_checkpoint_restores_weights_and_moments(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    policy = Policy(model, tokenizer, configured())
+    policy.update(TREES, 1, CONSTANTS)
+    policy.save(tmp_path / "step_1", {"step": 1})
+    policy.update(TREES, 2, CONSTANTS)
+    wanted = weights(policy)
+    assert policy.restore(tmp_path / "step_1")["step"] == 1
+    policy.update(TREES, 2, CONSTANTS)
+    assert all(torch.equal(wanted[n], p) for n, p in policy.raw.named_parameters())
+
+
+# ---- the whole step --------------------------------------------------------------------------------------------------
+
+
+def first_word_parity(problem: Problem, texts: Any) -> list[Grade]:
+    """A grader with signal on random text."""
+    return [Grade("correct" if len(t) % 2 else "incorrect", t) for t in texts]
+
+
+TASK = Task("parity", lambda *_: [], first_word_parity)
+PROBLEMS = [Problem("a", "w1 w2"), Problem("b", "w3")]
+
+
+class Spy(Policy):
+    """A policy that remembers what it was asked to learn."""
+
+    trees: tuple[Tree, ...] = ()
+
+    def update(self, trees: Any, step: int, kl_constants: dict[str, float]) -> dict[str, float]:
+        self.trees = tuple(trees)
+        return super().update(trees, step, kl_constants)
+
+
+def take_step(policy: Policy, engine: Any, config: Config, pools: Any = None) -> Step:
+    return asyncio.run(step(1, PROBLEMS, engine, TASK, policy, Packer(), config, pools))
+
+
+def test_training_consumes_exactly_what_was_sampled(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    engine, config = make_engine(), configured("--train.truncated=wrong", "--train.kl=0.01")
+    policy = Spy(engine.model, tokenizer, config)
+    result = take_step(policy, engine, config)
+    groups = [g for r in result.records for row in r.trace.rounds for g in row]
+    sampled = [(g.stage, g.prompt_ids, o.token_ids, o.logprobs) for g in groups for o in g.completions]
+    learnt = [(t.stage, t.prompt_ids, b.token_ids, b.logprobs) for t in policy.trees for b in t.branches]
+    assert learnt == sampled
+    assert len(learnt) == 2 * (4 + 4)
+    assert result.metrics["mismatch_kl"] == pytest.approx(
+        0, abs=1e-6
+    )  # the trainer's log-probabilities are the sampler's
+    assert result.metrics["updated"] == 1
+
+
+def test_a_step_is_reproducible_and_reports_both_stages(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    engine, config = make_engine(), configured()
+    first = take_step(Spy(engine.model, tokenizer, configured("--optimizer.lr=1e-30")), engine, config)
+    second = take_step(Spy(engine.model, tokenizer, config), engine, config)
+    assert first.records == second.records
+    for name in ("reward", "truncated", "unscored", "failed", "zero_credit"):
+        assert {f"generate/{name}", f"aggregate/{name}"} <= set(first.metrics)
+    assert first.metrics["step"] == 1 and {"generate/pass_at_k", "pool/has_correct", "tokens"} <= set(first.metrics)
+
+
+def test_offline_pools_are_the_candidates(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    engine = make_engine()
+    config = configured("--method.name=offline_aggregation", "--method.pools=recorded.jsonl")
+    pools = {p.id: Group(Prompt("w0"), tuple(Completion(f"w{i}") for i in range(4))) for p in PROBLEMS}
+    policy = Spy(engine.model, tokenizer, config)
+    result = take_step(policy, engine, config, pools)
+    for record in result.records:
+        assert record.trace.rounds[0] == (pools[record.trace.problem.id],)
+        (group,) = record.trace.rounds[1]
+        assert len(group.pool) == 2
+        assert all(f"w{i}" in group.prompt.text for i in group.pool)
+    assert {t.stage for t in policy.trees} == {"aggregate"}
+
+
+def test_without_updates_the_base_method_only_rolls_out(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    engine, config = make_engine(), configured("--method.name=base")
+    policy = Spy(engine.model, tokenizer, config)
+    before = weights(policy)
+    result = take_step(policy, engine, config)
+    assert policy.trees == () and result.metrics["updated"] == 0
+    assert all(torch.equal(before[n], p) for n, p in policy.raw.named_parameters())

@@ -1,0 +1,354 @@
+"""From a config to a report through the command line: methods, interruption, resumption, and wrong inputs that need a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from paragator import records
+from paragator.cli.main import main, run
+from paragator.config import ModelConfig
+from paragator.core.errors import RunError
+from paragator.engines import loading
+from paragator.train.methods import METHODS
+
+SOURCE = Path(__file__).parents[2] / "src"
+Cli = Callable[..., int]
+pytestmark = pytest.mark.e2e
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return list(records.read_json_lines(path))
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, seconds left out."""
+    found = rows(run_dir / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if not name.startswith("seconds")} for row in found]
+
+
+def traces(run_dir: Path) -> list[dict[str, Any]]:
+    return rows(run_dir / "traces.jsonl")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    model, _ = loading.load(ModelConfig(path=str(folder)))
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_it_promises(cli: Cli, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("train") == 0
+    out = capsys.readouterr().out
+    assert "step 3/3" in out and "pass@1" in out and "report: " in out
+    run_dir = Path("runs/toy")
+    assert json.loads((run_dir / "config.json").read_text())["method"]["k"] == 2
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert manifest["model"] and manifest["versions"]["torch"] and "{problem}" in manifest["prompts"]["candidate"]
+    assert [row["step"] for row in metrics(run_dir)] == [1, 2, 3]
+    assert all(row["updated"] == 1 and row["mismatch_kl"] < 1e-5 for row in metrics(run_dir))
+    assert len(traces(run_dir)) == 3 * 4
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["step_2", "step_3"]
+    assert [len(list(records.read(run_dir / f"eval_{when}.jsonl"))) for when in ("before", "after")] == [3, 3]
+    assert "<html" in (run_dir / "report.html").read_text() and (run_dir / "logs" / "attempt_1.log").is_file()
+    before, after = weights(toy / "model"), weights(run_dir / "model")
+    assert before.keys() == after.keys() and any(not torch.equal(before[n], after[n]) for n in before)
+    assert loading.load(ModelConfig(path=str(run_dir / "model")))[1].encode("1 -> 2 solve:")
+
+
+def test_the_same_config_gives_the_same_run(cli: Cli) -> None:
+    assert cli("train", "--name", "a") == cli("train", "--name", "b") == 0
+    assert metrics(Path("runs/a")) == metrics(Path("runs/b"))
+    assert traces(Path("runs/a")) == traces(Path("runs/b"))
+    assert cli("train", "--name", "c", "--seed", "1") == 0
+    assert metrics(Path("runs/a")) != metrics(Path("runs/c"))
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "offline_aggregation"])
+def test_every_online_method_runs(cli: Cli, name: str) -> None:
+    assert cli("train", "--method.name", name, "--train.steps", "2", "--eval.around_training", "false") == 0
+    found = metrics(Path("runs/toy"))
+    method = METHODS[name]
+    assert ("generate/zero_credit" in found[0]) is (method.generate is not None)
+    assert ("aggregate/zero_credit" in found[0]) is (method.aggregate is not None)
+    assert any(row["updated"] for row in found) is (name != "base")
+
+
+def test_sample_then_offline_aggregation(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("sample", "--output", "pools.jsonl", "--count", "8", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == 8
+    first = Path("pools.jsonl").read_bytes()
+    assert cli("sample", "--output", "pools.jsonl", "--count", "8") == 0  # nothing is missing
+    assert Path("pools.jsonl").read_bytes() == first
+    offline = ["--method.name", "offline_aggregation", "--method.pools", "pools.jsonl"]
+    assert cli("train", *offline, "--method.hard_share", "0.5", "--train.steps", "2") == 0
+    recorded = {r.trace.problem.id: r.trace.rounds[0][0].outputs for r in records.read(Path("pools.jsonl"))}
+    used = list(records.read(Path("runs/toy/traces.jsonl")))
+    assert all(r.trace.rounds[0][0].outputs == recorded[r.trace.problem.id] for r in used)
+    assert any(row["updated"] for row in metrics(Path("runs/toy")))
+    assert "generate/zero_credit" not in metrics(Path("runs/toy"))[0]
+
+
+def test_pools_go_on_where_sampling_stopped(cli: Cli) -> None:
+    assert cli("sample", "--output", "all.jsonl", "--count", "6") == 0
+    lines = Path("all.jsonl").read_bytes().splitlines(keepends=True)
+    Path("part.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:50])
+    assert cli("sample", "--output", "part.jsonl", "--count", "6") == 0
+    assert sorted(Path("part.jsonl").read_bytes().splitlines()) == sorted(line.strip() for line in lines)
+
+
+def test_lora_and_kl_run_and_export_a_plain_model(cli: Cli, toy: Path) -> None:
+    pytest.importorskip("peft")
+    quick = ("--train.steps", "2", "--eval.around_training", "false")
+    assert cli("train", "--model.lora_rank", "2", "--train.kl", "0.05", *quick) == 0
+    assert metrics(Path("runs/toy"))[1]["kl"] > 0
+    assert weights(Path("runs/toy/model")).keys() == weights(toy / "model").keys()
+
+
+# ---- interruption and resumption -------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_resumes_to_exactly_the_same_end(cli: Cli) -> None:
+    """Killed after step 3 was recorded but before its checkpoint, with a torn line; checkpoints are every 2 steps."""
+    assert cli("train", "--name", "whole", "--train.steps", "5") == 0
+    assert cli("train", "--name", "killed", "--train.steps", "3", "--eval.around_training", "true") == 0
+    killed = Path("runs/killed")
+    shutil.rmtree(killed / "checkpoints" / "step_3")
+    (killed / "eval_after.jsonl").unlink()
+    for name in ("metrics.jsonl", "traces.jsonl"):
+        with (killed / name).open("a") as file:
+            file.write('{"step": 4, "torn')
+    assert cli("train", "--name", "killed", "--train.steps", "5", "--resume") == 0
+    assert metrics(killed) == metrics(Path("runs/whole"))
+    assert traces(killed) == traces(Path("runs/whole"))
+    whole, resumed = weights(Path("runs/whole/model")), weights(killed / "model")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    for name in ("eval_before.jsonl", "eval_after.jsonl"):
+        assert sorted(map(str, rows(killed / name))) == sorted(map(str, rows(Path("runs/whole") / name)))
+    assert (killed / "logs" / "attempt_2.log").is_file()
+
+
+def test_resuming_a_finished_run_changes_nothing(cli: Cli) -> None:
+    assert cli("train") == 0
+    before = {p: p.read_bytes() for p in Path("runs/toy").glob("*.jsonl")}
+    assert cli("train", "--resume") == 0
+    assert {p: p.read_bytes() for p in Path("runs/toy").glob("*.jsonl")} == before
+
+
+def test_overwrite_starts_again(cli: Cli) -> None:
+    assert cli("train", "--train.steps", "1") == 0
+    assert cli("train", "--train.steps", "2", "--overwrite") == 0
+    assert len(metrics(Path("runs/toy"))) == 2
+    assert not Path("runs/toy/logs/attempt_2.log").exists()
+
+
+def test_ctrl_c_leaves_a_resumable_run_and_a_valid_report(cli: Cli, toy: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{toy}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "paragator", "train", str(toy / "toy.toml"), "--train.steps", "1000"]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if line.startswith("step 3/"):
+                process.send_signal(signal.SIGINT)
+                break
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "stopping after this step" in err and "Traceback" not in err
+    assert "interrupted; go on with --resume" in out
+    run_dir = Path("runs/toy")
+    assert (run_dir / "report.html").read_text().rstrip().endswith("</html>")
+    taken = len(metrics(run_dir))
+    assert 3 <= taken < 1000
+    assert (run_dir / "checkpoints" / f"step_{taken}").is_dir()
+    assert cli("train", "--train.steps", str(taken + 1), "--resume") == 0
+    assert [row["step"] for row in metrics(run_dir)] == list(range(1, taken + 2))
+    assert cli("train", "--name", "whole", "--train.steps", str(taken + 1)) == 0
+    assert metrics(run_dir) == metrics(Path("runs/whole"))
+
+
+# ---- the other verbs -------------------------------------------------------------------------------------------------
+
+
+def test_eval_prints_json_and_resumes(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("eval", "--json", "--eval.rounds", "2") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["run"] == "runs/toy-eval" and len(found["eval"]["rounds"]) == 3
+    first = sorted(map(str, rows(Path("runs/toy-eval/eval.jsonl"))))
+    page = Path("runs/toy-eval/report.html").read_text()
+    assert "evaluated alone" in page and "No evaluation is recorded" not in page
+    assert run(["compare", "runs/toy-eval", "runs/toy-eval"]) == 0
+    capsys.readouterr()
+    assert cli("eval", "--eval.rounds", "2", "--resume") == 0
+    assert sorted(map(str, rows(Path("runs/toy-eval/eval.jsonl")))) == first
+
+
+def test_train_prints_json(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("train", "--json", "--train.steps", "1") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"] == 1 and {"run", "report", "eval_before", "eval_after"} <= set(found)
+
+
+def test_compare_draws_two_runs(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("paragator", "dr_grpo"):
+        assert cli("train", "--name", name, "--method.name", name, "--train.steps", "2") == 0
+    capsys.readouterr()
+    assert run(["compare", "runs/paragator", "runs/dr_grpo", "--output", "pictures"]) == 0
+    out = capsys.readouterr().out
+    assert "paragator" in out and "dr_grpo" in out and "pass@1" in out
+    assert len(list(Path("pictures").iterdir())) >= 2
+    assert run(["compare", "runs/paragator", "runs/dr_grpo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"]
+    assert run(["report", "runs/dr_grpo"]) == 0
+
+
+def test_warmup_writes_a_model_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "warmup.toml"
+    path.write_text(f"""
+output = "{tmp_path}/model"
+steps = 3
+width = 32
+layers = 1
+context = 160
+solve_rows = 2
+review_rows = 2
+[task]
+min_numbers = 2
+max_numbers = 3
+max_value = 4
+""")
+    assert run(["warmup", str(path)]) == 0
+    model, tokenizer = loading.load(ModelConfig(path=str(tmp_path / "model")))
+    ids = tokenizer("1 2 -> 3\nsolve:", return_tensors="pt")["input_ids"]
+    assert torch.isfinite(model(ids).logits).all() and 3 not in ids  # 3 is <unk>
+    first = weights(tmp_path / "model")
+    assert run(["warmup", str(path), "--output", str(tmp_path / "again")]) == 0
+    again = weights(tmp_path / "again")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert run(["doctor"]) in (0, 1)
+
+
+def test_warmup_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paragator.config import TaskConfig
+    from paragator.train import warmup as module
+
+    def config(name: str) -> Any:
+        task = TaskConfig(min_numbers=2, max_numbers=2, max_value=6, min_target=2)
+        return module.WarmupConfig(
+            output=str(tmp_path / name), steps=203, width=32, layers=1, solve_rows=1, review_rows=1, pool_size=1, task=task
+        )  # fmt: skip
+
+    module.warmup(config("whole"), lambda line: None)
+    taken = 0
+    real = module.batch
+
+    def stop_after_201(*args: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken > 201:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "batch", stop_after_201)
+    with pytest.raises(KeyboardInterrupt):
+        module.warmup(config("cut"), lambda line: None)
+    monkeypatch.setattr(module, "batch", real)
+    said: list[str] = []
+    module.warmup(config("cut"), said.append)
+    assert "resuming after step 200" in said
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+# ---- wrong inputs that only a model or its output can show -----------------------------------------------------------
+
+
+@pytest.fixture
+def fails(
+    cli: Cli, toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run a verb that must fail as a usage error; its one line."""
+
+    def fail(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["paragator", *words])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        err = capsys.readouterr().err
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert exit_.value.code == 2, err
+        assert len(lines) == 1 and lines[0].startswith("error: "), err
+        return lines[0]
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ("[float('nan')] * len(texts)", ["gave nan", "return a finite number, or None"]),
+        ("[1.0]", ["gave 1 values for 4 texts", "return one for each"]),
+        ("['good'] * len(texts)", ["gave 'good'", "return a finite number, or None"]),
+    ],
+    ids=["nan", "wrong length", "text"],
+)
+def test_a_reward_that_returns_nonsense(
+    fails: Callable[..., str], toy: Path, tmp_path: Path, body: str, wanted: list[str], request: pytest.FixtureRequest
+) -> None:
+    name = "bad_reward_" + request.node.callspec.id.replace(" ", "_")
+    (tmp_path / f"{name}.py").write_text(f"def score(problem, texts):\n    return {body}\n")
+    error = fails("eval", str(toy / "toy.toml"), "--task.reward", f"{name}:score")
+    assert f"reward {name}:score" in error and all(part in error for part in wanted), error
+
+
+def test_a_prompt_longer_than_the_context(fails: Callable[..., str], toy: Path, tmp_path: Path) -> None:
+    row = {"id": "long", "problem": "1 + " * 200 + "1", "answer": 201}
+    (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n")
+    error = fails("eval", str(toy / "toy.toml"), "--task.held_out_path", str(tmp_path / "long.jsonl"))
+    assert "problem long" in error and "context of 160" in error and "shorten it" in error
+
+
+def test_warmup_of_an_unknown_task(fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "w.toml").write_text('output = "out"\n')
+    error = fails("warmup", "w.toml", "--task.name", "chess")
+    assert "task.name = 'chess'" in error and "'countdown'" in error
+    error = fails("warmup", "w.toml", "--task.name", "arithmetic")
+    assert "task.name = 'arithmetic'" in error and "countdown" in error
+    assert not Path("out").exists()
+
+
+def test_more_problems_than_the_ranges_hold(fails: Callable[..., str]) -> None:
+    few = {"min_numbers": 2, "max_numbers": 2, "max_value": 3, "min_target": 1, "max_target": 6}
+    error = fails("eval", "--eval.problems", "20", *(f"--task.{key}={value}" for key, value in few.items()))
+    assert "distinct held-out problems of 20" in error and "widen the ranges" in error
+
+
+def test_weights_that_are_not_there(fails: Callable[..., str], toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy / "model", tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    error = fails("eval", str(toy / "toy.toml"), "--model.path", "./bare")
+    assert "model.path = './bare' cannot be loaded" in error
+    (tmp_path / "bare" / "model.safetensors").write_bytes(b"\x00" * 100)
+    error = fails("eval", str(toy / "toy.toml"), "--model.path", "./bare", "--overwrite")
+    assert "model.path = './bare' cannot be loaded" in error
+
+
+def test_a_broken_checkpoint_fails_in_one_line(cli: Cli) -> None:
+    assert cli("train", "--train.steps", "1", "--eval.around_training", "false") == 0
+    (Path("runs/toy/checkpoints/step_1") / "weights.safetensors").write_bytes(b"\x00" * 10)
+    with pytest.raises(RunError, match="step_1 cannot be read"):
+        cli("train", "--train.steps", "2", "--eval.around_training", "false", "--resume")
