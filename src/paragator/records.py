@@ -120,14 +120,19 @@ def decode_group(row: dict[str, Any]) -> tuple[Group, tuple[Grade | None, ...]]:
     return group, tuple(grades)
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Every complete line of a JSONL file; a torn last line is dropped, a broken one elsewhere is a DataError."""
+def read_json_lines(path: Path, *, ours: bool = True) -> Iterator[dict[str, Any]]:
+    """Every line of a JSONL file; a broken one is a DataError.
+
+    In a file of `ours` a last line without its newline is a torn write and is dropped; in another it is data.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+            if ours and not line.endswith(b"\n"):
                 return
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except ValueError as error:

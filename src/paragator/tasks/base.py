@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from paragator.config import TaskConfig
-from paragator.core.errors import UsageError
+from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Failure, Grade, Problem, Trace
 from paragator.records import Graded
 
@@ -79,7 +79,11 @@ def graded_by(reward: Reward, name: str) -> Callable[[Problem, Sequence[str]], l
     """A grader from a reward function; what the function returns is checked, never trusted."""
 
     def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
-        values = list(reward(problem, texts))
+        try:
+            values = list(reward(problem, texts))
+        except Exception as error:  # noqa: BLE001  (somebody else's code: whatever it raises, the run is resumable)
+            kind = type(error).__name__
+            raise RunError(f"reward {name} raised {kind} for problem {problem.id}: {error}; mend it and --resume") from error
         if len(values) != len(texts):
             raise UsageError(f"reward {name} gave {len(values)} values for {len(texts)} texts: return one for each")
         return [to_grade(value, text, problem, name) for value, text in zip(values, texts, strict=True)]

@@ -49,7 +49,7 @@ def build(config: TaskConfig) -> Task:
 def read_problems(path: Path) -> list[Problem]:
     """Every problem of a file; DataError for a missing field, an empty answer, a doubled id or no rows at all."""
     out: dict[str, Problem] = {}
-    for number, row in enumerate(read_json_lines(path), 1):
+    for number, row in enumerate(read_json_lines(path, ours=False), 1):
         for name in ("problem", "answer"):
             if not str(row.get(name) or "").strip() and row.get(name) != 0:
                 raise DataError(f"{path}:{number}: field {name!r} is missing or empty")

@@ -56,7 +56,7 @@ class Policy:
             group["lr"] = learning_rate(settings, step, self.config.train.steps)
         rows = pack(trees, self.config.train.row_tokens)
         total, parts = 0.0, []
-        for part in microbatches(rows, 4 * self.config.train.row_tokens):
+        for part in microbatches(rows, self.config.train.batch_tokens):
             batch = collate(part).to(self.accelerator.device)
             value, stats = self.loss(batch, kl_constants)
             self.accelerator.backward(value)
