@@ -81,9 +81,11 @@ def graded_by(reward: Reward, name: str) -> Callable[[Problem, Sequence[str]], l
     def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
         try:
             values = list(reward(problem, texts))
-        except Exception as error:  # noqa: BLE001  (somebody else's code: whatever it raises, the run is resumable)
+        except Exception as error:  # somebody else's code: whatever it raises, the run is resumable
             kind = type(error).__name__
-            raise RunError(f"reward {name} raised {kind} for problem {problem.id}: {error}; mend it and --resume") from error
+            raise RunError(
+                f"reward {name} raised {kind} for problem {problem.id}: {error}; mend it and --resume"
+            ) from error
         if len(values) != len(texts):
             raise UsageError(f"reward {name} gave {len(values)} values for {len(texts)} texts: return one for each")
         return [to_grade(value, text, problem, name) for value, text in zip(values, texts, strict=True)]
