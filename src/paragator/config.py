@@ -172,6 +172,8 @@ class OptimizerConfig(Section):
 class EvalConfig(Section):
     problems: int = Field(128, ge=1)
     """Held-out problems."""
+    seed: int = 0
+    """Which held-out problems: apart from the run's seed, so that runs of several seeds are judged on the same ones."""
     candidates: int = Field(4, ge=1)
     """Initial candidates a problem."""
     rounds: int = Field(3, ge=0)

@@ -40,7 +40,7 @@ async def job(config: Config, checked: compose.Checked, run_dir: Path, say: show
     from paragator.engines import loading
     from paragator.report.page import write_report
 
-    problems = checked.task.problems("held-out", config.eval.problems, config.seed)
+    problems = checked.task.problems("held-out", config.eval.problems, config.eval.seed)
     model, tokenizer = loading.load(config.model)
     engine = compose.build_engine(config, model, tokenizer)
     compose.check_prompts(config, problems, engine)

@@ -70,7 +70,7 @@ def problems_of(
     config: Config, checked: compose.Checked, pools: dict[str, Group] | None
 ) -> tuple[list[Problem], list[Problem]]:
     """Training problems (those with recorded pools, offline) and held-out ones."""
-    held_out = checked.task.problems("held-out", config.eval.problems, config.seed)
+    held_out = checked.task.problems("held-out", config.eval.problems, config.eval.seed)
     wanted = min(config.train.pool, config.train.steps * config.train.problems)
     if pools is None:
         return checked.task.problems("train", max(1, wanted), config.seed), held_out
