@@ -80,12 +80,14 @@ def choose(problems: Sequence[Problem], number: int, config: Config) -> list[Pro
     if not problems:
         raise DataError("the training set is empty: set task.path or widen the task's ranges")
     size = config.train.problems
-    out = []
+    out: list[Problem] = []
+    orders: dict[int, list[int]] = {}
     for position in range((number - 1) * size, number * size):
         epoch, at = divmod(position, len(problems))
-        order = list(range(len(problems)))
-        Random(f"{config.seed}:epoch:{epoch}").shuffle(order)
-        out.append(problems[order[at]])
+        if epoch not in orders:
+            orders[epoch] = list(range(len(problems)))
+            Random(f"{config.seed}:epoch:{epoch}").shuffle(orders[epoch])
+        out.append(problems[orders[epoch][at]])
     return out
 
 
