@@ -78,9 +78,13 @@ def check_prompts(config: Config, problems: list[Problem], engine: Any) -> None:
 
 
 def build_engine(config: Config, model: Any, tokenizer: Any) -> Any:
-    """The in-process engine with each stage's sampling."""
+    """The in-process engine with each stage's sampling, on as many CPU threads as configured."""
+    import torch
+
     from paragator.engines.transformers import TransformersEngine
 
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
     sampling: dict[Stage, Sampling] = {
         "generate": sampling_of(config.generate),
         "aggregate": sampling_of(config.aggregate),

@@ -7,18 +7,13 @@ import json
 from pathlib import Path
 
 from paragator.cli import compose, show
-from paragator.cli.main import parse, parser_for
+from paragator.cli.main import parse, run_parser
 from paragator.cli.train import Stop, measure
 from paragator.config import Config, load, to_json
 
 
 def main(arguments: list[str]) -> int:
-    parser = parser_for("eval")
-    parser.add_argument("config", nargs="?", help="a TOML file; without one, the defaults")
-    parser.add_argument("--dry-run", action="store_true", help="resolve and validate everything, load no weights")
-    parser.add_argument("--resume", action="store_true", help="go on where the run directory stops")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run directory first")
-    flags, overrides = parse(parser, arguments)
+    flags, overrides = parse(run_parser("eval"), arguments)
     config = load(Config, flags.config, overrides)
     if not any(word.startswith("--name") for word in overrides):
         config = config.model_copy(update={"name": f"{config.name}-eval"})

@@ -39,6 +39,16 @@ def parser_for(verb: str) -> Parser:
     return parser
 
 
+def run_parser(verb: str) -> Parser:
+    """The parser of a verb that works in a run directory."""
+    parser = parser_for(verb)
+    parser.add_argument("config", nargs="?", help="a TOML file; without one, the defaults")
+    parser.add_argument("--dry-run", action="store_true", help="resolve and validate everything, load no weights")
+    parser.add_argument("--resume", action="store_true", help="go on where the run directory stops")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run directory first")
+    return parser
+
+
 def help_text() -> str:
     verbs = "\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items())
     return (

@@ -13,19 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from paragator.cli import compose, show
-from paragator.cli.main import parse, parser_for
+from paragator.cli.main import parse, run_parser
 from paragator.config import Config, load, to_json
 from paragator.core.types import Group, Problem
 from paragator.tasks import Task
 
 
 def main(arguments: list[str]) -> int:
-    parser = parser_for("train")
-    parser.add_argument("config", nargs="?", help="a TOML file; without one, the defaults")
-    parser.add_argument("--dry-run", action="store_true", help="resolve and validate everything, load no weights")
-    parser.add_argument("--resume", action="store_true", help="go on where the run directory stops")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run directory first")
-    flags, overrides = parse(parser, arguments)
+    flags, overrides = parse(run_parser("train"), arguments)
     config = load(Config, flags.config, overrides)
     if flags.dry_run:
         compose.check(config, training=True)
@@ -55,10 +50,6 @@ def train(
     say(
         f"{config.name}: method {config.method.name}, {len(train_problems)} training and {len(held_out)} held-out problems"
     )
-    if config.train.threads:
-        import torch
-
-        torch.set_num_threads(config.train.threads)
     with Stop() as stop:
         code = asyncio.run(job(config, checked, run_dir, train_problems, held_out, pools, say, stop))
     if as_json:
