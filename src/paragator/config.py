@@ -54,14 +54,20 @@ class ModelConfig(Section):
 
 
 class TaskConfig(Section):
-    name: Literal["countdown", "arithmetic", "jsonl"] = "countdown"
-    """Which task."""
+    name: str = "countdown"
+    """"countdown", "arithmetic", "jsonl" (a file of your own), "reasoning-gym/NAME", or a row of `paragator data list`."""
     style: Literal["compact", "words"] = "compact"
     """How a built-in task words its problems: symbols for the embedded model, a sentence for others."""
     path: str | None = None
     """jsonl: the file, one object a line with fields problem and answer."""
     held_out_path: str | None = None
     """jsonl: the held-out file; without it, a tenth of `path` by content."""
+    fields: dict[str, str] = {}
+    """jsonl: where the fields are when they have other names, as {problem = "question", answer = "gold"}."""
+    kind: str | None = None
+    """What the answers are ("number", "set", "equation", ...; see docs/grading.md); None infers it from each reference."""
+    parameters: dict[str, Any] = {}
+    """reasoning-gym: parameters of the generator."""
     reward: str | None = None
     """A reward function "module:function" (problem, texts) -> one number or None a text; replaces the task's checker."""
     min_numbers: int = Field(4, ge=2, le=8)
@@ -84,6 +90,48 @@ class TaskConfig(Section):
             if low > high:
                 raise ValueError(f"task.min_{what} = {low} is above task.max_{what} = {high}")
         return self
+
+
+class EngineConfig(Section):
+    rollout: Literal["transformers", "openai", "replay"] = "transformers"
+    """Who samples: this process, an OpenAI-compatible server, or recorded completions. Training needs "transformers"."""
+    url: str | None = None
+    """openai: the server's base URL, as http://localhost:8000/v1."""
+    model: str | None = None
+    """openai: the name under which the server knows the model; None takes the first that it lists."""
+    key_env: str = "OPENAI_API_KEY"
+    """openai: the environment variable that holds the key; a server without keys needs none."""
+    key_file: str | None = None
+    """openai: a file that holds the key, instead of the environment."""
+    max_in_flight: int = Field(64, ge=1)
+    """openai: most requests in flight; fewer while the server pushes back."""
+    request_timeout_s: float = Field(600, gt=0)
+    """openai: longest one attempt may take."""
+    total_timeout_s: float = Field(1800, gt=0)
+    """openai: longest a request may take with all its retries; then it is a Failure."""
+    extra_body: dict[str, Any] = {}
+    """openai: further request fields, passed on as they are."""
+    price_in: float = Field(0, ge=0)
+    """openai: price of a million prompt tokens, to print a cost."""
+    price_out: float = Field(0, ge=0)
+    """openai: price of a million completion tokens."""
+    recording: str | None = None
+    """replay: a JSONL file with fields problem and completions."""
+
+
+class JudgeConfig(Section):
+    mode: Literal["off", "hybrid", "always"] = "off"
+    """hybrid asks a model where the rules cannot decide; always asks it for every answer, and reports the agreement."""
+    url: str | None = None
+    """The judge's OpenAI-compatible base URL."""
+    model: str | None = None
+    """The judge's name on that server; None takes the first that it lists."""
+    key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the judge's key."""
+    cache: str = "judgements.sqlite"
+    """Verdicts already paid for, shared by all runs that name the same file."""
+    max_tokens: int = Field(2048, ge=1)
+    """Longest judgement."""
 
 
 class MethodConfig(Section):
@@ -203,6 +251,8 @@ class Config(Section):
     """Also send metrics there, through Accelerate."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
+    engine: EngineConfig = EngineConfig()
+    judge: JudgeConfig = JudgeConfig()
     method: MethodConfig = MethodConfig()
     rollout: RolloutConfig = RolloutConfig()
     generate: StageConfig = StageConfig()

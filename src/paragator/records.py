@@ -64,6 +64,7 @@ def encode_group(group: Group, grades: tuple[Grade | None, ...]) -> dict[str, An
             outputs.append({"failure": output.reason})
             continue
         outputs.append({"text": output.text, "finish_reason": output.finish_reason, "token_ids": output.token_ids})
+        outputs[-1] |= {"num_tokens": output.num_tokens, "thinking": output.thinking}
         outputs[-1]["grade"] = asdict(grade) if grade else None
     return {
         "stage": group.stage,
@@ -71,6 +72,7 @@ def encode_group(group: Group, grades: tuple[Grade | None, ...]) -> dict[str, An
         "chat": group.prompt.chat,
         "pool": group.pool,
         "reductions": group.reductions,
+        "num_prompt_tokens": group.prompt_length,
         "outputs": outputs,
     }
 
@@ -108,7 +110,9 @@ def decode_group(row: dict[str, Any]) -> tuple[Group, tuple[Grade | None, ...]]:
             grades.append(None)
             continue
         ids = output["token_ids"]
-        outputs.append(Completion(output["text"], output["finish_reason"], None if ids is None else tuple(ids)))
+        ids = None if ids is None else tuple(ids)
+        known = {name: output.get(name) for name in ("num_tokens", "thinking")}
+        outputs.append(Completion(output["text"], output["finish_reason"], ids, **known))
         grades.append(Grade(**output["grade"]) if output["grade"] else Grade("unscored", reason="not graded"))
     group = Group(
         Prompt(row["prompt"], row["chat"]),
@@ -116,6 +120,7 @@ def decode_group(row: dict[str, Any]) -> tuple[Group, tuple[Grade | None, ...]]:
         stage=row["stage"],
         pool=tuple(row["pool"]),
         reductions=tuple(row["reductions"]),
+        num_prompt_tokens=row.get("num_prompt_tokens"),
     )
     return group, tuple(grades)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from fractions import Fraction
@@ -366,7 +367,7 @@ def test_a_named_reward_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_failed_outputs_keep_their_place_and_get_no_grade() -> None:
     outputs = (Failure("gone"), Completion("(3 + 5) * 7 - 1"), Failure("gone"), Completion("3"))
     trace = Trace(FOUR, Plan.sampling(4), 0, ((Group(Prompt("p"), outputs),),))
-    found = grade_trace(Task("t", lambda *_: [], countdown.grade), trace, {"step": 3})
+    found = asyncio.run(grade_trace(Task("t", lambda *_: [], countdown.grade), trace, {"step": 3}))
     assert found.grades[0][0][0] is found.grades[0][0][2] is None
     assert found.rewards(0) == [1.0, 0.0]
     assert found.trace.extra == {"step": 3}

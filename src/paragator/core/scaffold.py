@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 from paragator.core.packing import Packer
 from paragator.core.prompts import Templates
@@ -64,14 +65,7 @@ async def aggregate(
         stage="aggregate",
         seed=derive(seed, problem, round_, index),
     )
-    return Group(
-        prompt=packed.prompt,
-        outputs=group.outputs,
-        prompt_ids=group.prompt_ids,
-        stage="aggregate",
-        pool=packed.pool,
-        reductions=packed.reductions,
-    )
+    return replace(group, prompt=packed.prompt, stage="aggregate", pool=packed.pool, reductions=packed.reductions)
 
 
 def derive(seed: int, problem: Problem, round_: int, index: int) -> int:

@@ -48,13 +48,21 @@ class Completion:
     """One sampled solution.
 
     `token_ids` [T] and `logprobs` [T] are as sampled, after temperature, including the final
-    end-of-sequence token; None where the engine does not know them.
+    end-of-sequence token; None where the engine does not know them. `num_tokens` is its length in tokens where an
+    engine knows that. `thinking` is what a server kept apart from `text`; it is never shown to an aggregation.
     """
 
     text: str
     finish_reason: FinishReason = "stop"
     token_ids: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = None
+    num_tokens: int | None = None
+    thinking: str | None = None
+
+    @property
+    def length(self) -> int | None:
+        """Tokens of the completion; None where the engine knows neither ids nor their number."""
+        return self.num_tokens if self.token_ids is None else len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,13 @@ class Group:
     """Indices into the previous round's population, in the order shown."""
     reductions: tuple[str, ...] = ()
     """What packing did to make the pool fit, for instance "dropped:2"."""
+    num_prompt_tokens: int | None = None
+    """Tokens of the prompt where the engine counted them without giving their ids."""
+
+    @property
+    def prompt_length(self) -> int | None:
+        """Tokens of the prompt; None where the engine does not know."""
+        return self.num_prompt_tokens if self.prompt_ids is None else len(self.prompt_ids)
 
     @property
     def completions(self) -> tuple[Completion, ...]:

@@ -7,7 +7,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from paragator.records import Graded
 Split = Literal["train", "held-out"]
 Reward = Callable[[Problem, Sequence[str]], Sequence[float | None]]
 """Scores the texts of one problem: one number a text, None where it cannot tell."""
+Grader = Callable[[Problem, Sequence[str]], list[Grade] | Awaitable[list[Grade]]]
+"""One Grade a text: at once, or awaited where it asks worker processes or a judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Task:
 
     name: str
     problems: Callable[[Split, int, int], list[Problem]]
-    grade: Callable[[Problem, Sequence[str]], list[Grade]]
+    grade: Grader
 
 
 def load(config: TaskConfig) -> Task:
@@ -49,11 +51,12 @@ def load(config: TaskConfig) -> Task:
     return Task(task.name, task.problems, graded_by(import_reward(config.reward), config.reward))
 
 
-def grade_trace(task: Task, trace: Trace, extra: Mapping[str, Any]) -> Graded:
+async def grade_trace(task: Task, trace: Trace, extra: Mapping[str, Any]) -> Graded:
     """A trace, marked with `extra`, and the grade of each of its solutions; failed outputs keep None."""
     rounds = []
     for groups in trace.rounds:
-        grades = iter(task.grade(trace.problem, [c.text for group in groups for c in group.completions]))
+        found = task.grade(trace.problem, [c.text for group in groups for c in group.completions])
+        grades = iter(await found if isinstance(found, Awaitable) else found)
         rounds.append(tuple(tuple(None if isinstance(o, Failure) else next(grades) for o in g.outputs) for g in groups))
     return Graded(replace(trace, extra=extra), tuple(rounds))
 

@@ -54,7 +54,7 @@ async def step(
         )
     )
     clock.lap("rollout")
-    records = [grade_trace(task, trace, {"step": number}) for trace in traces]
+    records = await asyncio.gather(*(grade_trace(task, trace, {"step": number}) for trace in traces))
     clock.lap("grade")
     trees = [tree for record in records for tree in credited(record, method, config, len(problems))]
     constants = {stage: constant(stage, config, len(problems)) for stage in ("generate", "aggregate")}
