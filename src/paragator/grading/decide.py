@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
+
 from paragator.core.types import Grade
-from paragator.grading.extract import final_answer
+from paragator.grading.extract import announced, final_answer
+from paragator.grading.tidy import INVISIBLE, MAX_CHARS, OverLimitError, check_limits, tidy
+from paragator.grading.units import plain_text, plain_unit
+
+KINDS = (
+    *("number", "fraction", "expression", "equation", "inequality", "interval", "set", "list", "tuple", "matrix"),
+    *("piecewise", "text", "choice"),
+)
+"""What a reference can be said to be; None infers it."""
+
+QUICK_CHARS = 60
+MATH_VERIFY_CHARS = 600
+PLAIN_NUMBER = re.compile(r"([-+]?)(\d{1,40}|\d{1,3}(?:,\d{3})+|\d{1,3}(?:\{,\}\d{3})+)(?:\.(\d{1,40}))?(?:/(\d{1,40}))?")
+PLAIN_FRACTION = re.compile(r"(-?)\\[dt]?frac(?:\{(\d{1,40})\}\{(\d{1,40})\}|(\d)(\d))")
+COMMA_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+CHOICE = re.compile(r"\(?\[?([A-J])\s*\]?\)?")
+CHOSEN = re.compile(
+    r"(?:(?:the\s+)?(?:correct\s+|final\s+|best\s+)?(?:answer|option|choice)\s*(?:is\s*)?(?:for sure|definitely|clearly)?\s*:?\s*)*\(?\[?([A-Ja-j])\s*[\])]?(?![A-Za-z'])(.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+OTHER_CHOICE = re.compile(r"^\s*(?:[,/&]|or\b|and\b|\+)?\s*\(?\[?[A-Ja-j]\b[\])]?", re.IGNORECASE)
+HEDGE = re.compile(r"\b(?:maybe|perhaps|possibly|probably|either|not sure|or maybe|alternatively|equivalently|approximately|about|roughly)\b", re.IGNORECASE)
+WORDS = re.compile(r"[A-Za-z]{2,}")
 
 
 def quick(text: str, reference: str, kind: str | None = None) -> Grade | None:
@@ -11,10 +36,131 @@ def quick(text: str, reference: str, kind: str | None = None) -> Grade | None:
     answer = final_answer(text)
     if answer is None:
         return Grade("incorrect", None, "no answer outside thinking")
-    return Grade("correct", answer) if answer == reference else None
+    if len(answer) > 2 * MAX_CHARS + 2 * len(reference):
+        return Grade("incorrect", answer[:200], f"over the limits: {len(answer)} characters")
+    if not answer.strip(" ${}\\,;:!~.\n\t"):
+        return Grade("incorrect", answer, "an empty answer")
+    if len(answer) > QUICK_CHARS or len(reference) > QUICK_CHARS or kind in ("choice", "text"):
+        return None
+    wanted, found = plain_number(reference), plain_number(answer)
+    if wanted is not None and found is not None:
+        return Grade("correct" if wanted == found else "incorrect", answer)
+    return None
+
+
+def plain_number(text: str) -> Fraction | None:
+    """An integer, a decimal or a fraction as written most plainly."""
+    text = text.strip()
+    if text.startswith("$") and text.endswith("$") and len(text) > 2:
+        text = text[1:-1].strip()
+    if match := PLAIN_NUMBER.fullmatch(text.removesuffix(".")):
+        sign, whole, decimals, under = match.groups()
+        whole = whole.replace("{,}", "").replace(",", "")
+        if (decimals and under) or (under and not int(under)):
+            return None
+        value = Fraction(f"{whole}.{decimals}") if decimals else Fraction(int(whole), int(under or 1))
+        return -value if sign == "-" else value
+    if match := PLAIN_FRACTION.fullmatch(text):
+        top, under = match[2] or match[4], match[3] or match[5]
+        return Fraction(int(match[1] + top), int(under)) if int(under) else None
+    return None
 
 
 def decide(text: str, reference: str, kind: str | None = None) -> Grade:
-    """The verdict on `text`."""
+    """The verdict on `text`; "unscored" where the reference cannot be read, an "unsure" reason where the rules end."""
     found = quick(text, reference, kind)
-    return found or Grade("incorrect", final_answer(text))
+    if found:
+        return found
+    answer = final_answer(text) or ""
+    reference = INVISIBLE.sub("", final_answer(reference, strict=False) or reference).strip()
+    try:
+        check_limits(answer, MAX_CHARS + 2 * len(reference))
+    except OverLimitError as error:
+        return Grade("incorrect", answer[:200], str(error))
+    if kind == "choice" or (kind is None and is_choice(reference)):
+        return decide_choice(answer, reference, kind)
+    if tidy(answer) == tidy(reference) or plain_text(answer) == plain_text(reference):
+        return Grade("correct", answer)
+    if kind == "text":
+        return Grade("correct" if plain_text(answer) == plain_text(reference) else "incorrect", answer)
+    return decide_object(answer, reference, kind)
+
+
+def is_choice(reference: str) -> bool:
+    return CHOICE.fullmatch(tidy(reference).replace("\\text ", "").strip("{} ")) is not None
+
+
+def decide_choice(answer: str, reference: str, kind: str | None) -> Grade:
+    """The letter; an answer that names two letters names none."""
+    wanted = CHOICE.fullmatch(tidy(reference).replace("\\text ", "").strip("{} "))
+    said = announced(answer) if len(answer) > 12 else answer
+    plain = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*|[${}*]|\\[()]", " ", said).strip()
+    match = CHOSEN.match(plain)
+    if not wanted or not match:
+        same = plain_text(answer) == plain_text(reference)
+        return Grade("correct" if same else "incorrect", answer)
+    if OTHER_CHOICE.match(match[2]) or re.match(r"\s*[-+*/^=]", match[2]):
+        return Grade("incorrect", answer, "more than one choice")
+    return Grade("correct" if match[1].upper() == wanted[1].upper() else "incorrect", answer)
+
+
+def decide_object(answer: str, reference: str, kind: str | None) -> Grade:
+    """Parse both and compare; where this grammar ends, math-verify's begins, and after it the wording."""
+    from paragator.grading.equal import equal
+    from paragator.grading.values import UndefinedError
+
+    if HEDGE.search(answer) and not HEDGE.search(reference):
+        return Grade("incorrect", answer, "a hedge, not an answer")
+    try:
+        wanted = read(reference, kind)
+    except (SyntaxError, OverLimitError):
+        return decide_unread(answer, reference, kind, "reference")
+    try:
+        found = read(answer, kind, wanted.op in ("list", "set", "paren"))
+    except SyntaxError:
+        return decide_unread(answer, reference, kind, "answer")
+    except OverLimitError as error:
+        return Grade("incorrect", answer, str(error))
+    try:
+        return Grade("correct" if equal(wanted, found, kind) else "incorrect", answer)
+    except OverLimitError as error:
+        return Grade("incorrect", answer, str(error))
+    except UndefinedError:
+        return Grade("incorrect", answer)
+
+
+def read(text: str, kind: str | None, listed: bool = False):  # type: ignore[no-untyped-def]
+    """The tree of an answer; a sentence is read for what it announces."""
+    from paragator.grading.syntax import parse
+
+    clean = tidy(announced(text))
+    if not listed and kind not in ("list", "set", "tuple"):
+        clean = clean if re.search(r"[(\[]|\\\{", clean) else COMMA_NUMBER.sub(lambda m: m[0].replace(",", ""), clean)
+    return parse(plain_unit(clean))
+
+
+def decide_unread(answer: str, reference: str, kind: str | None, which: str) -> Grade:
+    """One side is no formula of ours: math-verify's view, or the wording."""
+    words = WORDS.findall(re.sub(r"\\[a-zA-Z]+", "", reference))
+    if which == "reference" and len(words) > 0 and "\\" not in reference:
+        return Grade("incorrect", answer)
+    if kind in ("piecewise", "matrix", "interval", "inequality"):
+        return Grade("incorrect", answer, "unsure: the answer is not read")
+    return math_verify(answer, reference)
+
+
+def math_verify(answer: str, reference: str) -> Grade:
+    """math-verify's verdict, in this process; the caller bounds its time and memory."""
+    from math_verify import LatexExtractionConfig, ExprExtractionConfig, parse, verify
+
+    if len(answer) > MATH_VERIFY_CHARS:
+        return Grade("incorrect", answer, "unsure: the answer cannot be read")
+    settings = (LatexExtractionConfig(), ExprExtractionConfig())
+    wanted = parse(f"${reference}$", settings, parsing_timeout=None)
+    if not wanted:
+        return Grade("unscored", answer, "the reference cannot be read")
+    found = parse(f"${answer}$", settings, parsing_timeout=None)
+    if not found:
+        return Grade("incorrect", answer, "unsure: the answer cannot be read")
+    same = verify(wanted, found, timeout_seconds=None, strict=True)
+    return Grade("correct" if same else "incorrect", answer, "by math-verify" if same else "unsure: by math-verify")

@@ -7,28 +7,107 @@ import re
 from paragator.core.packing import strip_thinking
 
 MAX_CHARS = 100_000
-BRACE = re.compile(r"\\boxed\{|\\fbox\{|\\[{}]|[{}]")
+BRACE = re.compile(r"\\boxed\s*\{|\\fbox\s*\{|\\[{}]|[{}]")
+JOINED = 40
+"""Boxes with at most so many characters between them, and no blank line, are one answer in several boxes."""
+JOINT = re.compile(r"[\s,;$&.]*(?:and|or)?[\s,;$&.]*")
+HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
+ANNOUNCED = re.compile(
+    r"(?:answer|solution|result|resposta|respuesta|réponse|antwort|答案|答)(?:\s*(?:\*\*)?\s*(?:is|are|be|es|est|ist|为|是|:|=)+\s*(?:\*\*)?\s*:?\s*|\s+(?=\$))",
+    re.IGNORECASE,
+)
+INLINE = re.compile(r"\$\$?([^$]{1,2000})\$\$?|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
+SENTENCE_END = re.compile(r"(?<=[^\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|。")
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+QUOTED = re.compile(r"\\(?:text|mathrm|mbox|textbf|operatorname|mathbf|textnormal|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
+WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{3,}|[\u4e00-\u9fff]{2,}")
+FORMULA_WORDS = frozenset("sin cos tan sec csc cot log exp sqrt arcsin arccos arctan sinh cosh tanh max min gcd lcm infty infinity inf and otherwise for".split())
 
 
-def final_box(text: str) -> str | None:
-    """The content of the balanced \\boxed{...} or \\fbox{...} that starts last; None when there is none. One pass."""
-    open_braces: list[int] = []
-    start, end = -1, -1
+def is_sentence(text: str) -> bool:
+    """Words around the answer: two of them, or one and a formula in dollars."""
+    words = [w for w in WORD.findall(QUOTED.sub(" ", text)) if w.lower() not in FORMULA_WORDS]
+    return len(words) > 1 or (bool(words) and bool(INLINE.search(text)))
+
+
+def boxes(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, content) of every balanced, outermost \\boxed{...} or \\fbox{...}, in order. One pass."""
+    open_braces: list[tuple[int, int]] = []
+    found: list[tuple[int, int, str]] = []
     for match in BRACE.finditer(text):
         if match[0] == "}":
             if open_braces:
-                opened = open_braces.pop()
-                if opened > start:
-                    start, end = opened, match.start()
+                start, opened = open_braces.pop()
+                if start >= 0:
+                    while found and found[-1][0] > start:
+                        found.pop()
+                    found.append((start, match.end(), text[opened : match.start()].strip()))
         elif len(match[0]) != 2:  # an escaped brace is text
-            open_braces.append(match.end() if len(match[0]) > 1 else -1)
-    return None if start < 0 else text[start:end].strip()
+            boxed = len(match[0]) > 1
+            open_braces.append((match.start() if boxed else -1, match.end()))
+    return found
 
 
-def final_answer(text: str) -> str | None:
-    """The last box outside thinking, else the whole text outside thinking; None when nothing is there."""
+def final_box(text: str, *, strict: bool = True) -> str | None:
+    """The content of the last box; of several with little between them, all contents as a list; None without a box.
+
+    Not strict: only "and", "or" and commas between two boxes make them one answer.
+    """
+    found = boxes(text)
+    if not found:
+        return None
+    last = [found[-1]]
+    for box in reversed(found[:-1]):
+        gap = text[box[1] : last[0][0]]
+        if len(gap) > JOINED or "\n\n" in gap or not (strict or JOINT.fullmatch(gap)):
+            break
+        last.insert(0, box)
+    contents = list(dict.fromkeys(content for _, _, content in last))
+    return contents[0] if len(contents) == 1 else ", ".join(contents)
+
+
+def final_answer(text: str, *, strict: bool = True) -> str | None:
+    """The last box outside thinking, else what follows ####, else the whole text outside thinking; None when nothing is there."""
     shown = strip_thinking(text[-MAX_CHARS:] if len(text) > MAX_CHARS else text)
     if not shown:
         return None
-    boxed = final_box(shown)
-    return shown if boxed is None else boxed or None
+    boxed = final_box(shown, strict=strict)
+    if boxed is not None:
+        return inner_box(boxed) or None
+    if r"\boxed" in shown:
+        return None
+    if hashes := HASHES.findall(shown):
+        return str(hashes[-1]).strip()
+    return shown
+
+
+def inner_box(content: str) -> str:
+    """Without a box that is all of a box's content."""
+    while (found := boxes(content)) and found[0][:2] == (0, len(content)):
+        content = found[0][2]
+    return content
+
+
+def announced(text: str) -> str:
+    """What a sentence without a box announces: after "the answer is", else its last formula or number; else all of it."""
+    shown = text.strip()
+    if not is_sentence(shown):
+        return shown
+    marks = [match.end() for match in ANNOUNCED.finditer(shown) if match.end() < len(shown)]
+    if marks:
+        rest = shown[marks[-1] :].strip()
+        shown = INLINE.match(rest)[0] if INLINE.match(rest) else SENTENCE_END.split(rest, maxsplit=1)[0].strip()
+        if not is_sentence(shown):
+            return shown
+    return last_value(shown)
+
+
+def last_value(text: str) -> str:
+    """The last formula in dollars, or a number after it."""
+    formulas = list(INLINE.finditer(text))
+    numbers = list(NUMBER.finditer(text))
+    if numbers and (not formulas or numbers[-1].start() > formulas[-1].end()):
+        return numbers[-1][0].rstrip(",")
+    if formulas:
+        return next(group for group in formulas[-1].groups() if group)
+    return text

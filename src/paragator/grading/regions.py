@@ -1,0 +1,312 @@
+"""Sets of real numbers given as intervals, inequalities, set builders or branches: compared where they can change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from paragator.grading.syntax import Node
+from paragator.grading.tidy import OverLimitError
+from paragator.grading.values import Env, UndefinedError, close, is_opaque, mp, points, symbols, value
+
+MAX_DEGREE = 8
+MAX_CRITICAL = 400
+ZERO = mp.mpf(10) ** -18
+SCAN = [mp.mpf(n) * mp.mpf("0.37") + mp.mpf("0.011") for n in range(-130, 131)]
+SCAN = [mp.mpf(-(10**k)) for k in (6, 5, 4, 3, 2)] + SCAN + [mp.mpf(10**k) for k in (2, 3, 4, 5, 6)]
+COMPARED = ("<", ">", "<=", ">=", "=", "!=")
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A set of real numbers: `holds(x)`, and the points at which that may change."""
+
+    holds: Callable[[Any], bool]
+    critical: tuple[Any, ...] = ()
+
+
+def same_region(a: Node, b: Node) -> bool:
+    """Whether two conditions or sets hold for the same real numbers; UndefinedError where one is neither."""
+    names = variables(a) | variables(b)
+    if any(is_opaque(n) for node in (a, b) for n in node.walk()):
+        raise UndefinedError("an unknown function")
+    if len(names) > 1:
+        raise UndefinedError(f"several unknowns: {', '.join(sorted(names))}")
+    name = next(iter(names), "x")
+    first, second = region(a, name, {}), region(b, name, {})
+    return all(first.holds(x) == second.holds(x) for x in test_points(first.critical + second.critical))
+
+
+def variables(node: Node) -> set[str]:
+    return {name for name in symbols(node) if not name.startswith("set ")}
+
+
+def test_points(critical: tuple[Any, ...]) -> Iterator[Any]:
+    """The critical points, a point between each two neighbours, and one beyond each end."""
+    found: list[Any] = []
+    for x in sorted(x for x in critical if not mp.isinf(x)):
+        if not found or abs(x - found[-1]) > ZERO * max(1, abs(x)):
+            found.append(x)
+    if len(found) > MAX_CRITICAL:
+        raise OverLimitError(f"over the limits: a set with more than {MAX_CRITICAL} ends")
+    if not found:
+        yield mp.mpf("0.5")
+        return
+    yield found[0] - 1
+    for left, right in zip(found, found[1:], strict=False):
+        yield left
+        yield (left + right) / 2
+    yield found[-1]
+    yield found[-1] + 1
+
+
+def region(node: Node, name: str, env: Env) -> Region:
+    """The set of values of `name` that a condition or a set describes, its other symbols taken from `env`."""
+    op, args = node.op, node.args
+    if op == "rel":
+        return relation(node, name, env)
+    if op == "or":
+        return either([region(child, name, env) for child in args])
+    if op == "list":
+        return listed([region(child, name, env) for child in args])
+    if op == "cup":
+        return either([region(child, name, env) for child in args])
+    if op == "cap":
+        return both([region(child, name, env) for child in args])
+    if op == "setminus":
+        left, right = (region(child, name, env) for child in args)
+        return Region(lambda x: left.holds(x) and not right.holds(x), left.critical + right.critical)
+    if op == "set":
+        members = tuple(real(child, env) for child in args)
+        return Region(lambda x: any(near(x, m) for m in members), members)
+    if op == "builder":
+        return built(node, name, env)
+    if op == "paren" and len(args) == 2:
+        return interval(node, env)
+    if op == "sym" and node.value in ("set R", "reals"):
+        return Region(lambda x: True)
+    raise UndefinedError(f"{op} is no set of real numbers")
+
+
+def interval(node: Node, env: Env) -> Region:
+    low, high = (real(child, env) for child in node.args)
+    if low > high:
+        raise UndefinedError("an interval whose ends are swapped")
+    opening, closing = node.value
+
+    def holds(x: Any) -> bool:
+        above = x > low and not near(x, low) or (opening == "[" and near(x, low))
+        return bool(above and (x < high and not near(x, high) or (closing == "]" and near(x, high))))
+
+    return Region(holds, (low, high))
+
+
+def built(node: Node, name: str, env: Env) -> Region:
+    """{x | condition} or {x in S | condition}."""
+    item, condition = node.args
+    if item.op == "rel" and item.value == ("in",):
+        return both([region(item, name, env), region(condition, name, env)])
+    if item.op == "sym":
+        return region(condition, name, env)
+    raise UndefinedError("a set of expressions")
+
+
+def either(parts: list[Region]) -> Region:
+    return Region(lambda x: any(p.holds(x) for p in parts), tuple(x for p in parts for x in p.critical))
+
+
+def both(parts: list[Region]) -> Region:
+    return Region(lambda x: all(p.holds(x) for p in parts), tuple(x for p in parts for x in p.critical))
+
+
+def listed(parts: list[Region]) -> Region:
+    """Conditions with commas or "and" between them hold together, unless they cannot: then each is a case."""
+    together = both(parts)
+    return together if any(together.holds(x) for x in test_points(together.critical)) else either(parts)
+
+
+def relation(node: Node, name: str, env: Env) -> Region:
+    """A chain of comparisons; every neighbouring pair holds."""
+    if "in" in node.value or "notin" in node.value:
+        if len(node.value) != 1 or node.args[0].op != "sym":
+            raise UndefinedError("membership of an expression")
+        inner = region(node.args[1], name, env)
+        return inner if node.value == ("in",) else Region(lambda x: not inner.holds(x), inner.critical)
+    if any(sign not in COMPARED for sign in node.value):
+        raise UndefinedError(f"{node.value} is not a comparison")
+    parts = [comparison(left, sign, right, name, env) for left, sign, right in zip(node.args, node.value, node.args[1:], strict=False)]
+    return both(parts)
+
+
+def comparison(left: Node, sign: str, right: Node, name: str, env: Env) -> Region:
+    """left - right, compared with zero."""
+
+    def difference(x: Any) -> Any:
+        try:
+            here = {**env, name: x}
+            a, b = value(left, here), value(right, here)
+            found = a - b
+        except UndefinedError:
+            return None
+        if mp.isnan(found) or abs(mp.im(found)) > ZERO * max(1, abs(found)):
+            return None
+        found = mp.re(found)
+        return mp.mpf(0) if abs(found) <= ZERO * max(1, abs(a), abs(b)) and not mp.isinf(found) else found
+
+    def holds(x: Any) -> bool:
+        found = difference(x)
+        if found is None:
+            return False
+        return bool({"<": found < 0, ">": found > 0, "<=": found <= 0, ">=": found >= 0, "=": found == 0, "!=": found != 0}[sign])
+
+    ends = [end for side in (left, right) for end in constants(side, env)]
+    return Region(holds, tuple(ends) + tuple(changes(difference)))
+
+
+def constants(node: Node, env: Env) -> list[Any]:
+    """A side without unknowns is an end."""
+    if symbols(node) - env.keys():
+        return []
+    try:
+        found = value(node, env)
+    except UndefinedError:
+        return []
+    return [mp.re(found)] if abs(mp.im(found)) <= ZERO and not mp.isinf(found) else []
+
+
+def changes(f: Callable[[Any], Any]) -> list[Any]:
+    """Where f is zero, or changes sign, or begins or ends to have a value: the roots of a polynomial, else by scanning."""
+    found = polynomial_roots(f)
+    return scanned(f) if found is None else found
+
+
+def polynomial_roots(f: Callable[[Any], Any]) -> list[Any] | None:
+    """The real roots if f is a polynomial of degree <= 8, else None. Newton's divided differences, then checked."""
+    xs = [mp.mpf(k) / 3 + mp.mpf("0.1234567") for k in range(-5, MAX_DEGREE - 1)]
+    ys = [f(x) for x in xs]
+    if any(y is None or mp.isinf(y) for y in ys):
+        return None
+    table = list(ys)
+    for order in range(1, len(xs)):
+        for i in range(len(xs) - 1, order - 1, -1):
+            table[i] = (table[i] - table[i - 1]) / (xs[i] - xs[i - order])
+    scale = max(abs(y) for y in ys) or 1
+    degree = max((i for i, c in enumerate(table) if abs(c) > scale * mp.mpf(10) ** -30), default=0)
+    if degree >= len(xs) - 2:
+        return None
+    coefficients = [mp.mpf(0)]
+    for i in range(degree, -1, -1):  # Horner on the Newton form
+        shifted = [*coefficients, mp.mpf(0)]
+        for j, c in enumerate(coefficients):
+            shifted[j + 1] -= c * xs[i]
+        shifted[-1] += table[i]
+        coefficients = shifted
+    coefficients = coefficients[-degree - 1 :]
+    probe = mp.mpf("7.654321")
+    there = f(probe)
+    if there is None or not close(mp.polyval(coefficients, probe) / scale + 1, there / scale + 1):
+        return None
+    if degree == 0:
+        return []
+    try:
+        roots = mp.polyroots(coefficients, maxsteps=200, extraprec=200)
+    except mp.NoConvergence:
+        return None
+    return [mp.re(r) for r in roots if abs(mp.im(r)) < mp.mpf(10) ** -15 * max(1, abs(r))]
+
+
+def scanned(f: Callable[[Any], Any]) -> list[Any]:
+    found = []
+    states = [state(f(x)) for x in SCAN]
+    for left, right, a, b in zip(SCAN, SCAN[1:], states, states[1:], strict=False):
+        if a != b:
+            found.append(bisected(f, left, right, a))
+    return found
+
+
+def state(y: Any) -> int | None:
+    return None if y is None else (y > 0) - (y < 0)
+
+
+def bisected(f: Callable[[Any], Any], left: Any, right: Any, before: int | None) -> Any:
+    for _ in range(200):
+        middle = (left + right) / 2
+        if state(f(middle)) == before:
+            left = middle
+        else:
+            right = middle
+    return rounded(right)
+
+
+def rounded(x: Any) -> Any:
+    """The simple number that bisection came close to, where there is one."""
+    near_ = mp.nint(x * 720720) / 720720
+    return near_ if abs(near_ - x) <= mp.mpf(10) ** -30 * max(1, abs(x)) else x
+
+
+def real(node: Node, env: Env) -> Any:
+    found = value(node, env)
+    if abs(mp.im(found)) > ZERO:
+        raise UndefinedError("an end that is not real")
+    return mp.re(found)
+
+
+def near(a: Any, b: Any) -> bool:
+    return bool(a == b) if mp.isinf(a) or mp.isinf(b) else bool(abs(a - b) <= ZERO * max(1, abs(b)))
+
+
+# ---- piecewise functions
+
+
+def same_branches(a: Node, b: Node) -> bool:
+    """Whether two piecewise functions agree everywhere, ends of branches included; their conditions are on one variable."""
+    names = set().union(*(variables(case.args[1]) for node in (a, b) for case in node.args if not is_rest(case.args[1])))
+    others = variables(a) | variables(b)
+    candidates = [n for n in sorted(names) if n in ("x", "t", "y", "z", "n", "s", "r", "u")] or sorted(names)
+    if not candidates:
+        raise UndefinedError("no condition that is read here")
+    name = candidates[0]
+    for env in list(points(others - {name}))[:2]:
+        first, second = branches(a, name, env), branches(b, name, env)
+        ends = tuple(x for part in (*first, *second) for x in part[0].critical)
+        for x in dense(ends):
+            if not same_at(first, second, name, x, env):
+                return False
+    return True
+
+
+def is_rest(condition: Node) -> bool:
+    text = str(condition.value).lower() if condition.op == "text" else ""
+    return any(word in text for word in ("otherwise", "else", "all other", "in all other"))
+
+
+def branches(node: Node, name: str, env: Env) -> list[tuple[Region, Node]]:
+    return [(Region(lambda x: True) if is_rest(case.args[1]) else region(case.args[1], name, env), case.args[0]) for case in node.args]
+
+
+def dense(critical: tuple[Any, ...]) -> Iterator[Any]:
+    """Test points, three more inside each stretch: equal values at one point would not make equal branches."""
+    sparse = list(test_points(critical))
+    for x in sparse:
+        yield x
+    for left, right in zip(sparse, sparse[1:], strict=False):
+        for share in ("0.21", "0.63"):
+            yield left + (right - left) * mp.mpf(share)
+    for step in ("0.413", "2.718", "7.39"):
+        yield sparse[0] - mp.mpf(step)
+        yield sparse[-1] + mp.mpf(step)
+
+
+def same_at(first: list[tuple[Region, Node]], second: list[tuple[Region, Node]], name: str, x: Any, env: Env) -> bool:
+    values = []
+    for parts in (first, second):
+        branch = next((node for holds, node in parts if holds.holds(x)), None)
+        try:
+            values.append(None if branch is None else value(branch, {**env, name: x}))
+        except UndefinedError:
+            values.append(None)
+    a, b = values
+    if a is None or b is None:
+        return a is b
+    return close(a, b) or abs(a - b) <= mp.mpf(10) ** -15 * max(1, abs(a))

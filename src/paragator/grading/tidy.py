@@ -1,0 +1,127 @@
+"""What does not matter in how an answer is written: delimiters, spacing, fonts, look-alikes. And what is too much to read."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+MAX_CHARS = 4_000
+MAX_DEPTH = 40
+MAX_DIGITS = 1_000
+
+
+class OverLimitError(Exception):
+    """The answer is larger than any that is worth reading; the text says which limit."""
+
+
+INVISIBLE = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]")
+SYMBOLS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ",
+    "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∞": r"\infty ", "∪": r"\cup ",
+    "∩": r"\cap ", "∈": r"\in ", "∉": r"\notin ", "∖": r"\setminus ", "∅": r"\emptyset ", "√": r"\sqrt ", "±": r"\pm ", "∓": r"\mp ",
+    "°": r"^\circ ", "⟨": r"\langle ", "⟩": r"\rangle ", "≡": r"\equiv ", "→": r"\to ", "′": "'", "’": "'", "…": r"\dots ",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∨": r"\lor ", "∧": r"\land ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "€": r"\text{euro}", "£": r"\text{pound}", "∣": "|",
+}  # fmt: skip
+GREEK = dict(zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
+    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega").split(), strict=True))  # fmt: skip
+LOOKALIKE = str.maketrans(SYMBOLS | {letter: f"\\{name} " for letter, name in GREEK.items()})
+SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+SUBSCRIPTS = re.compile("[₀-₉]+")
+VULGAR = re.compile("[¼-¾⅐-⅞]")
+
+DROPPED = re.compile(
+    r"\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|middle|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|hfill"
+    r"|tiny|small|large|Large|huge|Huge|bf|rm|it)(?![a-zA-Z])|(?<!\\)\\[,;:!>]|\\(?:quad|qquad|enspace|thinspace)(?![a-zA-Z])|~|&nbsp;"
+)
+NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
+FONTS = re.compile(r"\\(?:mathbf|mathit|mathsf|mathcal|boldsymbol|bm|mathnormal|vec|hat|bar|overline|underline|tilde|mathop|displaylines|ensuremath)(?![a-zA-Z])\s*")  # fmt: skip
+TEXTS = re.compile(r"\\(?:mathrm|textrm|textbf|textit|textsf|texttt|mbox|hbox|textnormal|operatorname\*?|emph|rm)\s*(?=\{)")
+WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("`", "`"))
+SAME = {
+    r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\leq": r"\le",
+    r"\leqslant": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lt": "<", r"\gt": ">", r"\lbrace": r"\{",
+    r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\lparen": "(", r"\rparen": ")", r"\colon": ":", r"\mid": "|", r"\vert": "|",
+    r"\lvert": "|", r"\rvert": "|", r"\wedge": r"\land", r"\vee": r"\lor", r"\degree": r"^\circ", r"\varnothing": r"\emptyset",
+    r"\backslash": r"\setminus", r"\ldots": r"\dots", r"\cdots": r"\dots", r"\varepsilon": r"\epsilon", r"\varphi": r"\phi",
+    r"\vartheta": r"\theta", r"\operatorname": "", r"\ast": "*", r"\infin": r"\infty", r"\Bbb": r"\mathbb", r"\exponentialE": "e",
+    r"\R": r"\mathbb{R}", r"\Z": r"\mathbb{Z}", r"\N": r"\mathbb{N}", r"\Q": r"\mathbb{Q}", r"\C": r"\mathbb{C}",
+    r"\smallsetminus": r"\setminus", r"\bigcup": r"\cup", r"\imaginaryI": "i", r"\iff": r"\text{iff}", r"\lor": r"\text{ or }",
+    r"\land": r"\text{ and }", r"\euro": r"\text{euro}", r"\textdollar": "", r"\thinspace": " ", r"\prime": "'", r"\ang": "",
+    r"\langle": "(", r"\rangle": ")", r"\textendash": "-", r"\textminus": "-", r"\doteq": "=", r"\coloneqq": "=",
+}  # fmt: skip
+COMMAND = re.compile(r"\\[a-zA-Z]+")
+THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\s*\\!\s*|,\s*\\,|\\,|\\!,|\\ )\s*\d{3})+(?![\d])")
+SPACED_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d.])")
+LONG_NUMBER = re.compile(r"\d{%d}" % (MAX_DIGITS + 1))
+ROMAN = re.compile(r"\{?\\rm\s+([A-Za-z/ ]{1,40})\}?")
+ROMAN_LETTER = re.compile(r"\\(?:mathrm|operatorname)\s*\{\s*([A-Za-z])\s*\}")
+DOUBLED = re.compile(r"\\\\(?=(?:begin|frac|dfrac|sqrt|text|left|cdot|times|pi|infty|cup)(?![a-z]))")
+SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+\.\d+|\d+(?=[eE][+-]))[eE]([+-]?\d{1,4})(?![\d.A-Za-z])")
+INNER_MATH = re.compile(r"\\text\s*\{\s*\$([^$]*)\$\s*\}")
+HIDDEN = re.compile(r"\\(?:phantom|hphantom|vphantom|color|textcolor|newcommand|def|let|renewcommand|iffalse|input|include|write|catcode|cancel|xcancel|bcancel|sout|label|href|hspace)(?![a-zA-Z])|(?<!\\)%\s*[A-Za-z]")  # fmt: skip
+ESCAPED = re.compile(r"(?<!\\)\\([$%# _&])")
+STRUCTURE = re.compile(r"[({\[]|[)}\]]|\\[{}]")
+
+
+def check_limits(answer: str, longest: int = MAX_CHARS) -> None:
+    """OverLimitError for an answer that is too long, too deep, holds an overlong number, or hides what it says."""
+    if len(answer) > longest:
+        raise OverLimitError(f"over the limits: {len(answer)} characters, at most {longest} are read")
+    if LONG_NUMBER.search(answer):
+        raise OverLimitError(f"over the limits: a number of more than {MAX_DIGITS} digits")
+    depth = 0
+    for match in STRUCTURE.finditer(answer):
+        depth += 1 if match[0][-1] in "({[" else -1
+        if depth > MAX_DEPTH:
+            raise OverLimitError(f"over the limits: nested deeper than {MAX_DEPTH}")
+    if found := HIDDEN.search(answer):
+        raise OverLimitError(f"holds {found[0]!r}, which hides or redefines what is shown")
+
+
+def unwrap(text: str) -> str:
+    """Without the delimiters, boxes and final punctuation around all of it."""
+    before = None
+    while before != text:
+        before = text
+        text = text.strip().strip("\u3002").strip()
+        if text.endswith((".", ",", ";", ":")) and not text.endswith(("\\,", "\\;", "\\:")):
+            text = text[:-1]
+        for opening, closing in WRAPPERS:
+            inner = text[len(opening) : -len(closing)]
+            if len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing):
+                if opening.strip("*_`") and opening in inner.replace("\\$", ""):
+                    continue
+                text = inner
+                break
+    return text
+
+
+def tidy(answer: str) -> str:
+    """An answer in one spelling: ASCII and plain LaTeX, no fonts, no spacing commands, numbers without separators."""
+    text = INVISIBLE.sub("", answer)
+    text = VULGAR.sub(lambda m: " " + unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
+    text = SUPERSCRIPTS.sub(lambda m: "^{" + m[0].translate(SUPERSCRIPT) + "}", text)
+    text = SUBSCRIPTS.sub(lambda m: "_{" + m[0].translate(SUBSCRIPT) + "}", text)
+    text = unwrap(text.translate(LOOKALIKE))
+    if DOUBLED.search(text):
+        text = text.replace("\\\\", "\\")
+    text = INNER_MATH.sub(r"\1", ROMAN.sub(r"\\text{\1}", text))
+    text = SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
+    text = THOUSANDS.sub(lambda m: re.sub(r"[{},\\!\s]", "", m[0]), text)
+    text = NULL_DELIMITER.sub(" ", text)
+    text = DROPPED.sub(" ", FONTS.sub("", text))
+    text = TEXTS.sub(r"\\text", ROMAN_LETTER.sub(r"\1", text))
+    text = COMMAND.sub(lambda m: spelled(m[0]), text)
+    text = SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
+    text = ESCAPED.sub(lambda m: {"$": "", " ": " "}.get(m[1], m[1]), text).replace("$", "")
+    return " ".join(unwrap(text).split())
+
+
+def spelled(command: str) -> str:
+    """A command's first spelling, followed by a space where a letter could come next."""
+    name = SAME.get(command, command)
+    return name if not name or name[-1] in "{}()[]=<>|:-+*'" else name + " "
