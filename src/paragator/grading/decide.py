@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from paragator.core.types import Grade
-from paragator.grading.extract import announced, final_answer
+from paragator.core.types import Grade, Verdict
+from paragator.grading.extract import announced, final_answer, reference_answer
 from paragator.grading.tidy import INVISIBLE, MAX_CHARS, OverLimitError, check_limits, tidy
 from paragator.grading.units import plain_text, plain_unit
 
@@ -16,7 +16,10 @@ KINDS = (
 )
 """What a reference can be said to be; None infers it."""
 
+Finding = tuple[Verdict, str]
+"""A verdict and its reason."""
 QUICK_CHARS = 60
+SHOWN_CHARS = 300
 MATH_VERIFY_CHARS = 600
 PLAIN_NUMBER = re.compile(r"([-+]?)(\d{1,40}|\d{1,3}(?:,\d{3})+|\d{1,3}(?:\{,\}\d{3})+)(?:\.(\d{1,40}))?(?:/(\d{1,40}))?")
 PLAIN_FRACTION = re.compile(r"(-?)\\[dt]?frac(?:\{(\d{1,40})\}\{(\d{1,40})\}|(\d)(\d))")
@@ -32,20 +35,29 @@ WORDS = re.compile(r"[A-Za-z]{2,}")
 
 
 def quick(text: str, reference: str, kind: str | None = None) -> Grade | None:
-    """What can be decided in microseconds whatever the text holds; None where `decide` is needed."""
+    """What can be decided in microseconds whatever the text holds; None where `decide` is needed.
+
+    A grade's `answer` is in one spelling, so that equal ones vote together: 64.0 and 64, \\frac{1}{2} and 1/2.
+    """
     answer = final_answer(text)
     if answer is None:
         return Grade("incorrect", None, "no answer outside thinking")
     if len(answer) > 2 * MAX_CHARS + 2 * len(reference):
-        return Grade("incorrect", answer[:200], f"over the limits: {len(answer)} characters")
+        return Grade("incorrect", answer[:SHOWN_CHARS], f"over the limits: {len(answer)} characters")
     if not answer.strip(" ${}\\,;:!~.\n\t"):
-        return Grade("incorrect", answer, "an empty answer")
+        return Grade("incorrect", None, "an empty answer")
     if len(answer) > QUICK_CHARS or len(reference) > QUICK_CHARS or kind in ("choice", "text"):
         return None
     wanted, found = plain_number(reference), plain_number(answer)
-    if wanted is not None and found is not None:
-        return Grade("correct" if wanted == found else "incorrect", answer)
-    return None
+    if wanted is None or found is None:
+        return None
+    return Grade("correct" if wanted == found else "incorrect", canonical(answer))
+
+
+def canonical(answer: str) -> str:
+    """The answer in the spelling under which it votes: a number as its shortest form, else tidied."""
+    number = plain_number(answer)
+    return str(number) if number is not None else tidy(answer)[:SHOWN_CHARS]
 
 
 def plain_number(text: str) -> Fraction | None:
@@ -72,61 +84,66 @@ def decide(text: str, reference: str, kind: str | None = None) -> Grade:
     if found:
         return found
     answer = final_answer(text) or ""
-    reference = INVISIBLE.sub("", final_answer(reference, strict=False) or reference).strip()
+    reference = INVISIBLE.sub("", reference_answer(reference))
     try:
         check_limits(answer, MAX_CHARS + 2 * len(reference))
     except OverLimitError as error:
-        return Grade("incorrect", answer[:200], str(error))
+        return Grade("incorrect", answer[:SHOWN_CHARS], str(error))
+    verdict, reason = compared(answer, reference, kind)
+    return Grade(verdict, canonical(answer), reason)
+
+
+def compared(answer: str, reference: str, kind: str | None) -> Finding:
+    """Choice, the same wording, text, or mathematics."""
     if kind == "choice" or (kind is None and is_choice(reference)):
-        return decide_choice(answer, reference, kind)
+        return compare_choice(answer, reference)
     if tidy(answer) == tidy(reference) or plain_text(answer) == plain_text(reference):
-        return Grade("correct", answer)
+        return "correct", ""
     if kind == "text":
-        return Grade("correct" if plain_text(answer) == plain_text(reference) else "incorrect", answer)
-    return decide_object(answer, reference, kind)
+        return "incorrect", ""
+    return compare_objects(answer, reference, kind)
 
 
 def is_choice(reference: str) -> bool:
     return CHOICE.fullmatch(tidy(reference).replace("\\text ", "").strip("{} ")) is not None
 
 
-def decide_choice(answer: str, reference: str, kind: str | None) -> Grade:
+def compare_choice(answer: str, reference: str) -> Finding:
     """The letter; an answer that names two letters names none."""
     wanted = CHOICE.fullmatch(tidy(reference).replace("\\text ", "").strip("{} "))
-    said = announced(answer) if len(answer) > 12 else answer
-    plain = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*|[${}*]|\\[()]", " ", said).strip()
+    plain = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*|[${}*]|\\[()]", " ", answer).strip()
     match = CHOSEN.match(plain)
     if not wanted or not match:
         same = plain_text(answer) == plain_text(reference)
-        return Grade("correct" if same else "incorrect", answer)
+        return ("correct" if same else "incorrect"), ""
     if OTHER_CHOICE.match(match[2]) or re.match(r"\s*[-+*/^=]", match[2]):
-        return Grade("incorrect", answer, "more than one choice")
-    return Grade("correct" if match[1].upper() == wanted[1].upper() else "incorrect", answer)
+        return "incorrect", "more than one choice"
+    return ("correct" if match[1].upper() == wanted[1].upper() else "incorrect"), ""
 
 
-def decide_object(answer: str, reference: str, kind: str | None) -> Grade:
+def compare_objects(answer: str, reference: str, kind: str | None) -> Finding:
     """Parse both and compare; where this grammar ends, math-verify's begins, and after it the wording."""
     from paragator.grading.equal import equal
     from paragator.grading.values import UndefinedError
 
     if HEDGE.search(answer) and not HEDGE.search(reference):
-        return Grade("incorrect", answer, "a hedge, not an answer")
+        return "incorrect", "a hedge, not an answer"
     try:
         wanted = read(reference, kind)
     except (SyntaxError, OverLimitError):
-        return decide_unread(answer, reference, kind, "reference")
+        return compare_unread(answer, reference, kind, "reference")
     try:
         found = read(answer, kind, wanted.op in ("list", "set", "paren"))
     except SyntaxError:
-        return decide_unread(answer, reference, kind, "answer")
+        return compare_unread(answer, reference, kind, "answer")
     except OverLimitError as error:
-        return Grade("incorrect", answer, str(error))
+        return "incorrect", str(error)
     try:
-        return Grade("correct" if equal(wanted, found, kind) else "incorrect", answer)
+        return ("correct" if equal(wanted, found, kind) else "incorrect"), ""
     except OverLimitError as error:
-        return Grade("incorrect", answer, str(error))
+        return "incorrect", str(error)
     except UndefinedError:
-        return Grade("incorrect", answer)
+        return "incorrect", ""
 
 
 def read(text: str, kind: str | None, listed: bool = False):  # type: ignore[no-untyped-def]
@@ -139,28 +156,28 @@ def read(text: str, kind: str | None, listed: bool = False):  # type: ignore[no-
     return parse(plain_unit(clean))
 
 
-def decide_unread(answer: str, reference: str, kind: str | None, which: str) -> Grade:
+def compare_unread(answer: str, reference: str, kind: str | None, which: str) -> Finding:
     """One side is no formula of ours: math-verify's view, or the wording."""
     words = WORDS.findall(re.sub(r"\\[a-zA-Z]+", "", reference))
     if which == "reference" and len(words) > 0 and "\\" not in reference:
-        return Grade("incorrect", answer)
+        return "incorrect", ""
     if kind in ("piecewise", "matrix", "interval", "inequality"):
-        return Grade("incorrect", answer, "unsure: the answer is not read")
+        return "incorrect", "unsure: the answer is not read"
     return math_verify(answer, reference)
 
 
-def math_verify(answer: str, reference: str) -> Grade:
+def math_verify(answer: str, reference: str) -> Finding:
     """math-verify's verdict, in this process; the caller bounds its time and memory."""
     from math_verify import LatexExtractionConfig, ExprExtractionConfig, parse, verify
 
     if len(answer) > MATH_VERIFY_CHARS:
-        return Grade("incorrect", answer, "unsure: the answer cannot be read")
+        return "incorrect", "unsure: the answer cannot be read"
     settings = (LatexExtractionConfig(), ExprExtractionConfig())
     wanted = parse(f"${reference}$", settings, parsing_timeout=None)
     if not wanted:
-        return Grade("unscored", answer, "the reference cannot be read")
+        return "unscored", "the reference cannot be read"
     found = parse(f"${answer}$", settings, parsing_timeout=None)
     if not found:
-        return Grade("incorrect", answer, "unsure: the answer cannot be read")
+        return "incorrect", "unsure: the answer cannot be read"
     same = verify(wanted, found, timeout_seconds=None, strict=True)
-    return Grade("correct" if same else "incorrect", answer, "by math-verify" if same else "unsure: by math-verify")
+    return ("correct", "by math-verify") if same else ("incorrect", "unsure: by math-verify")

@@ -118,7 +118,7 @@ def same_units(reference: Node, answer: Node) -> bool:
         return equal(a, b)
     if isinstance(ours, str) and isinstance(theirs, str):
         return "^" not in ours + theirs and equal(a, b)
-    if isinstance(ours, str) or isinstance(theirs, str) or ours[0] != theirs[0] or 0 in (ours[1], theirs[1]):
+    if isinstance(ours, str) or isinstance(theirs, str) or ours[0] != theirs[0]:
         return False
     return same_value(Node("mul", (a, Node("num", value=ours[1]))), Node("mul", (b, Node("num", value=theirs[1]))))
 
@@ -174,6 +174,8 @@ def members(node: Node) -> list[Node] | None:
 def same_collection(reference: Node, answer: Node, ours: list[Node] | None, theirs: list[Node] | None, kind: str | None) -> bool:
     if ours is None or theirs is None:
         ours, theirs = ours or [reference], theirs or [answer]
+        if len(ours) == 1 and answer.op == "list" and all(item == theirs[0] for item in theirs):
+            theirs = theirs[:1]  # the same, said again
         return len(ours) == len(theirs) == 1 and reference.op in ("set", "list", "sym", "num") and equal(ours[0], theirs[0])
     ordered = reference.op == "paren" or answer.op == "paren"
     if not ordered:
@@ -306,11 +308,19 @@ def both_equations(reference: Node, answer: Node, kind: str | None) -> bool:
         pairs_ = ((reference.args, answer.args), (answer.args, reference.args))
         return all(any(equal_or_not(a, b) for b in other) for one, other in pairs_ for a in one)
     (a, b), (c, d) = reference.args, answer.args
+    if is_renamed(a, c, b) and equal_or_not(b, d):
+        return True
     if same_name(a, d):
         return equal(b, c, kind)
     if any(not_a_number(side) for side in (a, b, c, d)):
         return equal_or_not(a, c) and equal_or_not(b, d) or equal_or_not(a, d) and equal_or_not(b, c)
     return proportional(difference(a, b), difference(c, d), positive=False)
+
+
+def is_renamed(a: Node, b: Node, formula: Node) -> bool:
+    """Two names for what a formula of several unknowns defines."""
+    names = symbols(formula)
+    return a.op == b.op == "sym" and len(names) > 1 and not {a.value, b.value} & names
 
 
 def folded(node: Node) -> Node:
@@ -336,7 +346,9 @@ def same_name(a: Node, b: Node) -> bool:
     first, second = (str(head.value).casefold() for head in heads)
     if first == second or {first, second} == {"y", "f"}:
         return True
-    return first.split("_")[0] == second.split("_")[0] and ("_" in first) != ("_" in second)
+    (stem, _, below), (other, _, index) = first.partition("_"), second.partition("_")
+    below, index = below.removeprefix("list("), index.removeprefix("list(")
+    return stem == other and (below.startswith(index) or index.startswith(below))
 
 
 def not_a_number(node: Node) -> bool:

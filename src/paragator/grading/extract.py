@@ -7,11 +7,14 @@ import re
 from paragator.core.packing import strip_thinking
 
 MAX_CHARS = 100_000
-BRACE = re.compile(r"\\boxed\s*\{|\\fbox\s*\{|\\[{}]|[{}]")
+BRACE = re.compile(r"\\boxed\s*\{|\\fbox\s*\{|\\[\\{}]|[{}]")
 JOINED = 40
 """Boxes with at most so many characters between them, and no blank line, are one answer in several boxes."""
 JOINT = re.compile(r"[\s,;$&.]*(?:and|or)?[\s,;$&.]*")
 HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
+LAST_LINE = re.compile(r"(?:\*\*|#+ )?\s*(?:A|(?:[Ff]inal )?(?:[Aa]ns|[Aa]nswer|ANSWER)\s*=?)\s*(?:\*\*)?\s*:\s*(?:\*\*)?\s*(\S.{0,300})")
+SENTENCE_CHARS = 2_000
+"""A solution without a box announces its answer in its last characters, or not at all."""
 ANNOUNCED = re.compile(
     r"(?:answer|solution|result|resposta|respuesta|réponse|antwort|答案|答)(?:\s*(?:\*\*)?\s*(?:is|are|be|es|est|ist|为|是|:|=)+\s*(?:\*\*)?\s*:?\s*|\s+(?=\$))",
     re.IGNORECASE,
@@ -67,7 +70,7 @@ def final_box(text: str, *, strict: bool = True) -> str | None:
 
 
 def final_answer(text: str, *, strict: bool = True) -> str | None:
-    """The last box outside thinking, else what follows ####, else the whole text outside thinking; None when nothing is there."""
+    """The last box outside thinking, else what follows ####, else what the last sentences announce; None when nothing is there."""
     shown = strip_thinking(text[-MAX_CHARS:] if len(text) > MAX_CHARS else text)
     if not shown:
         return None
@@ -78,13 +81,24 @@ def final_answer(text: str, *, strict: bool = True) -> str | None:
         return None
     if hashes := HASHES.findall(shown):
         return str(hashes[-1]).strip()
-    return shown
+    if line := LAST_LINE.fullmatch(shown[shown.rfind("\n") + 1 :].strip()):
+        return line[1].strip()
+    return announced(shown[-SENTENCE_CHARS:])
+
+
+def reference_answer(reference: str) -> str:
+    """A reference as it is, or the box in it."""
+    boxed = final_box(reference, strict=False)
+    return reference.strip() if boxed is None else inner_box(boxed)
 
 
 def inner_box(content: str) -> str:
-    """Without a box that is all of a box's content."""
-    while (found := boxes(content)) and found[0][:2] == (0, len(content)):
-        content = found[0][2]
+    """Without a box that is, but for delimiters, all of a box's content."""
+    while found := boxes(content):
+        start, end, inner = found[0]
+        if (content[:start] + content[end:]).strip(" \n\t$.\\()[]"):
+            return content
+        content = inner
     return content
 
 
@@ -104,7 +118,7 @@ def announced(text: str) -> str:
 
 def last_value(text: str) -> str:
     """The last formula in dollars, or a number after it."""
-    formulas = list(INLINE.finditer(text))
+    formulas = [match for match in INLINE.finditer(text) if not WORD.search(QUOTED.sub(" ", match[0]))]
     numbers = list(NUMBER.finditer(text))
     if numbers and (not formulas or numbers[-1].start() > formulas[-1].end()):
         return numbers[-1][0].rstrip(",")

@@ -395,7 +395,7 @@ class Reader:
         if not closing:
             raise SyntaxError("a bracket that never closes")
         items = inner.args if inner.op == "list" else (inner,)
-        if len(items) == 1 and opening == "(" and closing == ")":
+        if len(items) == 1 and (inner.op == "matrix" or (opening == "(" and closing == ")")):
             return inner
         return Node("paren", items, opening + closing)
 

@@ -58,11 +58,11 @@ THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\s*\\!\s*|,\s*\\,|\\,|\\
 SPACED_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d.])")
 LONG_NUMBER = re.compile(r"\d{%d}" % (MAX_DIGITS + 1))
 ROMAN = re.compile(r"\{?\\rm\s+([A-Za-z/ ]{1,40})\}?")
-ROMAN_LETTER = re.compile(r"\\(?:mathrm|operatorname)\s*\{\s*([A-Za-z])\s*\}")
+ROMAN_LETTER = re.compile(r"\\(?:mathrm|operatorname)\s*\{\s*([dei])\s*\}")
 DOUBLED = re.compile(r"\\\\(?=(?:begin|frac|dfrac|sqrt|text|left|cdot|times|pi|infty|cup)(?![a-z]))")
 SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+\.\d+|\d+(?=[eE][+-]))[eE]([+-]?\d{1,4})(?![\d.A-Za-z])")
 INNER_MATH = re.compile(r"\\text\s*\{\s*\$([^$]*)\$\s*\}")
-HIDDEN = re.compile(r"\\(?:phantom|hphantom|vphantom|color|textcolor|newcommand|def|let|renewcommand|iffalse|input|include|write|catcode|cancel|xcancel|bcancel|sout|label|href|hspace)(?![a-zA-Z])|(?<!\\)%\s*[A-Za-z]")  # fmt: skip
+HIDDEN = re.compile(r"\\(?:phantom(?!\s*-)|hphantom|vphantom|color|textcolor|newcommand|def|let|renewcommand|iffalse|input|include|write|catcode|cancel|xcancel|bcancel|sout|label|href|hspace)(?![a-zA-Z])|(?<!\\)%\s*[A-Za-z]")  # fmt: skip
 ESCAPED = re.compile(r"(?<!\\)\\([$%# _&])")
 STRUCTURE = re.compile(r"[({\[]|[)}\]]|\\[{}]")
 
@@ -87,7 +87,7 @@ def unwrap(text: str) -> str:
     before = None
     while before != text:
         before = text
-        text = text.strip().strip("\u3002").strip()
+        text = text.strip().strip("\u3002").strip().removesuffix("\\\\").strip()
         if text.endswith((".", ",", ";", ":")) and not text.endswith(("\\,", "\\;", "\\:")):
             text = text[:-1]
         for opening, closing in WRAPPERS:

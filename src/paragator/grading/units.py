@@ -6,30 +6,33 @@ import re
 from fractions import Fraction
 
 FACTORS: dict[str, tuple[str, Fraction]] = {}
-
-
-def define(dimension: str, **units: str) -> None:
-    for names, factor in units.items():
-        for name in names.split("__"):
-            FACTORS[name] = (dimension, Fraction(factor))
-
-
-define("length", m__meter__meters__metre__metres="1", cm__centimeter__centimeters__centimetre__centimetres="1/100", mm__millimeter__millimeters__millimetre__millimetres="1/1000", km__kilometer__kilometers__kilometre__kilometres="1000", nm__nanometer__nanometers="1/1000000000", inch__inches="127/5000", foot__feet__ft="381/1250", yard__yards__yd="1143/1250", mile__miles__mi="201168/125")  # fmt: skip
-define("time", s__sec__secs__second__seconds="1", ms__millisecond__milliseconds="1/1000", min__mins__minute__minutes="60", h__hr__hrs__hour__hours="3600", day__days="86400", week__weeks="604800")
-define("mass", kg__kilogram__kilograms="1", g__gram__grams="1/1000", mg__milligram__milligrams="1/1000000", ton__tons__tonne__tonnes="1000", lb__lbs__pound__pounds="45359237/100000000", oz__ounce__ounces="45359237/1600000000")
-define("volume", l__L__liter__liters__litre__litres="1", ml__mL__milliliter__milliliters="1/1000", gallon__gallons__gal="473176473/125000000")
-define("money", dollar__dollars__usd="1", cent__cents="1/100")
-define("angle", degree__degrees__deg="1", radian__radians__rad="0")
-define("energy", J__joule__joules="1", kJ="1000", eV="0")
-define("force", N__newton__newtons="1")
-define("frequency", Hz__hertz="1", kHz="1000", MHz="1000000")
-define("temperature", K__kelvin="1")
-define("electric", V__volt__volts="1")
-define("current", A__amp__amps__ampere__amperes="1")
-define("power", W__watt__watts="1", kW="1000")
-PLAIN = frozenset(name for name in FACTORS if len(name) > 2) | frozenset(("cm", "mm", "km", "kg", "ft", "mph", "lb", "lbs", "ml", "mL", "sq", "Hz", "kJ", "min", "hr"))
+"""A unit's name -> its dimension, and how many of the dimension's first unit it is."""
+TABLE = {
+    "length": "m meter meters metre metres = 1; cm centimeter centimeters centimetre centimetres = 1/100; mm millimeter millimeters = 1/1000; "
+    "km kilometer kilometers kilometre kilometres = 1000; nm nanometer nanometers = 1/1000000000; inch inches = 127/5000; "
+    "ft foot feet = 381/1250; yd yard yards = 1143/1250; mi mile miles = 201168/125",
+    "time": "s sec secs second seconds = 1; ms = 1/1000; min mins minute minutes = 60; h hr hrs hour hours = 3600; day days = 86400; "
+    "week weeks = 604800",
+    "mass": "kg kilogram kilograms = 1; g gram grams = 1/1000; mg milligram milligrams = 1/1000000; ton tons tonne tonnes = 1000; "
+    "lb lbs pound pounds = 45359237/100000000; oz ounce ounces = 45359237/1600000000",
+    "volume": "L l liter liters litre litres = 1; mL ml milliliter milliliters = 1/1000; gal gallon gallons = 473176473/125000000",
+    "money": "dollar dollars usd = 1; cent cents = 1/100", "angle": "degree degrees deg = 1", "radian": "radian radians rad = 1",
+    "energy": "J joule joules = 1; kJ = 1000; erg ergs = 1/10000000", "electronvolt": "eV = 1; keV = 1000; MeV = 1000000; GeV = 1000000000",
+    "force": "N newton newtons = 1; kN = 1000; dyn = 1/100000", "frequency": "Hz hertz = 1; kHz = 1000; MHz = 1000000; GHz = 1000000000",
+    "temperature": "K kelvin = 1", "charge": "C coulomb coulombs = 1", "voltage": "V volt volts = 1; kV = 1000",
+    "current": "A amp amps ampere amperes = 1; mA = 1/1000", "power": "W watt watts = 1; kW = 1000; MW = 1000000",
+    "field": "T tesla = 1; G Gs gauss = 1/10000", "pressure": "Pa pascal pascals = 1; kPa = 1000; atm = 101325", "amount": "mol mole moles = 1",
+}  # fmt: skip
+for dimension, entries in TABLE.items():
+    for entry in entries.split(";"):
+        names, _, factor = entry.partition("=")
+        FACTORS |= {name: (dimension, Fraction(factor.strip())) for name in names.split()}
+Scale = tuple[frozenset[tuple[str, int]], Fraction]
+"""Powers of dimensions, and the factor to their first units."""
+PLAIN = frozenset(name for name in FACTORS if len(name) > 2) | frozenset("cm mm km kg ft lb ml mL Hz kJ hr".split())
 COUNTED = frozenset("units unit square cubic times people ways students points apples marbles balls books pages coins rectangles".split())
 TRAILING = re.compile(r"^(?P<number>.*[\d})])\s*(?P<unit>(?:(?:square|cubic|sq|per|[A-Za-z]{2,})[ ./]*)+(?:\^\{?\d\}?)?)$", re.S)
+PART = re.compile(r"(/?)\s*([A-Za-z]+)(?:\s*\^\s*(-?\d+))?")
 ARTICLES = re.compile(r"\b(?:the|a|an)\b")
 COMMANDS = re.compile(r"\\(?:text|mathrm|mathbf|mbox|textbf|operatorname)\s*|[{}$~]|\\[,;:! ]|\*\*")
 
@@ -45,24 +48,23 @@ def plain_unit(text: str) -> str:
     return text
 
 
-def canonical(unit: str) -> tuple[str, Fraction] | str:
-    """(dimension, factor) of a simple unit, with its power; other units as normalised text."""
-    text = COMMANDS.sub(" ", unit).replace(".", " ").strip()
+def canonical(unit: str) -> Scale | str:
+    """What a unit measures and its factor (km/h, kg m^2, square feet); an unknown one as normalised text."""
+    text = COMMANDS.sub(" ", unit).replace("neg(", "-").replace(")", "").replace(".", " ").replace("\\cdot", " ")
     text = re.sub(r"\b(?:square|sq)\s+(\w+)", r"\1^2", text)
     text = re.sub(r"\bcubic\s+(\w+)", r"\1^3", text)
-    text = re.sub(r"\s*(?:/|\bper\b)\s*", "/", text)
-    match = re.fullmatch(r"([A-Za-z]+)(?:\s*\^\s*(\d))?", text)
-    if match and (found := FACTORS.get(match[1]) or FACTORS.get(match[1].lower())):
-        power = int(match[2] or 1)
-        return f"{found[0]}^{power}", found[1] ** power
-    parts = [FACTORS.get(word, (word,))[0] + ("" if word not in FACTORS else f"*{FACTORS[word][1]}") for word in re.findall(r"[A-Za-z]+", text)]
-    return "/".join(parts) + "|" + "".join(re.findall(r"[\^\d-]", text)) if parts else ""
-
-
-def is_counted(unit: str) -> bool:
-    """A word that names what is counted rather than a unit: it carries no scale."""
-    found = canonical(unit)
-    return isinstance(found, str)
+    text = re.sub(r"\bper\b", "/", text)
+    powers: dict[str, int] = {}
+    factor, sign = Fraction(1), 1
+    for slash, word, power in PART.findall(text):
+        sign = -1 if slash else sign
+        found = FACTORS.get(word) or FACTORS.get(word.lower())
+        if not found:
+            return " ".join(text.lower().split())
+        exponent = sign * max(-9, min(9, int(power or 1)))
+        powers[found[0]] = powers.get(found[0], 0) + exponent
+        factor *= found[1] ** exponent
+    return frozenset((d, p) for d, p in powers.items() if p), factor
 
 
 def plain_text(text: str) -> str:

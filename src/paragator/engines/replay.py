@@ -1,0 +1,165 @@
+"""An engine that answers from a recording: completions that real models gave earlier. No model, no torch.
+
+A recording is a JSONL file, one problem a line:
+
+    {"id": "p1", "problem": "...", "answer": "18", "completions": ["A: 18", {"text": "First,", "finish_reason": "length"}]}
+
+A completion is its text, or an object with `text` and optionally `finish_reason` ("stop" unless recorded),
+`num_tokens` and `thinking`; its other fields (a model's name, a recorded verdict) are left alone, as grades come from
+the text. Any field but the problem and the completions may be missing where nobody needs it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from paragator.core.errors import DataError, UsageError
+from paragator.core.prompts import Templates
+from paragator.core.types import Completion, FinishReason, Group, Plan, Problem, Prompt, Sample, Stage
+from paragator.records import read_json_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One line of a recording: a problem (its answer None where the line has none) and its completions in order."""
+
+    problem: Problem
+    completions: tuple[Completion, ...]
+
+
+class Replay:
+    """Satisfies `Sample` with recorded completions, found by the text of the candidate prompt.
+
+    recorded    prompt text -> what is recorded for it; `Replay.read` builds it from a file and the templates in use
+    drawn       a request for fewer than are recorded takes a sample without replacement that depends on its seed, so
+                that repeats are independent draws; False takes the first ones. Either way in the recorded order
+    aggregator  samples the aggregation rounds, which a recording does not hold; None refuses them
+
+    A request for all that is recorded gives the same group whatever its seed: repeats of it add nothing.
+    """
+
+    def __init__(
+        self, recorded: Mapping[str, Recorded], *, drawn: bool = True, aggregator: Sample | None = None
+    ) -> None:
+        self.recorded = dict(recorded)
+        self.drawn = drawn
+        self.aggregator = aggregator
+
+    @classmethod
+    def read(
+        cls,
+        path: Path,
+        templates: Templates,
+        *,
+        problem_field: str = "problem",
+        drawn: bool = True,
+        aggregator: Sample | None = None,
+    ) -> Replay:
+        """The recording in a file; DataError where two lines have one prompt, as it could not tell them apart."""
+        recorded: dict[str, Recorded] = {}
+        for row in read(path, problem_field=problem_field):
+            other = recorded.setdefault(templates.for_candidate(row.problem).text, row)
+            if other is not row:
+                raise DataError(
+                    f"{path}: problems {other.problem.id!r} and {row.problem.id!r} have the same text; "
+                    "join their completions in one line"
+                )
+        return cls(recorded, drawn=drawn, aggregator=aggregator)
+
+    async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+        """n recorded completions of the prompt; UsageError where so many are not there."""
+        if stage == "aggregate":
+            if self.aggregator is None:
+                raise UsageError(beyond("an aggregation"))
+            return await self.aggregator(prompt, n, stage=stage, seed=seed)
+        completions = self.enough(prompt, n).completions
+        chosen = list(range(n))
+        if self.drawn and n < len(completions):
+            chosen = sorted(random.Random(seed).sample(range(len(completions)), n))
+        return Group(prompt, tuple(completions[i] for i in chosen), stage=stage)
+
+    def check(self, plan: Plan, prompts: Iterable[Prompt]) -> None:
+        """Refuse, before anything is spent, a plan over these candidate prompts that the recording cannot serve."""
+        if plan.rounds and self.aggregator is None:
+            raise UsageError(beyond(f"rounds = {plan.rounds}"))
+        for prompt in prompts:
+            self.enough(prompt, plan.candidates)
+
+    def enough(self, prompt: Prompt, n: int) -> Recorded:
+        """What is recorded for a prompt, when that is n completions or more."""
+        found = self.recorded.get(prompt.text)
+        if found is None:
+            raise UsageError(
+                f"no recording for this prompt; record it, or take the problems from the recording: {prompt.text[:80]!r}"
+            )
+        if n > len(found.completions):
+            raise UsageError(
+                f"problem {found.problem.id}: {n} candidates asked, {len(found.completions)} recorded; "
+                f"set eval.candidates = {len(found.completions)} or lower"
+            )
+        return found
+
+    def close(self) -> None:
+        """Nothing to release; here because engines have it."""
+
+
+def beyond(what: str) -> str:
+    return f"{what} is a round beyond what is recorded: set eval.rounds = 0, or use an engine that samples"
+
+
+def problems(path: Path, *, problem_field: str = "problem") -> list[Problem]:
+    """The recording's problems, so that evaluating it needs no other file; DataError where one has no answer."""
+    found = [row.problem for row in read(path, problem_field=problem_field)]
+    for problem in found:
+        if not problem.answer:
+            raise DataError(f"{path}: problem {problem.id!r} has no answer to grade by; add the field 'answer'")
+    return found
+
+
+def read(path: Path, *, problem_field: str = "problem") -> list[Recorded]:
+    """Every line of a recording; DataError names the line that is not one, a doubled id, or a file without lines."""
+    out: dict[str, Recorded] = {}
+    for number, row in enumerate(read_json_lines(path, ours=False), 1):
+        where = f"{path}: row {number}"
+        text, completions = row.get(problem_field), row.get("completions")
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: field {problem_field!r} is missing or empty; name the field that holds it")
+        if not isinstance(completions, list) or not completions:
+            raise DataError(
+                f"{where}: field 'completions' must be a list of one or more; record some, or remove the row"
+            )
+        problem = Problem(str(row.get("id", number)), text, answer_of(row.get("answer"), where))
+        if problem.id in out:
+            raise DataError(f"{where}: id {problem.id!r} occurs twice; give every problem its own")
+        out[problem.id] = Recorded(problem, tuple(completion_of(c, where) for c in completions))
+    if not out:
+        raise DataError(f"{path}: nothing recorded; one JSON object a line, fields problem and completions")
+    return list(out.values())
+
+
+def answer_of(answer: Any, where: str) -> str | None:
+    if answer is None or isinstance(answer, str):
+        return answer
+    if isinstance(answer, int | float):
+        return str(answer)
+    raise DataError(f"{where}: answer = {answer!r}: write it as one string")
+
+
+def completion_of(value: Any, where: str) -> Completion:
+    """A recorded completion, from its text or its object."""
+    fields = {"text": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
+        raise DataError(f"{where}: a completion is a text, or an object with a field 'text'; mend the row")
+    finish: Any = fields.get("finish_reason") or "stop"
+    tokens, thinking = fields.get("num_tokens"), fields.get("thinking")
+    if finish not in get_args(FinishReason):
+        raise DataError(f"{where}: finish_reason = {finish!r}: use one of {', '.join(get_args(FinishReason))}")
+    if tokens is not None and (not isinstance(tokens, int) or tokens < 0):
+        raise DataError(f"{where}: num_tokens = {tokens!r}: write a whole number, or leave it out")
+    if thinking is not None and not isinstance(thinking, str):
+        raise DataError(f"{where}: thinking = {thinking!r}: write a text, or leave it out")
+    return Completion(fields["text"], finish, num_tokens=tokens, thinking=thinking)
