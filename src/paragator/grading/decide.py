@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from paragator.core.types import Grade, Verdict
 from paragator.grading.extract import announced, final_answer, reference_answer
 from paragator.grading.tidy import INVISIBLE, MAX_CHARS, OverLimitError, check_limits, tidy
 from paragator.grading.units import plain_text, plain_unit
+
+if TYPE_CHECKING:
+    from paragator.grading.tree import Node
 
 KINDS = (
     *("number", "fraction", "expression", "equation", "inequality", "interval", "set", "list", "tuple", "matrix"),
@@ -21,16 +25,22 @@ Finding = tuple[Verdict, str]
 QUICK_CHARS = 60
 SHOWN_CHARS = 300
 MATH_VERIFY_CHARS = 600
-PLAIN_NUMBER = re.compile(r"([-+]?)(\d{1,40}|\d{1,3}(?:,\d{3})+|\d{1,3}(?:\{,\}\d{3})+)(?:\.(\d{1,40}))?(?:/(\d{1,40}))?")
+PLAIN_NUMBER = re.compile(
+    r"([-+]?)(\d{1,40}|\d{1,3}(?:,\d{3})+|\d{1,3}(?:\{,\}\d{3})+)(?:\.(\d{1,40}))?(?:/(\d{1,40}))?"
+)
 PLAIN_FRACTION = re.compile(r"(-?)\\[dt]?frac(?:\{(\d{1,40})\}\{(\d{1,40})\}|(\d)(\d))")
 COMMA_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 CHOICE = re.compile(r"\(?\[?([A-J])\s*\]?\)?")
 CHOSEN = re.compile(
-    r"(?:(?:the\s+)?(?:correct\s+|final\s+|best\s+)?(?:answer|option|choice)\s*(?:is\s*)?(?:for sure|definitely|clearly)?\s*:?\s*)*\(?\[?([A-Ja-j])\s*[\])]?(?![A-Za-z'])(.*)",
+    r"(?:(?:the\s+)?(?:correct\s+|final\s+|best\s+)?(?:answer|option|choice)\s*(?:is\s*)?(?:for sure|definitely|clearly)?\s*:?\s*)*"
+    r"\(?\[?([A-Ja-j])\s*[\])]?(?![A-Za-z'])(.*)",
     re.DOTALL | re.IGNORECASE,
 )
 OTHER_CHOICE = re.compile(r"^\s*(?:[,/&]|or\b|and\b|\+)?\s*\(?\[?[A-Ja-j]\b[\])]?", re.IGNORECASE)
-HEDGE = re.compile(r"\b(?:maybe|perhaps|possibly|probably|either|not sure|or maybe|alternatively|equivalently|approximately|about|roughly)\b", re.IGNORECASE)
+HEDGE = re.compile(
+    r"\b(?:maybe|perhaps|possibly|probably|either|not sure|or maybe|alternatively|equivalently|approximately|about|roughly)\b",
+    re.IGNORECASE,
+)
 WORDS = re.compile(r"[A-Za-z]{2,}")
 
 
@@ -146,7 +156,7 @@ def compare_objects(answer: str, reference: str, kind: str | None) -> Finding:
         return "incorrect", ""
 
 
-def read(text: str, kind: str | None, listed: bool = False):  # type: ignore[no-untyped-def]
+def read(text: str, kind: str | None, listed: bool = False) -> Node:
     """The tree of an answer; a sentence is read for what it announces."""
     from paragator.grading.syntax import parse
 
@@ -168,7 +178,7 @@ def compare_unread(answer: str, reference: str, kind: str | None, which: str) ->
 
 def math_verify(answer: str, reference: str) -> Finding:
     """math-verify's verdict, in this process; the caller bounds its time and memory."""
-    from math_verify import LatexExtractionConfig, ExprExtractionConfig, parse, verify
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     if len(answer) > MATH_VERIFY_CHARS:
         return "incorrect", "unsure: the answer cannot be read"

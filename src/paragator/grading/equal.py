@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-from typing import Any
-
 from paragator.grading import regions, units
-from paragator.grading.syntax import Node
-from paragator.grading.values import (
-    Env,
-    UndefinedError,
-    close,
-    exact,
-    has,
-    mp,
-    points,
-    same_value,
-    symbols,
-    value,
-)
+from paragator.grading.quantity import difference, proportional, same_quantity, same_ratio
+from paragator.grading.tree import Node
+from paragator.grading.values import UndefinedError, has, symbols
 
 INEQUALITIES = frozenset(("<", ">", "<=", ">=", "!=", "in", "notin"))
 
@@ -31,7 +18,9 @@ def equal(reference: Node, answer: Node, kind: str | None = None) -> bool:
         if is_condition(node):
             return same_condition(reference, answer)
     if is_rounded(reference) or is_rounded(answer):
-        return any(equal(r, a, kind) for r in exact_parts(reference, first=False) for a in exact_parts(answer, first=True))
+        return any(
+            equal(r, a, kind) for r in exact_parts(reference, first=False) for a in exact_parts(answer, first=True)
+        )
     if is_equation(reference) or is_equation(answer):
         return same_equation(reference, answer, kind)
     if has(reference, "pm", "mp") or has(answer, "pm", "mp"):
@@ -62,88 +51,6 @@ def same_object(reference: Node, answer: Node, kind: str | None) -> bool:
     return same_quantity(reference, answer)
 
 
-# ---- numbers
-
-
-def same_quantity(reference: Node, answer: Node) -> bool:
-    """Numbers and expressions. A unit, a percent or a degree sign that only one side has is taken as understood."""
-    if reference.op == "unit" and answer.op == "unit":
-        return same_units(reference, answer)
-    if reference.op == "unit" or answer.op == "unit":
-        return equal(without(reference, "unit"), without(answer, "unit"))
-    if reference.op == "sym" and answer.op == "num" and reference.value.partition("_")[0].isdigit():
-        return reference.value.partition("_")[0] == str(answer.value)  # the base is left out
-    if not symbols(reference) and symbols(answer):
-        return False
-    if unfinished(answer) and not unfinished(reference):
-        return False
-    if same_value(reference, answer) or rounds_to(reference, answer):
-        return True
-    for sign in ("percent", "deg"):
-        if has(reference, sign) != has(answer, sign):
-            return same_value(without(reference, sign), without(answer, sign))
-    return False
-
-
-def rounds_to(reference: Node, answer: Node) -> bool:
-    """A reference of four or more decimal digits is read as rounded; an exact answer within one unit of its last digit is it."""
-    wanted, found = exact(reference), exact(answer)
-    if wanted is None or (found is not None and is_decimal(found)) or not is_decimal(wanted) or symbols(answer):
-        return False
-    places = next(p for p in range(60) if (wanted * 10**p).denominator == 1)
-    if places == 0 or len(str(abs(int(wanted * 10**places)))) < 4:
-        return False
-    there = value(answer, {})
-    return bool(abs(there - mp.mpf(wanted.numerator) / wanted.denominator) <= mp.mpf(10) ** -places)
-
-
-def is_decimal(number: Fraction) -> bool:
-    """Whether its decimal digits end (within 60)."""
-    return 10**60 % number.denominator == 0
-
-
-def without(node: Node, op: str) -> Node:
-    if node.op == op:
-        return without(node.args[0], op)
-    if node.op in ("neg", "add", "list", "set", "paren"):
-        return Node(node.op, tuple(without(child, op) for child in node.args), node.value)
-    return node
-
-
-def same_units(reference: Node, answer: Node) -> bool:
-    """The same unit, or one that converts; a word that only says what is counted may differ."""
-    ours, theirs = units.canonical(reference.value), units.canonical(answer.value)
-    a, b = reference.args[0], answer.args[0]
-    if ours == theirs:
-        return equal(a, b)
-    if isinstance(ours, str) and isinstance(theirs, str):
-        return "^" not in ours + theirs and equal(a, b)
-    if isinstance(ours, str) or isinstance(theirs, str) or ours[0] != theirs[0]:
-        return False
-    return same_value(Node("mul", (a, Node("num", value=ours[1]))), Node("mul", (b, Node("num", value=theirs[1]))))
-
-
-def unfinished(node: Node) -> bool:
-    """A sum, difference or product of bare integers: the question, or a step on the way, rather than an answer."""
-    if node.op in ("neg", "paren") and node.args:
-        return unfinished(node.args[0])
-    if node.op not in ("add", "mul"):
-        return False
-    terms = leaves(node, node.op)
-    if node.op == "mul" and any(t.op == "pow" for t in terms):
-        return False
-    return len(terms) > 1 and all(t.op == "num" or (t.op == "neg" and t.args[0].op == "num") for t in terms)
-
-
-def leaves(node: Node, op: str) -> list[Node]:
-    return [leaf for child in node.args for leaf in leaves(child, op)] if node.op == op else [node]
-
-
-def same_ratio(reference: Node, answer: Node) -> bool:
-    a, b = reference.args, answer.args
-    return len(a) == len(b) and all(same_value(Node("mul", (a[0], y)), Node("mul", (b[0], x))) for x, y in zip(a, b, strict=True))
-
-
 def both_signs(node: Node) -> list[Node]:
     """The members of a list, those with +- as two."""
     out = []
@@ -166,24 +73,35 @@ def members(node: Node) -> list[Node] | None:
     """The items of a list, set, tuple or bracket; None for what is one thing."""
     if node.op in ("list", "set"):
         return list(node.args)
-    if node.op == "paren" and len(node.args) > 1 or node.op == "paren" and node.value == "[]":
+    if (node.op == "paren" and len(node.args) > 1) or (node.op == "paren" and node.value == "[]"):
         return list(node.args)
     return None
 
 
-def same_collection(reference: Node, answer: Node, ours: list[Node] | None, theirs: list[Node] | None, kind: str | None) -> bool:
+def same_collection(
+    reference: Node, answer: Node, ours: list[Node] | None, theirs: list[Node] | None, kind: str | None
+) -> bool:
     if ours is None or theirs is None:
         ours, theirs = ours or [reference], theirs or [answer]
         if len(ours) == 1 and answer.op == "list" and all(item == theirs[0] for item in theirs):
             theirs = theirs[:1]  # the same, said again
-        return len(ours) == len(theirs) == 1 and reference.op in ("set", "list", "sym", "num") and equal(ours[0], theirs[0])
+        return (
+            len(ours) == len(theirs) == 1
+            and reference.op in ("set", "list", "sym", "num")
+            and equal(ours[0], theirs[0])
+        )
     ordered = reference.op == "paren" or answer.op == "paren"
     if not ordered:
         return same_members(ours, theirs, kind)
     if len(ours) != len(theirs):
         return False
     pair = {reference.op, answer.op}
-    if pair == {"paren"} and reference.value != answer.value and (len(ours) == 2 or kind == "interval") and kind not in ("tuple", "list"):
+    if (
+        pair == {"paren"}
+        and reference.value != answer.value
+        and (len(ours) == 2 or kind == "interval")
+        and kind not in ("tuple", "list")
+    ):
         return False
     if "set" in pair and pair != {"set"} and not (reference.op == "paren" and reference.value == "[]"):
         return False
@@ -213,7 +131,11 @@ def equal_or_not(a: Node, b: Node) -> bool:
 
 
 def same_set(reference: Node, answer: Node, kind: str | None) -> bool:
-    if reference.op == answer.op and len(reference.args) == len(answer.args) and all(equal_or_not(a, b) for a, b in zip(reference.args, answer.args, strict=True)):
+    if (
+        reference.op == answer.op
+        and len(reference.args) == len(answer.args)
+        and all(equal_or_not(a, b) for a, b in zip(reference.args, answer.args, strict=True))
+    ):
         return True
     return regions.same_region(reference, answer)
 
@@ -225,7 +147,12 @@ def as_rows(node: Node) -> list[list[Node]] | None:
     """The rows of a matrix, or of brackets in brackets of one length."""
     if node.op == "matrix":
         return [list(row.args) for row in node.args]
-    if node.op == "paren" and node.value == "[]" and node.args and all(c.op == "paren" and c.value == "[]" for c in node.args):
+    if (
+        node.op == "paren"
+        and node.value == "[]"
+        and node.args
+        and all(c.op == "paren" and c.value == "[]" for c in node.args)
+    ):
         return [list(row.args) for row in node.args]
     return None
 
@@ -273,7 +200,7 @@ def is_condition(node: Node) -> bool:
     """An inequality, a membership, or several of them."""
     if node.op in ("or", "list"):
         return bool(node.args) and all(is_condition(child) for child in node.args)
-    return node.op == "rel" and bool(set(node.value) & INEQUALITIES) or node.op == "builder"
+    return (node.op == "rel" and bool(set(node.value) & INEQUALITIES)) or node.op == "builder"
 
 
 def is_name(node: Node) -> bool:
@@ -284,7 +211,11 @@ def is_name(node: Node) -> bool:
         return bool(symbols(node)) or node.op == "unit"
     if node.op == "pow":
         return is_name(node.args[0])
-    return node.op in ("add", "mul", "neg", "paren", "list", "div", "set", "ratio") and bool(node.args) and all(is_name(child) for child in node.args)
+    return (
+        node.op in ("add", "mul", "neg", "paren", "list", "div", "set", "ratio")
+        and bool(node.args)
+        and all(is_name(child) for child in node.args)
+    )
 
 
 def same_equation(reference: Node, answer: Node, kind: str | None) -> bool:
@@ -313,7 +244,7 @@ def both_equations(reference: Node, answer: Node, kind: str | None) -> bool:
     if same_name(a, d):
         return equal(b, c, kind)
     if any(not_a_number(side) for side in (a, b, c, d)):
-        return equal_or_not(a, c) and equal_or_not(b, d) or equal_or_not(a, d) and equal_or_not(b, c)
+        return (equal_or_not(a, c) and equal_or_not(b, d)) or (equal_or_not(a, d) and equal_or_not(b, c))
     return proportional(difference(a, b), difference(c, d), positive=False)
 
 
@@ -331,7 +262,9 @@ def folded(node: Node) -> Node:
 
 def lowered(node: Node) -> Node:
     args = tuple(lowered(child) for child in node.args)
-    return Node(node.op, args, node.value.casefold() if node.op == "sym" and not node.value.startswith("set ") else node.value)
+    return Node(
+        node.op, args, node.value.casefold() if node.op == "sym" and not node.value.startswith("set ") else node.value
+    )
 
 
 def same_name(a: Node, b: Node) -> bool:
@@ -355,60 +288,12 @@ def not_a_number(node: Node) -> bool:
     return node.op in ("cases", "matrix", "set", "list", "text") or (node.op == "paren" and len(node.args) > 1)
 
 
-def difference(a: Node, b: Node) -> Node:
-    return Node("add", (a, Node("neg", (b,))))
-
-
-def proportional(f: Node, g: Node, *, positive: bool) -> bool:
-    """Whether f = c g for one constant c, positive where asked; elsewhere c may hold powers of unknowns that cannot be zero."""
-    names = symbols(f, g)
-    if not names or symbols(f) != symbols(g):
-        return False
-    ratios = [ratio(f, g, env) for env in points(names)]
-    known = [r for r in ratios if r is not None]
-    if len(known) < 2 or any(r == 0 for r in known):
-        return False
-    if all(close(r, known[0]) for r in known):
-        return not positive or mp.re(known[0]) > 0
-    return not positive and all(is_factor(f, g, name) for name in names)
-
-
-def ratio(f: Node, g: Node, env: Env) -> Any:
-    """f / g at a point; 0 where either is zero by accident or everywhere, None where it has no value."""
-    try:
-        a, b = value(f, env), value(g, env)
-    except UndefinedError:
-        return None
-    return mp.mpf(0) if min(abs(a), abs(b)) < mp.mpf(10) ** -30 else a / b
-
-
-def is_factor(f: Node, g: Node, name: str) -> bool:
-    """Whether f / g holds `name` only as a power c name^k, where name = 0 solves neither f = 0 nor g = 0."""
-    powers = set()
-    for env in points(symbols(f, g)):
-        first, second = ratio(f, g, env), ratio(f, g, {**env, name: 2 * env[name]})
-        if not first or not second:
-            continue
-        power = mp.log(abs(second / first)) / mp.log(2)
-        powers.add(int(mp.nint(power)) if abs(power - mp.nint(power)) < mp.mpf(10) ** -20 else None)
-    if len(powers) != 1 or None in powers:
-        return False
-    if powers == {0}:
-        return True
-    env = {**next(points(symbols(f, g))), name: mp.mpf(0)}
-    for side in (f, g):
-        try:
-            if abs(value(side, env)) < mp.mpf(10) ** -30:
-                return False
-        except UndefinedError:
-            pass
-    return True
-
-
 def strip_names(node: Node) -> Node:
     """x = 1, x = 2  or  x = 1, 2  as the list 1, 2."""
     if node.op in ("list", "or", "set"):
-        return Node("list" if node.op == "or" else node.op, tuple(strip_names(child) for child in node.args), node.value)
+        return Node(
+            "list" if node.op == "or" else node.op, tuple(strip_names(child) for child in node.args), node.value
+        )
     return node.args[-1] if is_equation(node) and len(node.args) == 2 and is_name(node.args[0]) else node
 
 
@@ -426,7 +311,11 @@ def same_condition(reference: Node, answer: Node) -> bool:
     except UndefinedError:
         pass
     ours, theirs = (pairs(node) for node in (reference, answer))
-    return len(ours) == len(theirs) and all(any(same_comparison(x, y) for y in theirs) for x in ours) and all(any(same_comparison(x, y) for x in ours) for y in theirs)
+    return (
+        len(ours) == len(theirs)
+        and all(any(same_comparison(x, y) for y in theirs) for x in ours)
+        and all(any(same_comparison(x, y) for x in ours) for y in theirs)
+    )
 
 
 def plain_membership(node: Node) -> Node:
@@ -471,4 +360,3 @@ def same_cases(reference: Node, answer: Node) -> bool:
 
 def empty(node: Node) -> bool:
     return node.op == "text" and not str(node.value).strip()
-

@@ -12,7 +12,9 @@ JOINED = 40
 """Boxes with at most so many characters between them, and no blank line, are one answer in several boxes."""
 JOINT = re.compile(r"[\s,;$&.]*(?:and|or)?[\s,;$&.]*")
 HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
-LAST_LINE = re.compile(r"(?:\*\*|#+ )?\s*(?:A|(?:[Ff]inal )?(?:[Aa]ns|[Aa]nswer|ANSWER)\s*=?)\s*(?:\*\*)?\s*:\s*(?:\*\*)?\s*(\S.{0,300})")
+LAST_LINE = re.compile(
+    r"(?:\*\*|#+ )?\s*(?:A|(?:[Ff]inal )?(?:[Aa]ns|[Aa]nswer|ANSWER)\s*=?)\s*(?:\*\*)?\s*:\s*(?:\*\*)?\s*(\S.{0,300})"
+)
 SENTENCE_CHARS = 2_000
 """A solution without a box announces its answer in its last characters, or not at all."""
 ANNOUNCED = re.compile(
@@ -24,7 +26,10 @@ SENTENCE_END = re.compile(r"(?<=[^\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|。")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 QUOTED = re.compile(r"\\(?:text|mathrm|mbox|textbf|operatorname|mathbf|textnormal|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
 WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{3,}|[\u4e00-\u9fff]{2,}")
-FORMULA_WORDS = frozenset("sin cos tan sec csc cot log exp sqrt arcsin arccos arctan sinh cosh tanh max min gcd lcm infty infinity inf and otherwise for".split())
+FORMULA_WORDS = frozenset(
+    "sin cos tan sec csc cot log exp sqrt arcsin arccos arctan sinh cosh tanh max min gcd lcm "  # noqa: SIM905
+    "infty infinity inf and otherwise for".split()
+)
 
 
 def is_sentence(text: str) -> bool:
@@ -110,7 +115,8 @@ def announced(text: str) -> str:
     marks = [match.end() for match in ANNOUNCED.finditer(shown) if match.end() < len(shown)]
     if marks:
         rest = shown[marks[-1] :].strip()
-        shown = INLINE.match(rest)[0] if INLINE.match(rest) else SENTENCE_END.split(rest, maxsplit=1)[0].strip()
+        formula = INLINE.match(rest)
+        shown = formula[0] if formula else SENTENCE_END.split(rest, maxsplit=1)[0].strip()
         if not is_sentence(shown):
             return shown
     return last_value(shown)

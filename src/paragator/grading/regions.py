@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from paragator.grading.syntax import Node
 from paragator.grading.tidy import OverLimitError
+from paragator.grading.tree import Node
 from paragator.grading.values import Env, UndefinedError, close, is_opaque, mp, points, symbols, value
 
 MAX_DEGREE = 8
@@ -54,7 +55,7 @@ def test_points(critical: tuple[Any, ...]) -> Iterator[Any]:
         yield mp.mpf("0.5")
         return
     yield found[0] - 1
-    for left, right in zip(found, found[1:], strict=False):
+    for left, right in pairwise(found):
         yield left
         yield (left + right) / 2
     yield found[-1]
@@ -96,8 +97,8 @@ def interval(node: Node, env: Env) -> Region:
     opening, closing = node.value
 
     def holds(x: Any) -> bool:
-        above = x > low and not near(x, low) or (opening == "[" and near(x, low))
-        return bool(above and (x < high and not near(x, high) or (closing == "]" and near(x, high))))
+        above = (x > low and not near(x, low)) or (opening == "[" and near(x, low))
+        return bool(above and ((x < high and not near(x, high)) or (closing == "]" and near(x, high))))
 
     return Region(holds, (low, high))
 
@@ -135,7 +136,10 @@ def relation(node: Node, name: str, env: Env) -> Region:
         return inner if node.value == ("in",) else Region(lambda x: not inner.holds(x), inner.critical)
     if any(sign not in COMPARED for sign in node.value):
         raise UndefinedError(f"{node.value} is not a comparison")
-    parts = [comparison(left, sign, right, name, env) for left, sign, right in zip(node.args, node.value, node.args[1:], strict=False)]
+    parts = [
+        comparison(left, sign, right, name, env)
+        for left, sign, right in zip(node.args, node.value, node.args[1:], strict=False)
+    ]
     return both(parts)
 
 
@@ -158,7 +162,11 @@ def comparison(left: Node, sign: str, right: Node, name: str, env: Env) -> Regio
         found = difference(x)
         if found is None:
             return False
-        return bool({"<": found < 0, ">": found > 0, "<=": found <= 0, ">=": found >= 0, "=": found == 0, "!=": found != 0}[sign])
+        return bool(
+            {"<": found < 0, ">": found > 0, "<=": found <= 0, ">=": found >= 0, "=": found == 0, "!=": found != 0}[
+                sign
+            ]
+        )
 
     ends = [end for side in (left, right) for end in constants(side, env)]
     return Region(holds, tuple(ends) + tuple(changes(difference)))
@@ -261,7 +269,9 @@ def near(a: Any, b: Any) -> bool:
 
 def same_branches(a: Node, b: Node) -> bool:
     """Whether two piecewise functions agree everywhere, ends of branches included; their conditions are on one variable."""
-    names = set().union(*(variables(case.args[1]) for node in (a, b) for case in node.args if not is_rest(case.args[1])))
+    names = set().union(
+        *(variables(case.args[1]) for node in (a, b) for case in node.args if not is_rest(case.args[1]))
+    )
     others = variables(a) | variables(b)
     candidates = [n for n in sorted(names) if n in ("x", "t", "y", "z", "n", "s", "r", "u")] or sorted(names)
     if not candidates:
@@ -282,15 +292,17 @@ def is_rest(condition: Node) -> bool:
 
 
 def branches(node: Node, name: str, env: Env) -> list[tuple[Region, Node]]:
-    return [(Region(lambda x: True) if is_rest(case.args[1]) else region(case.args[1], name, env), case.args[0]) for case in node.args]
+    return [
+        (Region(lambda x: True) if is_rest(case.args[1]) else region(case.args[1], name, env), case.args[0])
+        for case in node.args
+    ]
 
 
 def dense(critical: tuple[Any, ...]) -> Iterator[Any]:
     """Test points, three more inside each stretch: equal values at one point would not make equal branches."""
     sparse = list(test_points(critical))
-    for x in sparse:
-        yield x
-    for left, right in zip(sparse, sparse[1:], strict=False):
+    yield from sparse
+    for left, right in pairwise(sparse):
         for share in ("0.21", "0.63"):
             yield left + (right - left) * mp.mpf(share)
     for step in ("0.413", "2.718", "7.39"):

@@ -2,113 +2,33 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
-from paragator.grading.tidy import GREEK
+from paragator.grading.atoms import ATOMS
+from paragator.grading.tokens import FUNCTIONS, NAMES, SPLIT_WORD, Token, tokens_of
+from paragator.grading.tree import Node, flat
 
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A tree of an answer.
-
-    num (value: Fraction)  sym (value: name)  text (value)  unit (1 child, value: text)
-    add, mul, div, pow, neg, pm (+-), mp, fact, fact2, percent, deg, abs, call (name, argument), func (value: name)
-    list (bare, with commas)  paren (value: its two brackets)  set  ratio
-    rel (value: the signs between the children)  or  builder (item, condition)  cup, cap, setminus
-    matrix (children: rows)  row  det  cases (children: case)  case (value, condition)
-    """
-
-    op: str
-    args: tuple[Node, ...] = ()
-    value: Any = None
-
-    def walk(self) -> list[Node]:
-        """This node and all below it."""
-        out, stack = [], [self]
-        while stack:
-            node = stack.pop()
-            out.append(node)
-            stack.extend(node.args)
-        return out
-
-
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot asin acos atan sinh cosh tanh coth arcsinh arccosh arctanh ln log lg exp "
-    "max min gcd lcm det tr Re Im sgn sign floor ceil abs sqrt cbrt binom".split()
-)
 MANY = frozenset(("max", "min", "gcd", "lcm", "binom"))
-NAMES = frozenset(GREEK.values()) | FUNCTIONS | {"pi", "oo", "inf", "infty", "infinity", "and", "or"}
 RELATIONS = {
     "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", r"\le": "<=", r"\ge": ">=", r"\ne": "!=",
-    r"\in": "in", r"\notin": "notin", r"\approx": "~", r"\simeq": "~", r"\equiv": "equiv", r"\to": "to", "->": "to", r"\rightarrow": "to",
+    r"\in": "in", r"\notin": "notin", r"\approx": "~", r"\simeq": "~", r"\equiv": "equiv", r"\to": "to", "->": "to",
+    r"\rightarrow": "to",
     r"\Rightarrow": "implies", "=>": "implies", r"\implies": "implies", r"\propto": "propto",
 }  # fmt: skip
 SET_OPERATORS = {r"\cup": "cup", r"\cap": "cap", r"\setminus": "setminus"}
-UNREADABLE = frozenset(r"\sum \prod \int \iint \oint \lim \partial \nabla \limsup \liminf \sup \inf \over \choose".split())
-MATRICES = ("matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "vmatrix", "array", "aligned", "align", "gathered", "split")
-CASES = ("cases", "dcases", "rcases")
-TOKEN = re.compile(
-    r"\s*(?:(?P<command>\\\\(?:\[[^\]]{0,9}\])?|\\[a-zA-Z]+|\\[{}|])|(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<word>[a-zA-Z]+)|(?P<sign><=|>=|!=|==|=>|->|\*\*|.))",
-    re.S,
+UNREADABLE = frozenset(
+    r"\sum \prod \int \iint \oint \lim \partial \nabla \limsup \liminf \sup \inf \over \choose".split()  # noqa: SIM905
 )
-WORDS = {"or": "or", "and": "and", "if": "if", "for": "if", "when": "if", "where": "if", "otherwise": "otherwise", "else": "otherwise"}
-SPLIT_WORD = 3
-"""An unknown word of at most so many letters is a product of letters, a longer one is a word."""
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    kind: str
-    value: str
-
-
-def tokens_of(text: str) -> list[Token]:
-    """The tokens of a tidied answer; a \\text{...} is one token."""
-    out: list[Token] = []
-    at = 0
-    while at < len(text):
-        match = TOKEN.match(text, at)
-        if not match:
-            break
-        at = match.end()
-        kind = str(match.lastgroup)
-        value = match[kind]
-        if value in (r"\text", r"\operatorname", r"\mathbb"):
-            at, content = braced(text, at)
-            out.append(Token("set" if value == r"\mathbb" else "text", content.strip()))
-        elif value in (r"\begin", r"\end"):
-            at, content = braced(text, at)
-            out.append(Token(value, content.strip().rstrip("*")))
-            if value == r"\begin" and content.strip() in ("array", "alignedat"):
-                at = skip_columns(text, at)
-        elif kind == "word" and value not in NAMES and len(value) <= SPLIT_WORD:
-            out += [Token("word", letter) for letter in value]
-        elif kind == "command" and value[1:] in NAMES:
-            out.append(Token("word", value[1:]))
-        elif value.strip():
-            out.append(Token(kind, "^" if value == "**" else value))
-    return out
-
-
-def braced(text: str, at: int) -> tuple[int, str]:
-    """The group that starts at `at`, and where it ends."""
-    while at < len(text) and text[at] == " ":
-        at += 1
-    if at >= len(text) or text[at] != "{":
-        raise SyntaxError("a command without its group")
-    depth = 0
-    for end in range(at, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return end + 1, text[at + 1 : end]
-    raise SyntaxError("a group that never ends")
-
-
-def skip_columns(text: str, at: int) -> int:
-    return braced(text, at)[0] if text[at:].lstrip().startswith("{") else at
+WORDS = {
+    "or": "or",
+    "and": "and",
+    "if": "if",
+    "for": "if",
+    "when": "if",
+    "where": "if",
+    "otherwise": "otherwise",
+    "else": "otherwise",
+}
 
 
 def parse(text: str) -> Node:
@@ -225,7 +145,13 @@ class Reader:
             return left.op != "num" or self.peek(1) == "/"
         if found in ("word", "set", "(", "{", "[") or found == r"\begin":
             return True
-        return found.startswith("\\") and found[1:2].isalpha() and found not in RELATIONS and found not in SET_OPERATORS and found not in CLOSING
+        return (
+            found.startswith("\\")
+            and found[1:2].isalpha()
+            and found not in RELATIONS
+            and found not in SET_OPERATORS
+            and found not in CLOSING
+        )
 
     def juxtaposed(self, left: Node) -> Node:
         """left right, as a product, a mixed number (1 1/2), or a call f(x)."""
@@ -340,7 +266,11 @@ class Reader:
         if name in ("sqrt", "cbrt"):
             return self.root(name)
         if name == "binom":
-            return Node("func", (self.argument(), self.argument()), name) if self.peek() == "{" or self.peek() == "number" else self.called(name)
+            return (
+                Node("func", (self.argument(), self.argument()), name)
+                if self.peek() == "{" or self.peek() == "number"
+                else self.called(name)
+            )
         while sign := self.take("^", "_"):
             if sign == "_":
                 base = self.argument()
@@ -362,7 +292,11 @@ class Reader:
             inner = self.atom()
             return Node("func", inner.args if name in MANY and inner.op in ("paren", "list") else (inner,), name)
         argument = self.signed()
-        while self.starts_factor(argument) and not (self.peek() == "word" and self.tokens[self.at].value in FUNCTIONS) and self.peek() != "(":
+        while (
+            self.starts_factor(argument)
+            and not (self.peek() == "word" and self.tokens[self.at].value in FUNCTIONS)
+            and self.peek() != "("
+        ):
             argument = self.juxtaposed(argument)
         return Node("func", (argument,), name)
 
@@ -373,151 +307,21 @@ class Reader:
             self.need("]")
         return Node("func", (self.argument(), index), "root")
 
-    def fraction(self) -> Node:
-        self.at += 1
-        return Node("div", (self.argument(), self.argument()))
 
-    def binomial(self) -> Node:
-        self.at += 1
-        return Node("func", (self.argument(), self.argument()), "binom")
-
-    def square_root(self) -> Node:
-        self.at += 1
-        return self.root("sqrt")
-
-    def brackets(self) -> Node:
-        """(a), (a, b), [a, b), [[a], [b]]."""
-        opening = self.take("(", "[")
-        bars, self.bars = self.bars, 0
-        inner = self.alternatives()
-        self.bars = bars
-        closing = self.take(")", "]")
-        if not closing:
-            raise SyntaxError("a bracket that never closes")
-        items = inner.args if inner.op == "list" else (inner,)
-        if len(items) == 1 and (inner.op == "matrix" or (opening == "(" and closing == ")")):
-            return inner
-        return Node("paren", items, opening + closing)
-
-    def braces(self) -> Node:
-        r"""\{a, b\} or \{x | condition\}; a \{ before an array opens cases."""
-        self.at += 1
-        if self.peek() == r"\begin":
-            rows = self.environment_rows()
-            self.take(r"\}")
-            return as_cases(rows)
-        if self.take(r"\}"):
-            return Node("set")
-        self.bars += 1
-        inner = self.alternatives()
-        if self.take("|", ":", r"\|"):
-            inner = Node("builder", (inner, self.alternatives()))
-        self.bars -= 1
-        self.need(r"\}")
-        if inner.op == "builder":
-            return inner
-        return Node("set", inner.args if inner.op == "list" else (inner,))
-
-    def bar(self) -> Node:
-        closing = self.take("|", r"\|")
-        bars, self.bars = self.bars, self.bars + 1
-        inner = self.sum()
-        self.bars = bars
-        self.need(closing)
-        return Node("abs", (inner,))
-
-    def between(self) -> Node:
-        closing = {r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil")}[self.take(r"\lfloor", r"\lceil")]
-        inner = self.sum()
-        self.need(closing[0])
-        return Node("func", (inner,), closing[1])
-
-    def named_set(self) -> Node:
-        self.at += 1
-        return self.subscripted(Node("sym", value=f"set {self.tokens[self.at - 1].value}"))
-
-    def empty_set(self) -> Node:
-        self.at += 1
-        return Node("set")
-
-    def modulus(self) -> Node:
-        self.at += 1
-        return Node("func", (self.argument(),), "pmod")
-
-    def words(self) -> Node:
-        return Node("text", value=self.text())
-
-    # ---- environments
-
-    def environment(self) -> Node:
-        name = self.tokens[self.at].value
-        rows = self.environment_rows()
-        if name in CASES:
-            return as_cases(rows)
-        node = Node("matrix", tuple(Node("row", tuple(row)) for row in rows))
-        return Node("det", (node,)) if name == "vmatrix" else node
-
-    def environment_rows(self) -> list[list[Node]]:
-        name = self.tokens[self.at].value
-        if name not in MATRICES and name not in CASES:
-            raise SyntaxError(f"environment {name!r} is not read here")
-        self.at += 1
-        rows: list[list[Node]] = [[]]
-        bars, self.bars = self.bars, 0
-        while self.peek() != r"\end":
-            if self.peek().startswith("\\\\"):
-                self.at += 1
-                rows.append([])
-            elif not self.take("&", r"\hline"):
-                rows[-1].append(self.cell())
-        self.bars = bars
-        self.at += 1
-        return [row for row in rows if row]
-
-    def cell(self) -> Node:
-        if self.take("otherwise"):
-            self.take(",", ".")
-            return Node("text", value="otherwise")
-        self.take("if")
-        node = self.alternatives_until_comma()
-        while self.take(",", ";", "if", "."):
-            pass
-        return node
-
-    def alternatives_until_comma(self) -> Node:
-        """A cell: commas before its end are a list's only where another relation follows."""
-        items, separators = [self.relation()], set()
-        while self.peek() in (",", ";", "or", "and") and not (self.peek(1) in ("&", "if", "otherwise", r"\end", "text") or self.peek(1).startswith("\\\\")):
-            separators.add(self.take(",", ";", "or", "and"))
-            items.append(self.relation())
-        return items[0] if len(items) == 1 else Node("or" if "or" in separators else "list", tuple(items))
-
-
-def as_cases(rows: list[list[Node]]) -> Node:
-    """Rows of (value, condition); a row without a condition is the rest."""
-    cases = []
-    for row in rows:
-        value, *conditions = row
-        if value.op == "list" and not conditions:
-            value, *conditions = value.args
-        if value.op == "unit" and not conditions:
-            value, conditions = value.args[0], [Node("text", value=value.value)]
-        condition = Node("text", value="otherwise") if not conditions else conditions[0] if len(conditions) == 1 else Node("list", tuple(conditions))
-        cases.append(Node("case", (value, condition)))
-    return Node("cases", tuple(cases))
-
-
-def flat(node: Node) -> str:
-    """A subscript as text."""
-    if node.op in ("num", "sym", "text"):
-        return str(node.value)
-    return node.op + "(" + ",".join(flat(child) for child in node.args) + ")"
-
-
-CLOSING = frozenset((r"\}", r"\rfloor", r"\rceil", r"\end", r"\|", r"\circ", "\\\\", r"\pm", r"\mp", r"\cdot", r"\times", r"\div", r"\hline"))
-ATOMS = {
-    "number": Reader.number, "word": Reader.word, "set": Reader.named_set, "text": Reader.words, "(": Reader.brackets, "[": Reader.brackets,
-    "{": Reader.group, r"\{": Reader.braces, "|": Reader.bar, r"\|": Reader.bar, r"\frac": Reader.fraction, r"\binom": Reader.binomial,
-    r"\sqrt": Reader.square_root, r"\lfloor": Reader.between, r"\lceil": Reader.between, r"\begin": Reader.environment,
-    r"\emptyset": Reader.empty_set, r"\pmod": Reader.modulus, r"\bmod": Reader.modulus, "otherwise": Reader.words,
-}  # fmt: skip
+CLOSING = frozenset(
+    (
+        r"\}",
+        r"\rfloor",
+        r"\rceil",
+        r"\end",
+        r"\|",
+        r"\circ",
+        "\\\\",
+        r"\pm",
+        r"\mp",
+        r"\cdot",
+        r"\times",
+        r"\div",
+        r"\hline",
+    )
+)

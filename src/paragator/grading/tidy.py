@@ -14,7 +14,9 @@ class OverLimitError(Exception):
     """The answer is larger than any that is worth reading; the text says which limit."""
 
 
-INVISIBLE = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]")
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
+)
 SYMBOLS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ",
     "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∞": r"\infty ", "∪": r"\cup ",
@@ -23,9 +25,11 @@ SYMBOLS = {
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "∨": r"\lor ", "∧": r"\land ",
     "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "€": r"\text{euro}", "£": r"\text{pound}", "∣": "|",
 }  # fmt: skip
-GREEK = dict(zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega").split(), strict=True))  # fmt: skip
+GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "  # noqa: SIM905
+    "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split()
+)
+GREEK = dict(zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", GREEK_NAMES, strict=True))
 LOOKALIKE = str.maketrans(SYMBOLS | {letter: f"\\{name} " for letter, name in GREEK.items()})
 SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
@@ -38,8 +42,13 @@ DROPPED = re.compile(
     r"|tiny|small|large|Large|huge|Huge|bf|rm|it)(?![a-zA-Z])|(?<!\\)\\[,;:!>]|\\(?:quad|qquad|enspace|thinspace)(?![a-zA-Z])|~|&nbsp;"
 )
 NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
-FONTS = re.compile(r"\\(?:mathbf|mathit|mathsf|mathcal|boldsymbol|bm|mathnormal|vec|hat|bar|overline|underline|tilde|mathop|displaylines|ensuremath)(?![a-zA-Z])\s*")  # fmt: skip
-TEXTS = re.compile(r"\\(?:mathrm|textrm|textbf|textit|textsf|texttt|mbox|hbox|textnormal|operatorname\*?|emph|rm)\s*(?=\{)")
+FONTS = re.compile(
+    r"\\(?:mathbf|mathit|mathsf|mathcal|boldsymbol|bm|mathnormal|vec|hat|bar|overline|underline|tilde|mathop|displaylines|ensuremath)"
+    r"(?![a-zA-Z])\s*"
+)
+TEXTS = re.compile(
+    r"\\(?:mathrm|textrm|textbf|textit|textsf|texttt|mbox|hbox|textnormal|operatorname\*?|emph|rm)\s*(?=\{)"
+)
 WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("`", "`"))
 SAME = {
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\leq": r"\le",
@@ -56,13 +65,16 @@ SAME = {
 COMMAND = re.compile(r"\\[a-zA-Z]+")
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\s*\\!\s*|,\s*\\,|\\,|\\!,|\\ )\s*\d{3})+(?![\d])")
 SPACED_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d.])")
-LONG_NUMBER = re.compile(r"\d{%d}" % (MAX_DIGITS + 1))
+LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 ROMAN = re.compile(r"\{?\\rm\s+([A-Za-z/ ]{1,40})\}?")
 ROMAN_LETTER = re.compile(r"\\(?:mathrm|operatorname)\s*\{\s*([dei])\s*\}")
 DOUBLED = re.compile(r"\\\\(?=(?:begin|frac|dfrac|sqrt|text|left|cdot|times|pi|infty|cup)(?![a-z]))")
 SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+\.\d+|\d+(?=[eE][+-]))[eE]([+-]?\d{1,4})(?![\d.A-Za-z])")
 INNER_MATH = re.compile(r"\\text\s*\{\s*\$([^$]*)\$\s*\}")
-HIDDEN = re.compile(r"\\(?:phantom(?!\s*-)|hphantom|vphantom|color|textcolor|newcommand|def|let|renewcommand|iffalse|input|include|write|catcode|cancel|xcancel|bcancel|sout|label|href|hspace)(?![a-zA-Z])|(?<!\\)%\s*[A-Za-z]")  # fmt: skip
+HIDDEN = re.compile(
+    r"\\(?:phantom(?!\s*-)|hphantom|vphantom|color|textcolor|newcommand|def|let|renewcommand|iffalse|input|include|write|catcode|cancel"
+    r"|xcancel|bcancel|sout|label|href|hspace)(?![a-zA-Z])|(?<!\\)%\s*[A-Za-z]"
+)
 ESCAPED = re.compile(r"(?<!\\)\\([$%# _&])")
 STRUCTURE = re.compile(r"[({\[]|[)}\]]|\\[{}]")
 

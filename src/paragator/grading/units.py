@@ -8,30 +8,74 @@ from fractions import Fraction
 FACTORS: dict[str, tuple[str, Fraction]] = {}
 """A unit's name -> its dimension, and how many of the dimension's first unit it is."""
 TABLE = {
-    "length": "m meter meters metre metres = 1; cm centimeter centimeters centimetre centimetres = 1/100; mm millimeter millimeters = 1/1000; "
-    "km kilometer kilometers kilometre kilometres = 1000; nm nanometer nanometers = 1/1000000000; inch inches = 127/5000; "
-    "ft foot feet = 381/1250; yd yard yards = 1143/1250; mi mile miles = 201168/125",
-    "time": "s sec secs second seconds = 1; ms = 1/1000; min mins minute minutes = 60; h hr hrs hour hours = 3600; day days = 86400; "
-    "week weeks = 604800",
-    "mass": "kg kilogram kilograms = 1; g gram grams = 1/1000; mg milligram milligrams = 1/1000000; ton tons tonne tonnes = 1000; "
-    "lb lbs pound pounds = 45359237/100000000; oz ounce ounces = 45359237/1600000000",
-    "volume": "L l liter liters litre litres = 1; mL ml milliliter milliliters = 1/1000; gal gallon gallons = 473176473/125000000",
-    "money": "dollar dollars usd = 1; cent cents = 1/100", "angle": "degree degrees deg = 1", "radian": "radian radians rad = 1",
-    "energy": "J joule joules = 1; kJ = 1000; erg ergs = 1/10000000", "electronvolt": "eV = 1; keV = 1000; MeV = 1000000; GeV = 1000000000",
-    "force": "N newton newtons = 1; kN = 1000; dyn = 1/100000", "frequency": "Hz hertz = 1; kHz = 1000; MHz = 1000000; GHz = 1000000000",
-    "temperature": "K kelvin = 1", "charge": "C coulomb coulombs = 1", "voltage": "V volt volts = 1; kV = 1000",
-    "current": "A amp amps ampere amperes = 1; mA = 1/1000", "power": "W watt watts = 1; kW = 1000; MW = 1000000",
-    "field": "T tesla = 1; G Gs gauss = 1/10000", "pressure": "Pa pascal pascals = 1; kPa = 1000; atm = 101325", "amount": "mol mole moles = 1",
-}  # fmt: skip
+    "length": (
+        "m meter meters metre metres = 1; "
+        "cm centimeter centimeters centimetre centimetres = 1/100; "
+        "mm millimeter millimeters = 1/1000; km kilometer kilometers kilometre kilometres = 1000; "
+        "nm nanometer nanometers = 1/1000000000; inch inches = 127/5000; ft foot feet = 381/1250; "
+        "yd yard yards = 1143/1250; mi mile miles = 201168/125"
+    ),
+    "time": (
+        "s sec secs second seconds = 1; ms = 1/1000; min mins minute minutes = 60; "
+        "h hr hrs hour hours = 3600; day days = 86400; week weeks = 604800"
+    ),
+    "mass": (
+        "kg kilogram kilograms = 1; g gram grams = 1/1000; mg milligram milligrams = 1/1000000; "
+        "ton tons tonne tonnes = 1000; lb lbs pound pounds = 45359237/100000000; "
+        "oz ounce ounces = 45359237/1600000000"
+    ),
+    "volume": (
+        "L l liter liters litre litres = 1; mL ml milliliter milliliters = 1/1000; "
+        "gal gallon gallons = 473176473/125000000"
+    ),
+    "money": "dollar dollars usd = 1; cent cents = 1/100",
+    "angle": "degree degrees deg = 1",
+    "radian": "radian radians rad = 1",
+    "energy": "J joule joules = 1; kJ = 1000; erg ergs = 1/10000000",
+    "electronvolt": "eV = 1; keV = 1000; MeV = 1000000; GeV = 1000000000",
+    "force": "N newton newtons = 1; kN = 1000; dyn = 1/100000",
+    "frequency": "Hz hertz = 1; kHz = 1000; MHz = 1000000; GHz = 1000000000",
+    "temperature": "K kelvin = 1",
+    "charge": "C coulomb coulombs = 1",
+    "voltage": "V volt volts = 1; kV = 1000",
+    "current": "A amp amps ampere amperes = 1; mA = 1/1000",
+    "power": "W watt watts = 1; kW = 1000; MW = 1000000",
+    "field": "T tesla = 1; G Gs gauss = 1/10000",
+    "pressure": "Pa pascal pascals = 1; kPa = 1000; atm = 101325",
+    "amount": "mol mole moles = 1",
+}
 for dimension, entries in TABLE.items():
     for entry in entries.split(";"):
         names, _, factor = entry.partition("=")
         FACTORS |= {name: (dimension, Fraction(factor.strip())) for name in names.split()}
 Scale = tuple[frozenset[tuple[str, int]], Fraction]
 """Powers of dimensions, and the factor to their first units."""
-PLAIN = frozenset(name for name in FACTORS if len(name) > 2) | frozenset("cm mm km kg ft lb ml mL Hz kJ hr".split())
-COUNTED = frozenset("units unit square cubic times people ways students points apples marbles balls books pages coins rectangles".split())
-TRAILING = re.compile(r"^(?P<number>.*[\d})])\s*(?P<unit>(?:(?:square|cubic|sq|per|[A-Za-z]{2,})[ ./]*)+(?:\^\{?\d\}?)?)$", re.S)
+PLAIN = frozenset(name for name in FACTORS if len(name) > 2) | frozenset(
+    ["cm", "mm", "km", "kg", "ft", "lb", "ml", "mL", "Hz", "kJ", "hr"]
+)
+COUNTED = frozenset(
+    [
+        "units",
+        "unit",
+        "square",
+        "cubic",
+        "times",
+        "people",
+        "ways",
+        "students",
+        "points",
+        "apples",
+        "marbles",
+        "balls",
+        "books",
+        "pages",
+        "coins",
+        "rectangles",
+    ]
+)
+TRAILING = re.compile(
+    r"^(?P<number>.*[\d})])\s*(?P<unit>(?:(?:square|cubic|sq|per|[A-Za-z]{2,})[ ./]*)+(?:\^\{?\d\}?)?)$", re.S
+)
 PART = re.compile(r"(/?)\s*([A-Za-z]+)(?:\s*\^\s*(-?\d+))?")
 ARTICLES = re.compile(r"\b(?:the|a|an)\b")
 COMMANDS = re.compile(r"\\(?:text|mathrm|mathbf|mbox|textbf|operatorname)\s*|[{}$~]|\\[,;:! ]|\*\*")

@@ -10,8 +10,8 @@ from typing import Any
 
 import mpmath
 
-from paragator.grading.syntax import Node
 from paragator.grading.tidy import OverLimitError
+from paragator.grading.tree import Node
 
 DIGITS = 60
 TOLERANCE = 40
@@ -29,7 +29,9 @@ class UndefinedError(Exception):
 
 
 CONSTANTS = {"pi": mp.pi, "e": mp.e, "i": mp.mpc(0, 1), "infty": mp.inf}
-TRIGONOMETRIC = {name: getattr(mp, name) for name in "sin cos tan cot sec csc sinh cosh tanh coth".split()}
+TRIGONOMETRIC = {
+    name: getattr(mp, name) for name in ["sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth"]
+}
 INVERSE = {
     "arcsin": mp.asin, "arccos": mp.acos, "arctan": mp.atan, "arccot": mp.acot, "arcsinh": mp.asinh, "arccosh": mp.acosh,
     "arctanh": mp.atanh, "asin": mp.asin, "acos": mp.acos, "atan": mp.atan, "arcsec": mp.asec, "arccsc": mp.acsc,
@@ -40,7 +42,7 @@ def exact(node: Node) -> Fraction | None:
     """The rational value of a tree of numbers under + - * / ^ ! and %, or None; OverLimitError when it would be huge."""
     match node.op:
         case "num":
-            return node.value  # type: ignore[no-any-return]
+            return node.value
         case "percent":
             inner = exact(node.args[0])
             return None if inner is None else inner / 100
@@ -149,7 +151,7 @@ def compute(node: Node, env: Env) -> Any:
         return function(node, [value(child, env) for child in args])
     if op == "det":
         return mp.det(mp.matrix([[value(cell, env) for cell in row.args] for row in args[0].args]))
-    if op == "paren" and len(args) > 1 or op not in ARITHMETIC:
+    if (op == "paren" and len(args) > 1) or op not in ARITHMETIC:
         raise UndefinedError(f"{op} has no number")
     return ARITHMETIC[op](*(value(child, env) for child in args), env)
 
@@ -249,7 +251,11 @@ def close(a: Any, b: Any) -> bool:
     if mp.isinf(a) or mp.isinf(b):
         return bool(a == b)
     scale = max(abs(a), abs(b))
-    return bool(abs(a - b) <= scale * mp.mpf(10) ** -TOLERANCE) if scale > 1 else bool(abs(a - b) <= mp.mpf(10) ** -TOLERANCE)
+    return (
+        bool(abs(a - b) <= scale * mp.mpf(10) ** -TOLERANCE)
+        if scale > 1
+        else bool(abs(a - b) <= mp.mpf(10) ** -TOLERANCE)
+    )
 
 
 def symbols(*nodes: Node) -> set[str]:

@@ -1,0 +1,192 @@
+"""What an answer's operators stand between: brackets, fractions, bars, sets, environments. Each reads itself off a Reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from paragator.grading.tree import Node
+
+if TYPE_CHECKING:
+    from paragator.grading.syntax import Reader
+
+MATRICES = (
+    "matrix",
+    "pmatrix",
+    "bmatrix",
+    "Bmatrix",
+    "smallmatrix",
+    "vmatrix",
+    "array",
+    "aligned",
+    "align",
+    "gathered",
+    "split",
+)
+CASES = ("cases", "dcases", "rcases")
+
+
+def fraction(r: Reader) -> Node:
+    r.at += 1
+    return Node("div", (r.argument(), r.argument()))
+
+
+def binomial(r: Reader) -> Node:
+    r.at += 1
+    return Node("func", (r.argument(), r.argument()), "binom")
+
+
+def square_root(r: Reader) -> Node:
+    r.at += 1
+    return r.root("sqrt")
+
+
+def brackets(r: Reader) -> Node:
+    """(a), (a, b), [a, b), [[a], [b]]."""
+    opening = r.take("(", "[")
+    bars, r.bars = r.bars, 0
+    inner = r.alternatives()
+    r.bars = bars
+    closing = r.take(")", "]")
+    if not closing:
+        raise SyntaxError("a bracket that never closes")
+    items = inner.args if inner.op == "list" else (inner,)
+    if len(items) == 1 and (inner.op == "matrix" or (opening == "(" and closing == ")")):
+        return inner
+    return Node("paren", items, opening + closing)
+
+
+def braces(r: Reader) -> Node:
+    r"""\{a, b\} or \{x | condition\}; a \{ before an array opens cases."""
+    r.at += 1
+    if r.peek() == r"\begin":
+        rows = environment_rows(r)
+        r.take(r"\}")
+        return as_cases(rows)
+    if r.take(r"\}"):
+        return Node("set")
+    r.bars += 1
+    inner = r.alternatives()
+    if r.take("|", ":", r"\|"):
+        inner = Node("builder", (inner, r.alternatives()))
+    r.bars -= 1
+    r.need(r"\}")
+    if inner.op == "builder":
+        return inner
+    return Node("set", inner.args if inner.op == "list" else (inner,))
+
+
+def bar(r: Reader) -> Node:
+    closing = r.take("|", r"\|")
+    bars, r.bars = r.bars, r.bars + 1
+    inner = r.sum()
+    r.bars = bars
+    r.need(closing)
+    return Node("abs", (inner,))
+
+
+def between(r: Reader) -> Node:
+    closing = {r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil")}[r.take(r"\lfloor", r"\lceil")]
+    inner = r.sum()
+    r.need(closing[0])
+    return Node("func", (inner,), closing[1])
+
+
+def named_set(r: Reader) -> Node:
+    r.at += 1
+    return r.subscripted(Node("sym", value=f"set {r.tokens[r.at - 1].value}"))
+
+
+def empty_set(r: Reader) -> Node:
+    r.at += 1
+    return Node("set")
+
+
+def modulus(r: Reader) -> Node:
+    r.at += 1
+    return Node("func", (r.argument(),), "pmod")
+
+
+def words(r: Reader) -> Node:
+    return Node("text", value=r.text())
+
+
+# ---- environments
+
+
+def environment(r: Reader) -> Node:
+    name = r.tokens[r.at].value
+    rows = environment_rows(r)
+    if name in CASES:
+        return as_cases(rows)
+    node = Node("matrix", tuple(Node("row", tuple(row)) for row in rows))
+    return Node("det", (node,)) if name == "vmatrix" else node
+
+
+def environment_rows(r: Reader) -> list[list[Node]]:
+    name = r.tokens[r.at].value
+    if name not in MATRICES and name not in CASES:
+        raise SyntaxError(f"environment {name!r} is not read here")
+    r.at += 1
+    rows: list[list[Node]] = [[]]
+    bars, r.bars = r.bars, 0
+    while r.peek() != r"\end":
+        if r.peek().startswith("\\\\"):
+            r.at += 1
+            rows.append([])
+        elif not r.take("&", r"\hline"):
+            rows[-1].append(cell(r))
+    r.bars = bars
+    r.at += 1
+    return [row for row in rows if row]
+
+
+def cell(r: Reader) -> Node:
+    if r.take("otherwise"):
+        r.take(",", ".")
+        return Node("text", value="otherwise")
+    r.take("if")
+    node = cell_content(r)
+    while r.take(",", ";", "if", "."):
+        pass
+    return node
+
+
+def cell_content(r: Reader) -> Node:
+    """A cell: commas before its end are a list's only where another relation follows."""
+    items, separators = [r.relation()], set()
+    while r.peek() in (",", ";", "or", "and") and not (
+        r.peek(1) in ("&", "if", "otherwise", r"\end", "text") or r.peek(1).startswith("\\\\")
+    ):
+        separators.add(r.take(",", ";", "or", "and"))
+        items.append(r.relation())
+    return items[0] if len(items) == 1 else Node("or" if "or" in separators else "list", tuple(items))
+
+
+def as_cases(rows: list[list[Node]]) -> Node:
+    """Rows of (value, condition); a row without a condition is the rest."""
+    cases = []
+    for row in rows:
+        value, *conditions = row
+        if value.op == "list" and not conditions:
+            value, *conditions = value.args
+        if value.op == "unit" and not conditions:
+            value, conditions = value.args[0], [Node("text", value=value.value)]
+        condition = (
+            Node("text", value="otherwise")
+            if not conditions
+            else conditions[0]
+            if len(conditions) == 1
+            else Node("list", tuple(conditions))
+        )
+        cases.append(Node("case", (value, condition)))
+    return Node("cases", tuple(cases))
+
+
+ATOMS: dict[str, Callable[[Reader], Node]] = {
+    "number": lambda r: r.number(), "word": lambda r: r.word(), "set": named_set, "text": words, "(": brackets, "[": brackets,
+    "{": lambda r: r.group(), r"\{": braces, "|": bar, r"\|": bar, r"\frac": fraction, r"\binom": binomial,
+    r"\sqrt": square_root, r"\lfloor": between, r"\lceil": between,
+    r"\begin": environment,
+    r"\emptyset": empty_set, r"\pmod": modulus, r"\bmod": modulus, "otherwise": words,
+}  # fmt: skip

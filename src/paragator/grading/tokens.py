@@ -1,0 +1,72 @@
+"""The tokens of a tidied answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from paragator.grading.tidy import GREEK
+
+FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc arcsin arccos arctan arccot asin acos atan sinh cosh tanh coth arcsinh arccosh arctanh "  # noqa: SIM905
+    "ln log lg exp max min gcd lcm det tr Re Im sgn sign floor ceil abs sqrt cbrt binom".split()
+)
+NAMES = frozenset(GREEK.values()) | FUNCTIONS | {"pi", "oo", "inf", "infty", "infinity", "and", "or"}
+TOKEN = re.compile(
+    r"\s*(?:(?P<command>\\\\(?:\[[^\]]{0,9}\])?|\\[a-zA-Z]+|\\[{}|])|(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<word>[a-zA-Z]+)|(?P<sign><=|>=|!=|==|=>|->|\*\*|.))",
+    re.S,
+)
+SPLIT_WORD = 3
+"""An unknown word of at most so many letters is a product of letters, a longer one is a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    kind: str
+    value: str
+
+
+def tokens_of(text: str) -> list[Token]:
+    """The tokens of a tidied answer; a \\text{...} is one token."""
+    out: list[Token] = []
+    at = 0
+    while at < len(text):
+        match = TOKEN.match(text, at)
+        if not match:
+            break
+        at = match.end()
+        kind = str(match.lastgroup)
+        value = match[kind]
+        if value in (r"\text", r"\operatorname", r"\mathbb"):
+            at, content = braced(text, at)
+            out.append(Token("set" if value == r"\mathbb" else "text", content.strip()))
+        elif value in (r"\begin", r"\end"):
+            at, content = braced(text, at)
+            out.append(Token(value, content.strip().rstrip("*")))
+            if value == r"\begin" and content.strip() in ("array", "alignedat"):
+                at = skip_columns(text, at)
+        elif kind == "word" and value not in NAMES and len(value) <= SPLIT_WORD:
+            out += [Token("word", letter) for letter in value]
+        elif kind == "command" and value[1:] in NAMES:
+            out.append(Token("word", value[1:]))
+        elif value.strip():
+            out.append(Token(kind, "^" if value == "**" else value))
+    return out
+
+
+def braced(text: str, at: int) -> tuple[int, str]:
+    """The group that starts at `at`, and where it ends."""
+    while at < len(text) and text[at] == " ":
+        at += 1
+    if at >= len(text) or text[at] != "{":
+        raise SyntaxError("a command without its group")
+    depth = 0
+    for end in range(at, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return end + 1, text[at + 1 : end]
+    raise SyntaxError("a group that never ends")
+
+
+def skip_columns(text: str, at: int) -> int:
+    return braced(text, at)[0] if text[at:].lstrip().startswith("{") else at

@@ -1,0 +1,38 @@
+"""The tree of an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A tree of an answer.
+
+    num (value: Fraction)  sym (value: name)  text (value)  unit (1 child, value: text)
+    add, mul, div, pow, neg, pm (+-), mp, fact, fact2, percent, deg, abs, call (name, argument), func (value: name)
+    list (bare, with commas)  paren (value: its two brackets)  set  ratio
+    rel (value: the signs between the children)  or  builder (item, condition)  cup, cap, setminus
+    matrix (children: rows)  row  det  cases (children: case)  case (value, condition)
+    """
+
+    op: str
+    args: tuple[Node, ...] = ()
+    value: Any = None
+
+    def walk(self) -> list[Node]:
+        """This node and all below it."""
+        out, stack = [], [self]
+        while stack:
+            node = stack.pop()
+            out.append(node)
+            stack.extend(node.args)
+        return out
+
+
+def flat(node: Node) -> str:
+    """A subscript as text."""
+    if node.op in ("num", "sym", "text"):
+        return str(node.value)
+    return node.op + "(" + ",".join(flat(child) for child in node.args) + ")"
