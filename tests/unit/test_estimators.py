@@ -213,7 +213,20 @@ def test_diagnostics_of_a_pool_with_a_right_candidate() -> None:
     assert found.pool_has_correct == 1
     assert math.isnan(found.recovery)
     assert found.destruction == pytest.approx(2 / 3)
+    assert math.isnan(found.majority_lost)  # one right of two, the other unscored
     assert found.copy_rate == 0
+
+
+def test_a_majority_is_more_than_half_of_all_members() -> None:
+    for rewards, expected in (([1.0, 1.0, 0.0], 0.5), ([1.0, 1.0, None], 0.5), ([1.0, 0.0], NAN), ([0.0], NAN)):
+        found = pool_diagnostics(
+            pool_answers=["1"] * len(rewards),
+            pool_rewards=rewards,
+            pool_texts=[],
+            aggregation_rewards=[1.0, 0.0, None],
+            aggregation_texts=[],
+        )
+        assert found.majority_lost == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize("rewards", [[None, 0.0], [None], []])

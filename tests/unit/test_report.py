@@ -8,18 +8,25 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from paragator.cli.compare import main
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, append, append_json_lines
-from paragator.report.compare import compare, latex_text, read_metrics
-from paragator.report.page import choose, show, write_report
-from paragator.report.plots import accuracy_by_round, reward_curves, smooth
+from paragator.report.bars import bars, temperatures
+from paragator.report.compare import compare
+from paragator.report.markup import show
+from paragator.report.page import write_report
+from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, reward_curves, smooth
+from paragator.report.readings import choose
+from paragator.report.runs import read_metrics
+from paragator.report.sheet import latex_text
 from paragator.report.table import table
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -76,6 +83,11 @@ def make_run(path: Path, method: str = "paragator", gain: float = 0.1, text: str
     return path
 
 
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paragator.report.plots.DPI", 40)
+
+
 class Checker(HTMLParser):
     """Fails on a tag that is not closed in order; collects tags and what they load."""
 
@@ -117,9 +129,13 @@ def test_a_whole_run(run: Path) -> None:
     text = check_page(write_report(run))
     assert "method paragator" in text and "30 of 30 steps" in text
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert [base64.b64decode(picture)[:8] for picture in pictures] == [PNG, PNG]
-    expected = table(fake_evaluation(0.1, seed=1)).rows()
-    assert all(f"<td>{cell}</td>" in text for row in expected[1:] for cell in row[:4])
+    assert [base64.b64decode(picture)[:8] for picture in pictures] == [PNG, PNG, PNG]
+    assert [text.count(f"<h2>{name}</h2>") for name in ("Accuracy", "Tokens and failures", "Accuracy by tokens")] == [
+        1
+    ] * 3
+    for sheet in table(fake_evaluation(0.1, seed=1)).sheets():
+        assert all(f"<td>{cell}</td>" in text for row in sheet.cells()[1:] for cell in row[1:])
+    assert "<td>after training, round 2</td>" in text
     assert "Seconds: update" in text and "12,345" in text
     assert "12 traces of eval_after.jsonl" in text
     assert 'class="notice"' not in text
@@ -197,13 +213,25 @@ def test_choice_of_traces_mixes_kinds() -> None:
 
 
 def test_pictures_of_little_are_pictures() -> None:
+    one = table(fake_evaluation(0.1, problems=1), k=9)
     for picture in (
-        reward_curves({}),
         reward_curves({"a": [{"step": 1, "generate/reward": float("nan")}, {"step": 2}], "_b $x$": fake_metrics(1)}),
-        accuracy_by_round({}),
-        accuracy_by_round({"one": table(fake_evaluation(0.1, problems=1), k=9).to_dict()}),
+        accuracy_by_round({"one": one}),
+        accuracy_by_tokens({"$one_": one}),
+        bars({"$one_": {"a_$b": one}}),
+        temperatures({"one": {0.5: one, 1.0: one}}),
     ):
-        assert picture.startswith(PNG)
+        assert picture is not None and picture.startswith(PNG)
+
+
+def test_pictures_of_nothing_are_none() -> None:
+    unscored = Grade("unscored")
+    trace = Trace(Problem("p", "p"), Plan.sampling(1), 0, ((Group(Prompt("p"), (Completion("x"),)),),))
+    empty = table([Graded(trace, (((unscored,),),))])
+    assert [reward_curves({}), reward_curves({"a": [{"step": 1}]}), accuracy_by_round({}), bars({})] == [None] * 4
+    for draw in (accuracy_by_round, accuracy_by_tokens):
+        assert draw({"one": empty}) is None
+    assert bars({"one": {"b": empty}}) is None and temperatures({"one": {1.0: empty}}) is None
 
 
 def test_smooth_is_a_centred_mean() -> None:
@@ -218,36 +246,127 @@ def test_metrics_of_a_resumed_run(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2}]
 
 
+# ---- comparison ------------------------------------------------------------------------------------------------------
+
+
+def make_eval(path: Path, method: str, task: str, seed: int = 0, gain: float = 0.1, **config: Any) -> Path:
+    """A run directory of `paragator eval`: one evaluation of one task."""
+    path.mkdir(parents=True)
+    values = {"seed": seed, "method": {"name": method}, "task": {"name": task}, **config}
+    (path / "config.json").write_text(json.dumps(values))
+    append(path / "eval.jsonl", fake_evaluation(gain, seed=seed, text=task))
+    return path
+
+
 def test_comparison(tmp_path: Path, run: Path) -> None:
     other = make_run(tmp_path / "grpo", method="dr_grpo", gain=0.0)
     found = compare([run, other])
-    assert [one.label for one in found.runs] == ["paragator", "dr_grpo"]
+    assert [row.label for row in found.rows] == ["paragator", "dr_grpo"]
     mine, theirs = (table(fake_evaluation(gain, seed=1)) for gain in (0.1, 0.0))
-    assert found.runs[0].table == mine
-    for t, gain in enumerate(found.runs[1].gains):
-        difference = theirs.rounds[t].pass_at_1.mean - mine.rounds[t].pass_at_1.mean
-        assert gain is not None and gain.mean == pytest.approx(difference)
-    assert found.runs[0].gains == (None, None, None)
-    assert f"| paragator | {mine.rows()[1][1]} | {mine.rows()[1][2]} |" in found.markdown()
-    assert "| pass@1 - paragator |" in found.markdown()
+    place = found.places[0]
+    assert found.tables[0, place].to_dict() == mine.to_dict() and found.places == ["unknown"]
+    gains = found.paired(1)
+    for t in range(3):
+        difference = theirs.cell("pass_at_1", t).mean - mine.cell("pass_at_1", t).mean
+        assert gains[place, ("pass_at_1", t, t)].mean == pytest.approx(difference)
+    cells = mine.sheets()[0].cells()
+    assert f"| paragator | {cells[1][1]} | {cells[1][2]} | {cells[2][1]} | {cells[3][1]} |" in found.markdown()
+    assert "**Pass@1 - paragator, unknown**" in found.markdown()
     rows = list(csv.DictReader(found.csv().splitlines()))
-    assert len(rows) == 2 * 3 * 4
-    assert float(rows[0]["mean"]) == pytest.approx(mine.rounds[0].pass_at_1.mean, abs=1e-6)
-    assert rows[3]["measure"] == "pass@1 - first run" and rows[3]["mean"] == ""
-    assert r"dr\_grpo & " in found.latex() and found.latex().count(r"\begin{tabular}{lrrrr}") == 1
+    assert len(rows) == 2 * 4 + 4
+    assert float(rows[0]["mean"]) == pytest.approx(mine.cell("pass_at_1", 0).mean, abs=1e-6)
+    assert rows[-1]["table"] == "pass@1 - paragator" and rows[-1]["column"] == "last round"
+    assert r"dr\_grpo & " in found.latex() and found.latex().count(r"\begin{tabular}{lrrrr}") == 2
     json.dumps(found.to_dict(), allow_nan=False)
-    paths = found.draw(tmp_path / "out")
-    assert [path.name for path in paths] == ["reward_curves.png", "accuracy_by_round.png"]
-    assert all(path.read_bytes().startswith(PNG) for path in paths)
+
+
+def test_pictures_of_a_comparison(tmp_path: Path, run: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "temperature.png").write_text("of an earlier comparison")
+    drawn, missing = compare([run]).draw(tmp_path / "out")
+    expected = ["accuracy_by_round.png", "accuracy_by_tokens.png", "bars.png", "reward_curves.png"]
+    assert [path.name for path in drawn] == expected
+    assert all(path.read_bytes().startswith(PNG) for path in drawn)
+    assert list(missing) == ["temperature.png"] and not (tmp_path / "out" / "temperature.png").exists()
+
+
+def test_benchmarks_are_averaged(tmp_path: Path) -> None:
+    grid = [(method, task) for method in ("base", "paragator") for task in ("aime", "hmmt")]
+    paths = [
+        make_eval(tmp_path / f"{method}-{task}", method, task, gain=0.1 * (method != "base")) for method, task in grid
+    ]
+    found = compare(paths)
+    assert found.places == ["aime", "hmmt", "average"]
+    means = [found.tables[1, place].cell("pass_at_1", 2) for place in found.places]
+    assert means[2].mean == pytest.approx((means[0].mean + means[1].mean) / 2)
+    assert means[2].high - means[2].low < means[0].high - means[0].low
+    assert found.paired(1)["average", ("pass_at_1", 2, 2)].low > 0
+    wide = found.main()[0].cells()[0]
+    assert wide[1:3] == ["aime initial pass@1", "aime initial pass@4"] and len(wide) == 1 + 3 * 4
+    assert r" & \multicolumn{4}{c}{aime} & \multicolumn{4}{c}{hmmt}" in found.latex("main")
+    assert [sheet.of for sheet in found.bars()] == ["base", "paragator"]
+    assert {sheet.of.partition(":")[0] for sheet in found.rounds()} == set(found.places)
+    partial = compare(paths[:3])  # paragator has no hmmt
+    assert [cell is None or cell.mean != cell.mean for cell in partial.main()[-1].rows[1][1]] == [True] * 4
+    assert partial.markdown().count("| paragator |") >= 2
+
+
+def test_seeds_of_a_method_are_averaged(tmp_path: Path) -> None:
+    paths = [make_eval(tmp_path / f"p{seed}", "paragator", "aime", seed) for seed in (1, 0, 2)]
+    found = compare(paths)
+    assert [row.label for row in found.rows] == ["paragator (seeds 0, 1, 2)"]
+    alone = [compare([path]).tables[0, "aime"].cell("pass_at_1", 1).mean for path in paths]
+    assert found.tables[0, "aime"].cell("pass_at_1", 1).mean == pytest.approx(sum(alone) / 3)
+    assert "Seeds of a method are averaged" in found.markdown()
+    labelled = compare(paths, labels=["a", "b", "b"])
+    assert [row.label for row in labelled.rows] == ["a", "b (seeds 0, 2)"]
+
+
+def test_initial_temperatures(tmp_path: Path) -> None:
+    paths = [
+        make_eval(tmp_path / f"t{t}", "paragator", "aime", gain=t / 10, generate={"temperature": t}) for t in (1.0, 0.6)
+    ]
+    found = compare(paths)
+    assert [row.label for row in found.rows] == ["paragator T=1", "paragator T=0.6"]
+    (sheet,) = found.temperature()
+    assert [label for label, _ in sheet.rows] == ["paragator T=0.6", "paragator T=1"]
+    assert sheet.rows[1][1][2] == found.tables[0, "aime"].cell("pass_at_1", 2)
+    drawn, missing = found.draw(tmp_path / "out")
+    assert "temperature.png" in [path.name for path in drawn] and list(missing) == ["reward_curves.png"]
+    with pytest.raises(UsageError, match=r"do not differ in generate\.temperature"):
+        compare(paths[:1]).temperature()
+
+
+def test_last_rounds_are_compared_where_one_went_further(tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    short.mkdir()
+    records = fake_evaluation(0.1, text="aime")
+    cut = [Graded(replace(r.trace, rounds=r.trace.rounds[:1], plan=Plan.sampling(4)), r.grades[:1]) for r in records]
+    append(short / "eval.jsonl", cut)
+    (short / "config.json").write_text(json.dumps({"method": {"name": "voting"}, "task": {"name": "aime"}}))
+    found = compare([short, make_eval(tmp_path / "long", "paragator", "aime")])
+    sheet = found.differences(["pass_at_1"])[0]
+    (label, cells), long = sheet.rows[0], found.tables[1, "aime"]
+    assert label == "paragator" and cells[0] is not None and cells[0].mean == 0 and cells[1] is None
+    last = long.cell("pass_at_1", 2, "first")
+    assert cells[-1] is not None and (cells[-1].mean, cells[-1].low) == pytest.approx((last.mean, last.low))
 
 
 def test_comparison_of_runs_that_share_a_method(tmp_path: Path, run: Path) -> None:
     other = make_run(tmp_path / "second", gain=0.0)
-    assert [one.label for one in compare([run, other]).runs] == ["paragator (quick)", "paragator (second)"]
-    twins = compare([run, run]).runs
-    assert [one.label for one in twins] == ["paragator (quick) #1", "paragator (quick) #2"]
-    assert [gain and gain.mean for gain in twins[1].gains] == [0, 0, 0]
-    assert len(compare([run]).markdown().split("\n\n")) == 2  # one table and the note
+    assert [row.label for row in compare([run, other]).rows] == ["paragator (quick)", "paragator (second)"]
+    twins = compare([run, run])
+    assert [row.label for row in twins.rows] == ["paragator (quick) #1", "paragator (quick) #2"]
+    assert {cell.mean for cell in twins.paired(1).values()} == {0}
+    assert len(compare([run]).markdown().split("\n\n")) == 3  # a title, one table and the note
+
+
+def test_files_of_one_s_own_are_benchmarks_by_name(tmp_path: Path) -> None:
+    paths = [tmp_path / str(i) for i in range(4)]
+    for path, file in zip(paths, ("a/x.jsonl", "b/x.jsonl", "b/y.jsonl", None), strict=True):
+        config = json.loads((make_eval(path, "base", "jsonl") / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, "task": {"name": "jsonl", "path": file}}))
+    assert compare(paths).benchmarks == ["jsonl x", "jsonl x #2", "y", "jsonl"]
 
 
 def test_comparison_errors(tmp_path: Path, run: Path) -> None:
@@ -257,8 +376,33 @@ def test_comparison_errors(tmp_path: Path, run: Path) -> None:
         compare([tmp_path / "nowhere"])
     with pytest.raises(DataError, match="holds no eval_after"):
         compare([tmp_path])
-    with pytest.raises(DataError, match="differs from that of"):
+    with pytest.raises(DataError, match=r"words: problem 'p0' differs from that of .*quick"):
         compare([run, make_run(tmp_path / "words", text="other")])
+    with pytest.raises(UsageError, match="1 labels for 2 runs"):
+        compare([run, run], labels=["a"])
+    with pytest.raises(UsageError, match="quick is given 2 times as a"):
+        compare([run, run], labels=["a", "a"])
+    fewer = tmp_path / "fewer"
+    append(fewer / "eval.jsonl", fake_evaluation(0.1)[:-2])
+    with pytest.raises(DataError, match=r"fewer: lacks problem 'p10' of .*quick .2 problems"):
+        compare([run, fewer])
+    grid = [make_eval(tmp_path / name / task, "base", task) for name in ("m1", "m2") for task in ("aime", "hmmt")]
+    with pytest.raises(UsageError, match=r"m1/aime, .*m2/hmmt: runs of base with the same task and seed.*--label"):
+        compare(grid)
+    assert [row.label for row in compare(grid, labels=["m1", "m1", "m2", "m2"]).rows] == ["m1", "m2"]
+
+
+def test_the_command(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert main([str(run), "--table", "rounds", "--format", "csv", "--output", out]) == 0
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(printed.out.splitlines()))
+    assert {row["table"] for row in rows} == {"rounds"} and "oracle" in {row["column"] for row in rows}
+    assert "pictures: " in printed.err and "not drawn: temperature.png" in printed.err
+    assert main([str(run), str(run), "--label", "a", "--label", "b", "--json", "--output", out]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["label"] for row in found["rows"]] == ["a", "b"] and len(found["pictures"]) == 4
+    assert list(found["not_drawn"]) == ["temperature.png"]
 
 
 def test_latex_text() -> None:

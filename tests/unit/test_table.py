@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import random
 
 import pytest
 
 from paragator.core.errors import UsageError
+from paragator.core.estimators import bootstrap, paired_bootstrap
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
-from paragator.records import Graded
-from paragator.report.table import by_problem, show_interval, table
+from paragator.records import Graded, decode, encode
+from paragator.report.measures import MEASURES, Minus
+from paragator.report.resample import average, over_seeds, resample
+from paragator.report.sheet import show_interval
+from paragator.report.table import EvalTable, table
 
 VERDICTS = {"r": "correct", "w": "incorrect", "?": "unscored"}
 PROMPT = Prompt("p")
@@ -35,7 +40,8 @@ def group(spec: str, pool: tuple[int, ...] = (), texts: list[str] | None = None)
         answer = {"correct": "ok", "incorrect": "bad", "unscored": None}[verdict]
         grades.append(Grade(verdict, answer))  # type: ignore[arg-type]
     stage = "aggregate" if pool else "generate"
-    return Group(PROMPT, tuple(outputs), stage=stage, pool=pool), tuple(grades)  # type: ignore[arg-type]
+    made = Group(PROMPT, tuple(outputs), stage=stage, pool=pool, num_prompt_tokens=7)  # type: ignore[arg-type]
+    return made, tuple(grades)
 
 
 def record(name: str, *rounds: str, texts: list[str] | None = None, failure: str | None = None) -> Graded:
@@ -51,63 +57,99 @@ def record(name: str, *rounds: str, texts: list[str] | None = None, failure: str
 RECORDS = [record("a", "rwww", "rrww", "rrrr"), record("b", "wwww", "rwww", "wwww")]
 
 
+def means(found: EvalTable, measure: str, minus: Minus = "") -> list[float]:
+    return [found.cell(measure, t, minus).mean for t in range(found.num_rounds)]
+
+
 def test_hand_computed() -> None:
     found = table(RECORDS)
-    assert (found.k, found.problems, found.traces) == (4, 2, 2)
-    assert [row.pass_at_1.mean for row in found.rounds] == [1 / 8, 3 / 8, 1 / 2]
-    assert [row.pass_at_k.mean for row in found.rounds] == [1 / 2, 1, 1 / 2]
-    assert [row.maj_at_k.mean for row in found.rounds] == [0, 1 / 4, 1 / 2]  # rrww ties: half
-    assert [row.gain.mean for row in found.rounds[1:]] == [1 / 4, 3 / 8]
-    assert (found.rounds[1].gain.low, found.rounds[1].gain.high) == (1 / 4, 1 / 4)  # the same for both problems
-    assert math.isnan(found.rounds[0].gain.mean)
-    assert all(row.tokens == 2.5 for row in found.rounds)
-    assert found.rounds[0].pass_at_1.low == 0 and found.rounds[0].pass_at_1.high == 1 / 4
+    assert (found.k, found.problems, found.traces, found.num_rounds) == (4, 2, 2, 3)
+    assert means(found, "pass_at_1") == [1 / 8, 3 / 8, 1 / 2]
+    assert means(found, "pass_at_k") == [1 / 2, 1, 1 / 2]
+    assert means(found, "oracle") == [1 / 2, 1, 1 / 2]
+    assert means(found, "maj_at_k") == [0, 1 / 4, 1 / 2]  # rrww ties: half
+    assert means(found, "pass_at_1", "first")[1:] == [1 / 4, 3 / 8]
+    assert means(found, "pass_at_1", "previous")[1:] == [1 / 4, 1 / 8]
+    gain = found.cell("pass_at_1", 1, "first")
+    assert (gain.low, gain.high) == (1 / 4, 1 / 4)  # the same for both problems
+    assert math.isnan(found.cell("pass_at_1", 0, "first").mean)
+    first = found.cell("pass_at_1", 0)
+    assert (first.low, first.high) == (0, 1 / 4)
+
+
+def test_tokens_by_round() -> None:
+    found = table(RECORDS)  # completions of 1, 2, 3 and 4 tokens, and a prompt of 7 a group
+    assert means(found, "tokens") == [2.5] * 3
+    assert means(found, "generated") == [10] * 3
+    assert means(found, "generated_so_far") == [10, 20, 30]
+    assert means(found, "prompted_so_far") == [7, 14, 21]
+    assert [(n, cell.mean) for n, cell in found.votes()] == [(1, 1 / 8), (2, 1 / 8), (4, 0)]
+
+
+def test_tokens_that_are_not_known_are_not_measured() -> None:
+    row = encode(record("a", "rw", "rr"))
+    for groups in row["rounds"]:
+        for one in groups:
+            del one["num_prompt_tokens"]  # as older records
+            for output in one["outputs"]:
+                del output["num_tokens"], output["thinking"]
+    found = table([decode(row)])
+    assert means(found, "generated_so_far") == [3, 6]  # by their ids
+    assert all(math.isnan(x) for x in means(found, "prompted_so_far"))
+    for groups in row["rounds"]:
+        for one in groups:
+            for output in one["outputs"]:
+                output["token_ids"] = None
+    found = table([decode(row)])
+    assert all(math.isnan(x) for name in ("tokens", "generated", "generated_so_far") for x in means(found, name))
+    assert found.to_dict()["rounds"][0]["tokens"] is None
+    assert means(found, "pass_at_1") == [1 / 2, 1]
 
 
 def test_pool_diagnostics_are_means_over_pools() -> None:
-    first, second = (row.pool for row in table(RECORDS).rounds[1:])
-    assert first is not None and second is not None
-    assert (first.distinct_answers, first.pool_has_correct) == (1.5, 0.5)
-    assert (first.recovery, first.destruction) == (1 / 4, 1 / 2)
-    assert (second.destruction, second.pool_has_correct) == (1 / 2, 1)
-    assert math.isnan(second.recovery)
-    assert first.copy_rate == 0
-    copied = record("a", "rwww", "rrww", texts=["r0", " w1 ", "new", "other"])
-    pool = table([copied]).rounds[1].pool
-    assert pool is not None and pool.copy_rate == 1 / 2
+    found = table(RECORDS)
+    assert means(found, "distinct_answers")[1] == 1.5
+    assert means(found, "pool_has_correct")[1:] == [0.5, 1]
+    assert means(found, "recovery")[1] == 1 / 4
+    assert means(found, "destruction")[1:] == [1 / 2, 1 / 2]
+    assert math.isnan(means(found, "recovery")[2]) and math.isnan(means(found, "recovery")[0])
+    assert math.isnan(means(found, "majority_lost")[2])  # half of a pool is no majority
+    assert means(table([record("a", "rrrw", "rrrw")]), "majority_lost")[1] == 1 / 4
+    assert means(found, "copy_rate")[1] == 0
+    copied = record("a", "rwww", "rrww", texts=["r0", " w1 ", "new", "<think>x</think> w2"])
+    assert means(table([copied]), "copy_rate")[1] == 3 / 4
 
 
 def test_repeats_of_a_problem_are_one_cluster() -> None:
-    repeated = [record("a", "rrrr"), record("a", "rrrr"), record("a", "rrrr"), record("b", "wwww")]
-    row = table(repeated).rounds[0]
-    assert row.pass_at_1.mean == 1 / 2
-    assert (row.pass_at_1.low, row.pass_at_1.high) == (0, 1)
-    assert by_problem(repeated, 0, "pass_at_1", 4) == {"a": [1, 1, 1], "b": [0]}
+    found = table([record("a", "rrrr"), record("a", "rrrr"), record("a", "rrrr"), record("b", "wwww")])
+    cell = found.cell("pass_at_1", 0)
+    assert (cell.mean, cell.low, cell.high) == (1 / 2, 0, 1)
+    assert (found.problems, found.traces) == (2, 4)
 
 
 def test_unscored_is_nan_and_failures_are_counted() -> None:
     found = table([record("a", "?r?x"), record("b", "????"), record("c", "tw", failure="too few")])
-    row = found.rounds[0]
-    assert row.pass_at_1.mean == pytest.approx((1 + 1 / 2) / 2)
-    assert row.failed == pytest.approx(1 / 10)
-    assert row.unscored == pytest.approx(6 / 9)
-    assert row.truncated == pytest.approx(1 / 9)
-    assert math.isnan(row.pass_at_k.mean)  # no trace has four scored solutions
-    nothing = table([record("b", "????")]).rounds[0]
-    assert all(math.isnan(cell.mean) for cell in (nothing.pass_at_1, nothing.pass_at_k, nothing.maj_at_k))
+    assert means(found, "pass_at_1")[0] == pytest.approx((1 + 1 / 2) / 2)
+    assert means(found, "oracle")[0] == 1
+    assert means(found, "failed")[0] == pytest.approx(1 / 4 / 3)
+    assert means(found, "unscored")[0] == pytest.approx((2 / 3 + 1) / 3)
+    assert means(found, "truncated")[0] == pytest.approx(1 / 2 / 3)
+    assert math.isnan(means(found, "pass_at_k")[0])  # no trace has four scored solutions
+    nothing = table([record("b", "????")])
+    assert all(math.isnan(means(nothing, name)[0]) for name in ("pass_at_1", "pass_at_k", "maj_at_k", "oracle"))
 
 
 def test_a_round_that_a_failed_problem_missed_counts_as_failed() -> None:
     stopped = record("c", "xxxr", failure="round 0 left 1 solutions, 2 are needed")
     found = table([record("a", "rwww", "rrww"), stopped])
-    assert found.rounds[1].failed == 1 / 2
-    assert found.rounds[1].pass_at_1.mean == 1 / 2
-    assert found.rounds[1].gain.mean == 1 / 4  # paired over problem a alone
+    assert means(found, "failed") == [3 / 8, 1 / 2]
+    assert means(found, "pass_at_1")[1] == 1 / 2
+    assert means(found, "pass_at_1", "first")[1] == 1 / 4  # paired over problem a alone
 
 
 def test_k_above_the_samples_is_a_dash() -> None:
     found = table(RECORDS, k=8)
-    printed = found.rows()
+    printed = found.sheets()[0].cells()
     assert printed[0][2:4] == ["pass@8", "maj@8"]
     assert all(row[2:4] == ["-", "-"] for row in printed[1:])
     assert found.to_dict()["rounds"][0]["pass_at_k"] is None
@@ -116,22 +158,28 @@ def test_k_above_the_samples_is_a_dash() -> None:
 def test_a_reward_function_does_not_change_accuracy() -> None:
     one = record("a", "rw")
     valued = Graded(one.trace, (((Grade("correct", "ok", value=0.3), Grade("incorrect", "bad", value=7.0)),),))
-    assert table([valued]).rounds[0].pass_at_1.mean == 1 / 2
+    assert means(table([valued]), "pass_at_1") == [1 / 2]
 
 
 def test_to_dict_is_strict_json() -> None:
     text = json.dumps(table([record("a", "?r?x", "x???")], k=4).to_dict(), allow_nan=False)
     row = json.loads(text)["rounds"][0]
     assert row["pass_at_1"] == {"mean": 1.0, "low": None, "high": None}
-    assert set(json.loads(text)["rounds"][1]["pool"]) >= {"recovery", "destruction", "copy_rate"}
+    later = json.loads(text)["rounds"][1]
+    assert set(later) == {"round", *MEASURES, "minus_first", "minus_previous"}
+    assert set(later["minus_first"]) == {"pass_at_1", "pass_at_k", "maj_at_k", "oracle"}
 
 
-def test_rows_are_rectangular_and_in_percent() -> None:
-    printed = table(RECORDS).rows()
-    assert len({len(row) for row in printed}) == 1
-    assert printed[1][:5] == ["0", "12.5 [0.0, 25.0]", "50.0 [0.0, 100.0]", "0.0 [0.0, 0.0]", "-"]
-    assert printed[2][4] == "+25.0 [+25.0, +25.0]"
+def test_sheets_are_rectangular_and_in_percent() -> None:
+    sheets = table(RECORDS).sheets()
+    assert [sheet.name for sheet in sheets] == ["accuracy", "tokens and failures", "pools"]
+    assert all(len({len(row) for row in sheet.cells()}) == 1 for sheet in sheets)
+    printed = sheets[0].cells()
+    assert printed[1][:4] == ["0", "12.5 [0.0, 25.0]", "50.0 [0.0, 100.0]", "0.0 [0.0, 0.0]"]
+    assert printed[1][5:] == ["-", "-"] and printed[2][6] == "+25.0 [+25.0, +25.0]"
+    assert len({len(line) for line in sheets[0].text().splitlines()}) == 1
     assert show_interval(None) == "-"
+    assert [sheet.name for sheet in table([record("a", "rw")]).sheets()] == ["accuracy", "tokens and failures"]
 
 
 def test_errors() -> None:
@@ -139,3 +187,66 @@ def test_errors() -> None:
         table([])
     with pytest.raises(UsageError, match="k = 0"):
         table(RECORDS, k=0)
+
+
+# ---- resampling ------------------------------------------------------------------------------------------------------
+
+
+def test_the_vectorised_bootstrap_agrees_with_core() -> None:
+    rng = random.Random(5)
+    ease = [rng.random() for _ in range(150)]
+    columns = [[float(rng.random() < e) for e in ease], [rng.random() + e for e in ease]]
+    columns.append([math.nan if rng.random() < 0.3 else value for value in columns[1]])
+    for column, found in zip(columns, resample(columns, draws=4000), strict=True):
+        ours, core = found.interval(), bootstrap(column, draws=4000)
+        width = core.high - core.low
+        assert ours.mean == pytest.approx(core.mean, abs=1e-12)
+        assert ours.low == pytest.approx(core.low, abs=0.06 * width)
+        assert ours.high == pytest.approx(core.high, abs=0.06 * width)
+
+
+def test_the_difference_of_two_samplings_is_paired() -> None:
+    rng = random.Random(6)
+    a = [rng.random() for _ in range(100)]
+    b = [value + 0.1 + 0.01 * rng.random() for value in a]
+    both = resample([a, b])
+    found = (both[1] - both[0]).interval()
+    keys = [str(i) for i in range(100)]
+    core = paired_bootstrap(dict(zip(keys, a, strict=True)), dict(zip(keys, b, strict=True)))
+    assert (found.mean, found.low, found.high) == pytest.approx((core.mean, core.low, core.high), abs=3e-4)
+    apart = (resample([b])[0] - resample([a])[0]).interval()  # the same problems are drawn in another call
+    assert (apart.low, apart.high) == pytest.approx((found.low, found.high), abs=1e-12)
+
+
+def test_too_few_problems_have_no_interval() -> None:
+    for column in ([0.5], [0.5, math.nan]):
+        one = resample([column])[0].interval()
+        assert one.mean == 0.5 and math.isnan(one.low) and math.isnan(one.high)
+    assert math.isnan(resample([[math.nan, math.nan]])[0].interval().mean)
+
+
+def test_chunks_change_no_draw_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paragator.report.resample.CHUNK", 100)
+    found = resample([[0.0, 1.0] * 20], draws=501)[0]
+    assert found.draws.shape == (501,)
+    assert 0.3 < found.interval().low < 0.5 < found.interval().high < 0.7
+
+
+def test_seeds_widen_an_interval_by_what_they_differ() -> None:
+    problems = [0.0, 1.0] * 50
+    alike, apart = (
+        over_seeds(resample([[value + s * shift for value in problems] for s in range(4)])).interval()
+        for shift in (0.0, 0.2)
+    )
+    alone = resample([problems])[0].interval()
+    assert (alike.mean, alike.low, alike.high) == pytest.approx((alone.mean, alone.low, alone.high))
+    assert apart.mean == pytest.approx(alone.mean + 0.3)
+    assert apart.high - apart.low > 1.2 * (alone.high - alone.low)
+
+
+def test_the_average_needs_every_benchmark() -> None:
+    a, b = resample([[0.0, 1.0, 0.0, 0.0]])[0], resample([[1.0] * 9], seed=(1,))[0]
+    found = average([a, b])
+    assert found is not None and found.mean == pytest.approx((0.25 + 1) / 2)
+    assert found.interval().high == pytest.approx((a.interval().high + 1) / 2)
+    assert average([a, None]) is None and average([]) is None

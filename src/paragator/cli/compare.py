@@ -1,30 +1,50 @@
-"""`paragator compare RUN...`: runs side by side, as a table and two pictures."""
+"""`paragator compare RUN...`: runs side by side, as tables and pictures."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from paragator.cli.main import parse, parser_for
 from paragator.core.errors import UsageError
 
+EPILOG = """\
+A run directory holds one evaluation of one task. Runs of one task are a benchmark, and must be on the same problems;
+runs of one method (or --label) are a row, and its runs of one benchmark are seeds, which are averaged.
+
+  paragator compare runs/base-aime runs/base-hmmt runs/para-aime runs/para-hmmt
+  paragator compare a-0 a-1 b-0 b-1 --label a --label a --label b --label b --format latex > table.tex
+
+tables: main (initial pass@1 and pass@k, pass@1 of each aggregation round), rounds (every measure by round), bars
+(initial, majority, aggregation), temperature (by generate.temperature), differences (each row minus the first);
+without --table, main and the differences in pass@1."""
+
 
 def main(arguments: list[str]) -> int:
     parser = parser_for("compare")
-    parser.add_argument("runs", nargs="+", help="run directories; differences are to the first")
+    parser.epilog = EPILOG
+    parser.add_argument("runs", nargs="+", help="run directories; differences are to the first row")
+    parser.add_argument("--label", action="append", default=[], help="a run's row, once a run in their order")
     parser.add_argument("--k", type=int, default=4, help="k of pass@k and maj@k (default 4)")
     parser.add_argument("--format", choices=("markdown", "latex", "csv"), default="markdown")
+    tables = ("main", "rounds", "bars", "temperature", "differences")
+    parser.add_argument("--table", choices=tables, default="", help="one table instead of main and differences")
     parser.add_argument("--output", default="comparison", help="folder for the pictures (default ./comparison)")
     flags, rest = parse(parser, arguments)
     if rest:
         raise UsageError(f"unknown option {rest[0]}; see paragator compare --help")
+    from paragator.cli.show import printable
     from paragator.report.compare import compare
 
-    found = compare([Path(run) for run in flags.runs], flags.k)
-    drawn = [str(path) for path in found.draw(Path(flags.output))]
+    found = compare([Path(run) for run in flags.runs], flags.k, flags.label)
+    text = "" if flags.json else getattr(found, flags.format)(flags.table)
+    drawn, missing = found.draw(Path(flags.output))
     if flags.json:
-        print(json.dumps({**found.to_dict(), "pictures": drawn}))
+        print(json.dumps({**found.to_dict(), "pictures": [str(path) for path in drawn], "not_drawn": missing}))
         return 0
-    print(getattr(found, flags.format)())
-    print("pictures: " + ", ".join(drawn))
+    print(printable(text))
+    print("pictures: " + (", ".join(map(str, drawn)) or "none"), file=sys.stderr)
+    for name, why in missing.items():
+        print(f"not drawn: {name} ({why})", file=sys.stderr)
     return 0

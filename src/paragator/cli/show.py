@@ -82,14 +82,9 @@ class Counter:
 
 
 def print_table(found: EvalTable, say: Logger) -> None:
-    """An evaluation's table as aligned lines."""
-    say(aligned(found.rows()))
-
-
-def aligned(rows: list[list[str]]) -> str:
-    """Rows of cells as text columns, the first row being the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+    """An evaluation's tables as aligned lines: accuracy, cost, and pools where some were shown."""
+    for sheet in found.sheets():
+        say("\n".join(f"  {line}" for line in sheet.text().splitlines()))
 
 
 def result(run_dir: Path, k: int) -> dict[str, Any]:

@@ -162,6 +162,7 @@ class PoolDiagnostics:
     pool_has_correct  1 when a right candidate was shown, 0 when all were wrong
     recovery          of the aggregations of an all-wrong pool, the share that is right
     destruction       of the aggregations of a pool with a right candidate, the share that is wrong
+    majority_lost     of the aggregations of a pool of which more than half is right, the share that is wrong
     copy_rate         share of aggregations whose text, but for white space, is a pool text
     """
 
@@ -169,6 +170,7 @@ class PoolDiagnostics:
     pool_has_correct: float
     recovery: float
     destruction: float
+    majority_lost: float
     copy_rate: float
 
 
@@ -186,6 +188,7 @@ def pool_diagnostics(
     """
     known = [r for r in pool_rewards if r is not None]
     has_correct = 1.0 if any(r >= 1 for r in known) else 0.0 if known and len(known) == len(pool_rewards) else NAN
+    majority = 2 * sum(r >= 1 for r in known) > len(pool_rewards)
     right = mean(None if r is None else float(r >= 1) for r in aggregation_rewards)
     pool = {" ".join(text.split()) for text in pool_texts} - {""}
     return PoolDiagnostics(
@@ -193,5 +196,6 @@ def pool_diagnostics(
         pool_has_correct=has_correct,
         recovery=right if has_correct == 0.0 else NAN,
         destruction=1.0 - right if has_correct == 1.0 else NAN,
+        majority_lost=1.0 - right if majority else NAN,
         copy_rate=mean(float(" ".join(text.split()) in pool) for text in aggregation_texts),
     )

@@ -1,245 +1,289 @@
-"""Runs side by side: accuracy by round, and what each gains over the first run, paired by problem."""
+"""Runs side by side: accuracy by round on each benchmark and on average, and what each gains over the first, paired."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from paragator.core.errors import DataError, UsageError
-from paragator.core.estimators import Interval, paired_bootstrap
-from paragator.records import Graded, read, read_json_lines
-from paragator.report.plots import accuracy_by_round, reward_curves
-from paragator.report.table import EvalTable, by_problem, plain, show_interval, table
+from paragator.core.errors import UsageError
+from paragator.core.estimators import Interval
+from paragator.report import bars, plots
+from paragator.report.measures import MEASURES, Key
+from paragator.report.resample import Sampled, average, over_seeds, resample
+from paragator.report.runs import Row, Run, gather, load_run
+from paragator.report.sheet import Column, Sheet, to_csv
+from paragator.report.table import EvalTable, plain, rounds_sheets
 
-NOTE = "Percent of problems, with 95% intervals bootstrapped over problems."
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One run as the comparison shows it. `gains[t]`: pass@1 of round t minus the first run's; None in that run."""
-
-    label: str
-    method: str
-    path: Path
-    evaluation: str
-    metrics: list[dict[str, Any]]
-    table: EvalTable
-    gains: tuple[Interval | None, ...]
-
-    def cell(self, round_: int, name: str) -> Interval | None:
-        """One measure of one round; None where this run did not get that far."""
-        return getattr(self.table.rounds[round_], name) if round_ < len(self.table.rounds) else None
-
-    def gain(self, round_: int) -> Interval | None:
-        return self.gains[round_] if round_ < len(self.gains) else None
+AVERAGE = "average"
+COMPARED = ("pass_at_1", "pass_at_k", "maj_at_k")
+Pair = tuple[str, int, int]
+"""A measure, a round of a row, and the round of the first row that it is compared with."""
 
 
-@dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs in the order given; the first is the one that differences refer to."""
+    """Rows in the order given; the first is the one that differences refer to.
 
-    k: int
-    runs: tuple[Run, ...]
+    A place is a benchmark, or their macro average where there are several. Seeds of a row are averaged; intervals draw
+    problems again within each benchmark, and seeds too where a row has several.
+    """
 
-    @property
-    def num_rounds(self) -> int:
-        return max(len(run.table.rounds) for run in self.runs)
+    def __init__(self, rows: Sequence[Row], k: int) -> None:
+        self.rows, self.k = tuple(rows), k
+        self.benchmarks = list(dict.fromkeys(name for row in rows for name in row.runs))
+        self.places = [*self.benchmarks, AVERAGE] if len(self.benchmarks) > 1 else list(self.benchmarks)
+        self.sampled = {at: self.resample(*at) for at in product(range(len(rows)), self.benchmarks)}
+        self.tables = {at: self.table(*at) for at in product(range(len(rows)), self.places)}
 
-    def accuracy(self) -> list[list[str]]:
-        """Cells, headings first: initial pass@1 and pass@k, then pass@1 of each aggregation round."""
-        later = range(1, self.num_rounds)
-        head = ["run", "initial pass@1", f"initial pass@{self.k}", *(f"round {t} pass@1" for t in later)]
+    def runs(self, row: int, benchmark: str) -> tuple[Run, ...]:
+        return self.rows[row].runs.get(benchmark, ())
+
+    def size(self, benchmark: str) -> int:
+        """Problems of a benchmark."""
+        return next(len(some[0].texts) for row in self.rows if (some := row.runs.get(benchmark)))
+
+    def num_rounds(self, row: int, place: str) -> int:
+        """Rounds that a row has at a place, the initial one included."""
+        return min(self.rows[row].num_rounds(name) for name in self.within(place))
+
+    def within(self, place: str) -> list[str]:
+        return self.benchmarks if place == AVERAGE and len(self.benchmarks) > 1 else [place]
+
+    # ---- numbers ----
+
+    def resample(self, row: int, benchmark: str) -> dict[Key, Sampled]:
+        """Every measure of a row on a benchmark, over its seeds; {} where it was not run."""
+        parts = []
+        for run in self.runs(row, benchmark):
+            columns = run.scores.columns()
+            drawn = resample(list(columns.values()), seed=(run.scores.draws,))
+            parts.append(dict(zip(columns, drawn, strict=True)))
+        shared = [key for key in parts[0] if all(key in part for part in parts)] if parts else []
+        return {key: over_seeds([part[key] for part in parts], seed=(1, row)) for key in shared}
+
+    def table(self, row: int, place: str) -> EvalTable:
+        """A row's table at a place; without rounds where it was not run."""
+        within = self.within(place)
+        parts = [self.sampled[row, name] for name in within]
+        found = {key: average([part.get(key) for part in parts]) for key in parts[0]}
+        runs = [run for name in within for run in self.runs(row, name)]
+        return EvalTable(
+            self.k,
+            sum(self.size(name) for name in within),
+            sum(run.scores.traces for run in runs),
+            self.num_rounds(row, place),
+            {key: one.interval() for key, one in found.items() if one is not None},
+        )
+
+    def paired(self, row: int) -> dict[tuple[str, Pair], Interval]:
+        """(place, pair) -> a row minus the first, over the problems that both scored with every seed."""
+        by_benchmark = {name: self.paired_at(row, name) for name in self.benchmarks}
+        out = {}
+        for place in self.places:
+            parts = [by_benchmark[name] for name in self.within(place)]
+            for key in parts[0]:
+                if (one := average([part.get(key) for part in parts])) is not None:
+                    out[place, key] = one.interval()
+        return out
+
+    def paired_at(self, row: int, benchmark: str) -> dict[Pair, Sampled]:
+        mine, theirs = self.runs(row, benchmark), self.runs(0, benchmark)
+        if not mine or not theirs:
+            return {}
+        rounds = {(t, t) for t in range(min(self.num_rounds(i, benchmark) for i in (row, 0)))}
+        for place in (benchmark, self.places[-1]):  # last rounds, where the two went differently far
+            if self.num_rounds(row, place) and self.num_rounds(0, place):
+                rounds.add((self.num_rounds(row, place) - 1, self.num_rounds(0, place) - 1))
+        keys = [(name, *pair) for name in COMPARED for pair in sorted(rounds)]
+        columns: list[Sequence[float]] = []
+        for name, t, first in keys:
+            own = [run.scores.values[name, t] for run in mine] + [run.scores.values[name, first] for run in theirs]
+            missing = [sum(values) for values in zip(*own, strict=True)]  # NaN where one of them is
+            columns += [[value + 0 * gap for value, gap in zip(column, missing, strict=True)] for column in own]
+        drawn = iter(resample(columns, seed=(mine[0].scores.draws,)))
+        out = {}
+        for key in keys:
+            a, b = ([next(drawn) for _ in runs] for runs in (mine, theirs))
+            out[key] = over_seeds(a, seed=(1, row)) - over_seeds(b, seed=(1, 0))
+        return out
+
+    # ---- tables ----
+
+    def main(self) -> list[Sheet]:
+        """Initial pass@1 and pass@k and pass@1 of each aggregation round: means side by side, then with intervals."""
+        sheets = [self.accuracy([place], place) for place in self.places]
+        return [self.accuracy(self.places, ""), *sheets] if len(self.places) > 1 else sheets
+
+    def accuracy(self, places: Sequence[str], of: str) -> Sheet:
+        columns: list[Column] = []
+        keys: list[tuple[str, str, int]] = []
+        for place in places:
+            look = {"bounds": len(places) == 1, "group": place if len(places) > 1 else ""}
+            later = range(1, max(self.num_rounds(row, place) for row in range(len(self.rows))))
+            titles = ["initial pass@1", f"initial pass@{self.k}", *(f"round {t}" for t in later)]
+            columns += [Column(title, **look) for title in titles]  # type: ignore[arg-type]
+            keys += [(place, "pass_at_1", 0), (place, "pass_at_k", 0), *((place, "pass_at_1", t) for t in later)]
         rows = [
-            [
-                run.label,
-                *(show_interval(run.cell(0, name)) for name in ("pass_at_1", "pass_at_k")),
-                *(show_interval(run.cell(t, "pass_at_1")) for t in later),
-            ]
-            for run in self.runs
+            (row.label, tuple(self.tables[i, place].cell(name, t) for place, name, t in keys))
+            for i, row in enumerate(self.rows)
         ]
-        return [head, *rows]
+        return Sheet("accuracy", of, "method", tuple(columns), tuple(rows))
 
-    def differences(self) -> list[list[str]]:
-        """Cells, headings first: pass@1 of each round minus the first run's on the same problems."""
-        rounds = range(self.num_rounds)
-        head = [f"pass@1 - {self.runs[0].label}", *(f"round {t}" for t in rounds)]
-        return [head, *([run.label, *(show_interval(run.gain(t), "+") for t in rounds)] for run in self.runs[1:])]
+    def differences(self, measures: Sequence[str] = COMPARED) -> list[Sheet]:
+        """Each row minus the first, on the same problems: round by round, and each one's own last round."""
+        found = {row: self.paired(row) for row in range(1, len(self.rows))}
+        return [self.difference(name, place, found) for place in self.places for name in measures] if found else []
 
-    def markdown(self) -> str:
-        """Both tables as GitHub Markdown."""
-        tables = [self.accuracy(), self.differences()] if len(self.runs) > 1 else [self.accuracy()]
-        return "\n\n".join([*(markdown_table(rows) for rows in tables), NOTE]) + "\n"
+    def difference(self, name: str, place: str, found: dict[int, dict[tuple[str, Pair], Interval]]) -> Sheet:
+        later = range(max(self.num_rounds(row, place) for row in range(len(self.rows))))
+        columns = (*(Column(f"round {t}", signed=True) for t in later), Column("last round", signed=True))
+        rows = []
+        for row, cells in found.items():
+            last = (self.num_rounds(row, place) - 1, self.num_rounds(0, place) - 1)
+            pairs = [(name, *pair) for pair in [*((t, t) for t in later), last]]
+            rows.append((self.rows[row].label, tuple(cells.get((place, pair)) for pair in pairs)))
+        title = MEASURES[name].title.format(k=self.k)
+        return Sheet(f"{title} - {self.rows[0].label}", place, "method", columns, tuple(rows))
 
-    def latex(self) -> str:
-        """Both tables as LaTeX tabulars (package booktabs)."""
-        tables = [self.accuracy(), self.differences()] if len(self.runs) > 1 else [self.accuracy()]
-        return f"% {NOTE}\n" + "\n".join(latex_table(rows) for rows in tables)
+    def rounds(self) -> list[Sheet]:
+        """Every measure by round, with the differences between rounds."""
+        out = []
+        for place in self.places:
+            tables = {f"{row.label}, round": self.tables[i, place] for i, row in enumerate(self.rows)}
+            out += rounds_sheets(tables, place, "rounds")
+        return out
 
-    def csv(self) -> str:
-        """Long form, one number with its bounds a line, as shares of 1; an empty field was not measured."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["run", "method", "round", "measure", "mean", "low", "high"])
-        for run in self.runs:
-            for t in range(len(run.table.rounds)):
-                named = [(f"pass@{self.k}", "pass_at_k"), (f"maj@{self.k}", "maj_at_k")]
-                found = [(title, run.cell(t, name)) for title, name in [("pass@1", "pass_at_1"), *named]]
-                for title, cell in [*found, ("pass@1 - first run", run.gain(t))]:
-                    bounds = [cell.mean, cell.low, cell.high] if cell else [math.nan] * 3
-                    numbers = ["" if math.isnan(x) else f"{x:.6f}" for x in bounds]
-                    writer.writerow([run.label, run.method, t, title, *numbers])
-        return out.getvalue()
+    def bars(self) -> list[Sheet]:
+        """Initial pass@1, initial majority and the last round's pass@1, by benchmark, one sheet a row."""
+        columns = (Column("initial pass@1"), Column(f"initial maj@{self.k}"), Column("aggregation, last round"))
+        return [
+            Sheet("bars", row.label, "benchmark", columns, tuple((p, bars.bar_cells(self.tables[i, p])) for p in self.places))
+            for i, row in enumerate(self.rows)
+        ]  # fmt: skip
+
+    def temperature(self) -> list[Sheet]:
+        """Initial pass@1 and pass@k and the last round's pass@1 by initial temperature. UsageError when none differ."""
+        if not (rows := self.by_temperature()):
+            raise UsageError(
+                "the runs do not differ in generate.temperature: compare runs that do, or leave --table out"
+            )
+        titles = ("initial pass@1", f"initial pass@{self.k}", "aggregation, last round")
+        columns = tuple(Column(title) for title in titles)
+        return [
+            Sheet(
+                "initial temperature",
+                place,
+                "method and temperature",
+                columns,
+                tuple((self.rows[i].label, bars.temperature_cells(self.tables[i, place])) for i in rows),
+            )
+            for place in self.places
+        ]
+
+    def by_temperature(self) -> list[int]:
+        """The rows whose method was run at several initial temperatures, by method and temperature; [] without any."""
+        known = [(row.method, row.temperature, i) for i, row in enumerate(self.rows) if row.temperature is not None]
+        varied = {m for m, t, _ in known if any(m == other and t != at for other, at, _ in known)}
+        return [i for method, _, i in sorted(known) if method in varied]
+
+    # ---- out ----
+
+    def sheets(self, table: str = "") -> list[Sheet]:
+        """The named table (a key of TABLES); by default the main one and its differences in pass@1."""
+        return TABLES[table](self) if table else [*self.main(), *self.differences(COMPARED[:1])]
+
+    def notes(self) -> list[str]:
+        sizes = ", ".join(f"{name}: {self.size(name)} problems" for name in self.benchmarks)
+        out = [f"Shares in percent, with 95% intervals bootstrapped over problems ({sizes})."]
+        if any(len(some) > 1 for row in self.rows for some in row.runs.values()):
+            out.append("Seeds of a method are averaged, and drawn again with the problems.")
+        if len(self.benchmarks) > 1:
+            out.append("The average weighs benchmarks equally and needs a run on each.")
+        return out
+
+    def markdown(self, table: str = "") -> str:
+        return "\n\n".join([*(sheet.markdown() for sheet in self.sheets(table)), " ".join(self.notes())])
+
+    def latex(self, table: str = "") -> str:
+        return "\n\n".join([*(f"% {note}" for note in self.notes()), *(sheet.latex() for sheet in self.sheets(table))])
+
+    def csv(self, table: str = "") -> str:
+        """Tidy rows; the means side by side of the main table are left out, as they would stand twice."""
+        return to_csv(sheet for sheet in self.sheets(table) if all(column.bounds for column in sheet.columns)).rstrip(
+            "\n"
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: every run's table, and its differences to the first run."""
-        runs = [
-            {
-                "label": run.label,
-                "method": run.method,
-                "path": str(run.path),
-                "evaluation": run.evaluation,
-                "table": run.table.to_dict(),
-                "gains": [plain(gain) for gain in run.gains],
-            }
-            for run in self.runs
-        ]
-        return {"k": self.k, "first": self.runs[0].label, "runs": runs}
+        """Plain JSON values: every row's tables by place, and its differences to the first row."""
+        rows = []
+        for i, row in enumerate(self.rows):
+            runs = [
+                {"path": str(run.path), "evaluation": run.evaluation, "benchmark": name, "seed": run.seed}
+                for name, some in row.runs.items()
+                for run in some
+            ]
+            gains = [
+                {"place": place, "measure": pair[0], "round": pair[1], "first_round": pair[2], **(plain(cell) or {})}
+                for (place, pair), cell in (self.paired(i) if i else {}).items()
+            ]
+            rows.append(
+                {"label": row.label, "method": row.method, "temperature": row.temperature, "runs": runs}
+                | {"tables": {p: self.tables[i, p].to_dict() for p in self.places}, "minus_first_row": gains}
+            )
+        sizes = {name: self.size(name) for name in self.benchmarks}
+        return {"k": self.k, "first": self.rows[0].label, "benchmarks": sizes, "rows": rows}
 
-    def draw(self, out_dir: Path) -> list[Path]:
-        """Write reward_curves.png and accuracy_by_round.png; returns their paths."""
-        out_dir.mkdir(parents=True, exist_ok=True)
+    def draw(self, out_dir: Path) -> tuple[list[Path], dict[str, str]]:
+        """Write the pictures that have something to show; returns their paths, and why each other one was not drawn."""
+        lines = {row.label: self.tables[i, self.places[-1]] for i, row in enumerate(self.rows)}
+        panels = {row.label: {p: self.tables[i, p] for p in self.places} for i, row in enumerate(self.rows)}
+        warmth: dict[str, dict[float, EvalTable]] = {}
+        for i in self.by_temperature():
+            row = self.rows[i]
+            warmth.setdefault(row.method, {})[row.temperature or 0.0] = self.tables[i, self.places[-1]]
+        about = self.places[-1] if len(self.places) == 1 else f"{AVERAGE} of {len(self.benchmarks)} benchmarks"
         pictures = {
-            "reward_curves.png": reward_curves({run.label: run.metrics for run in self.runs if run.metrics}),
-            "accuracy_by_round.png": accuracy_by_round({run.label: run.table.to_dict() for run in self.runs}),
+            "accuracy_by_round.png": (plots.accuracy_by_round(lines), "no accuracy was measured"),
+            "accuracy_by_tokens.png": (plots.accuracy_by_tokens(lines, about), "no run knows its numbers of tokens"),
+            "bars.png": (bars.bars(panels), "no accuracy was measured"),
+            "temperature.png": (bars.temperatures(warmth, about), "the runs do not differ in generate.temperature"),
+            "reward_curves.png": (plots.reward_curves(self.metrics()), "no run has a metrics.jsonl with rewards"),
         }
-        for name, data in pictures.items():
-            (out_dir / name).write_bytes(data)
-        return [out_dir / name for name in pictures]
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name, (data, _) in pictures.items():
+            (out_dir / name).unlink(missing_ok=True)  # of an earlier comparison
+            if data is not None:
+                (out_dir / name).write_bytes(data)
+        drawn = [out_dir / name for name, (data, _) in pictures.items() if data is not None]
+        return drawn, {name: why for name, (data, why) in pictures.items() if data is None}
+
+    def metrics(self) -> dict[str, list[dict[str, Any]]]:
+        """Training metrics by row, or by run where a row has several."""
+        out: dict[str, list[dict[str, Any]]] = {}
+        for row in self.rows:
+            runs = [run for some in row.runs.values() for run in some if run.metrics]
+            for run in runs:
+                label = row.label if len(runs) == 1 else f"{row.method} ({run.name})"
+                out[str(run.path) if label in out else label] = run.metrics
+        return out
 
 
-def compare(run_dirs: Sequence[Path], k: int = 4) -> Comparison:
+TABLES: dict[str, Callable[[Comparison], list[Sheet]]] = {
+    "main": Comparison.main,
+    "rounds": Comparison.rounds,
+    "bars": Comparison.bars,
+    "temperature": Comparison.temperature,
+    "differences": Comparison.differences,
+}
+
+
+def compare(run_dirs: Sequence[Path], k: int = 4, labels: Sequence[str] = ()) -> Comparison:
     """Read the runs' last evaluation (after training where there is one) and set them side by side.
 
-    UsageError without a run; DataError when a run has no evaluation, or the same problem id is another problem in it.
+    UsageError without a run, and for labels that do not fit; DataError when a run has no evaluation, or two runs of a
+    task are not on the same problems.
     """
     if not run_dirs:
         raise UsageError("no run given: name at least one run directory")
-    loaded = [(Path(path), *read_evaluation(Path(path))) for path in run_dirs]
-    methods = [method_of(read_json(path / "config.json")) for path, _, _ in loaded]
-    first = loaded[0][2]
-    runs = []
-    for i, (path, evaluation, records) in enumerate(loaded):
-        if i:
-            check_same_problems(loaded[0][0], first, path, records)
-        runs.append(
-            Run(
-                label=label_of(i, [path for path, _, _ in loaded], methods),
-                method=methods[i],
-                path=path,
-                evaluation=evaluation,
-                metrics=read_metrics(path),
-                table=table(records, k),
-                gains=tuple(gain(first, records, t, k) if i else None for t in range(num_rounds(records))),
-            )
-        )
-    return Comparison(k, tuple(runs))
-
-
-def gain(first: Sequence[Graded], other: Sequence[Graded], round_: int, k: int) -> Interval | None:
-    """pass@1 of a round minus the first run's, over the problems that both have; None when there is none."""
-    a, b = (by_problem(records, round_, "pass_at_1", k) for records in (first, other))
-    return paired_bootstrap(a, b) if a.keys() & b.keys() else None
-
-
-def num_rounds(records: Sequence[Graded]) -> int:
-    return max(record.num_rounds for record in records)
-
-
-def check_same_problems(first_path: Path, first: Sequence[Graded], path: Path, records: Sequence[Graded]) -> None:
-    """Ids that two evaluations share must name the same problems, or pairing them would mean nothing."""
-    texts = {record.trace.problem.id: record.trace.problem.text for record in first}
-    for record in records:
-        problem = record.trace.problem
-        if texts.get(problem.id, problem.text) != problem.text:
-            raise DataError(
-                f"{path}: problem {problem.id!r} differs from that of {first_path}; evaluate both on the same problems"
-            )
-
-
-def read_evaluation(run_dir: Path) -> tuple[str, list[Graded]]:
-    """The name and records of a run's last evaluation; DataError when it has none."""
-    if not run_dir.is_dir():
-        raise DataError(f"{run_dir}: no such run directory")
-    for name in ("eval_after", "eval", "eval_before"):
-        path = run_dir / f"{name}.jsonl"
-        if path.is_file() and (records := list(read(path))):
-            return name, records
-    raise DataError(f"{run_dir}: holds no eval_after.jsonl or eval_before.jsonl; run `paragator eval` on it first")
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl by step; of a step that a resumed run did again, the last. [] without the file."""
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    rows = {row["step"]: row for row in read_json_lines(path) if isinstance(row.get("step"), int)}
-    return [rows[step] for step in sorted(rows)]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} without the file, DataError when it is something else."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); remove or mend the file") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: not a JSON object; remove or mend the file")
-    return value
-
-
-def method_of(config: dict[str, Any]) -> str:
-    """`method.name` of a resolved config, or "unknown"."""
-    method = config.get("method")
-    return str(method.get("name", "unknown")) if isinstance(method, dict) else "unknown"
-
-
-def label_of(index: int, paths: Sequence[Path], methods: Sequence[str]) -> str:
-    """The method's name; with the directory where several runs share a method, or have none."""
-    method, name = methods[index], paths[index].resolve().name
-    if method == "unknown":
-        label = name
-    else:
-        label = method if methods.count(method) == 1 else f"{method} ({name})"
-    twins = [i for i, path in enumerate(paths) if path.resolve().name == name and methods[i] == method]
-    return label if len(twins) == 1 else f"{label} #{twins.index(index) + 1}"
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    rule = ["---"] + ["---:"] * (len(rows[0]) - 1)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [escaped[0], rule, *escaped[1:]])
-
-
-def latex_table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = [" & ".join(latex_text(cell) for cell in row) + r" \\" for row in rows]
-    columns = "l" + "r" * (len(rows[0]) - 1)
-    top = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
-    return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}", ""])
-
-
-LATEX = {c: "\\" + c for c in "&%$#_{}"}
-LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-
-
-def latex_text(text: str) -> str:
-    """Text with LaTeX's special characters escaped, and a minus sign before a negative number."""
-    return re.sub(r"(?<!\S)(\[?)-(?=\d)", r"\1$-$", "".join(LATEX.get(c, c) for c in text))
+    return Comparison(gather([load_run(Path(path), k) for path in run_dirs], labels), k)

@@ -1,4 +1,7 @@
-"""Two pictures as PNG bytes: reward of both stages over steps, accuracy by round. matplotlib loads on first use."""
+"""Lines as PNG bytes: reward over steps, accuracy by round and by tokens; and what all pictures share.
+
+matplotlib loads on first use. A picture with nothing to show is None.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
+
+from paragator.core.estimators import Interval
+from paragator.report.table import EvalTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,15 +22,19 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 MARKERS = "osD^vPX"
 INK, FAINT = "#333333", "#dddddd"
+DASHED = (0, (5, 3))
+DPI = 200
 STAGES = (("generate/reward", "Candidates (round 0)"), ("aggregate/reward", "Aggregations (round 1)"))
 
 
-def reward_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+def reward_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes | None:
     """Mean reward of each stage over optimiser steps: raw values light, their centred moving average bold.
 
-    `runs` maps a label to rows of metrics.jsonl; rows or values that are missing leave a gap. Returns a PNG.
+    `runs` maps a label to rows of metrics.jsonl; rows or values that are missing leave a gap. Returns a PNG;
+    None without any.
     """
-    figure, panels = canvas(len(STAGES), "Mean reward per rollout", legend_rows(runs))
+    figure, panels = canvas(len(STAGES), "Mean reward per rollout", list(runs))
+    any_drawn = False
     for axes, (key, title) in zip(panels, STAGES, strict=True):
         axes.set_title(title)
         axes.set_xlabel("Optimiser step")
@@ -36,68 +46,112 @@ def reward_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
             drawn = True
             axes.plot(steps, values, color=colour(i), alpha=0.25, linewidth=0.8)
             axes.plot(steps, smooth(values), color=colour(i), linewidth=2, label=label)
+        any_drawn = any_drawn or drawn
         if not drawn:
             say_empty(axes, "no reward recorded")
     panels[0].set_ylim(bottom=0)
-    return finish(figure, panels)
+    return finish(figure, panels) if any_drawn else None
 
 
-def accuracy_by_round(tables: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """pass@1, pass@k and maj@k by round, in percent with 95% bands, one colour for each table.
+def accuracy_by_round(tables: Mapping[str, EvalTable]) -> bytes | None:
+    """pass@1, pass@k and maj@k by round, in percent with 95% bands, one colour for each table (by label).
 
-    `tables` maps a label to `EvalTable.to_dict()`. The dashed lines in the first panel are each table's initial
-    pass@k. Returns a PNG.
+    The dashed lines in the first panel are each table's initial pass@k. Returns a PNG; None with nothing to draw.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    ks = sorted({table["k"] for table in tables.values()})
+    ks = sorted({table.k for table in tables.values()})
     k = str(ks[0]) if len(ks) == 1 else "k"
     measures = (("pass_at_1", "pass@1"), ("pass_at_k", f"pass@{k}"), ("maj_at_k", f"maj@{k}"))
     note = f"initial pass@{k}"
-    figure, panels = canvas(len(measures), "Problems solved (%)", legend_rows([*tables, note]))
+    figure, panels = canvas(len(measures), "Problems solved (%)", [*tables, note])
+    any_drawn = False
     for axes, (key, title) in zip(panels, measures, strict=True):
         axes.set_title(title)
         axes.set_xlabel("Round (0 is initial)")
-        drawn = [draw_rounds(axes, table["rounds"], key, label, i) for i, (label, table) in enumerate(tables.items())]
+        lines = ((i, label, list(enumerate(table.series(key)))) for i, (label, table) in enumerate(tables.items()))
+        drawn = [draw_line(axes, points, label, i) for i, label, points in lines]
         if not any(drawn):
             say_empty(axes, "not measured")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+        any_drawn = any_drawn or any(drawn)
+        whole_ticks(axes)
     for i, table in enumerate(tables.values()):
-        initial = table["rounds"][0]["pass_at_k"] if table["rounds"] else None
-        if initial:
-            panels[0].axhline(100 * initial["mean"], color=colour(i), linestyle=(0, (5, 3)), linewidth=1.2)
-    panels[0].plot([], [], color=INK, linestyle=(0, (5, 3)), linewidth=1.2, label=note)
+        initial = table.cell("pass_at_k", 0)
+        if not math.isnan(initial.mean):
+            panels[0].axhline(100 * initial.mean, color=colour(i), linestyle=DASHED, linewidth=1.2)
+            panels[0].plot([], [], color=INK, linestyle=DASHED, linewidth=1.2, label=note)
     panels[0].set_ylim(bottom=0)
-    return finish(figure, panels)
+    return finish(figure, panels) if any_drawn else None
 
 
-def draw_rounds(axes: Axes, rounds: Sequence[Mapping[str, Any]], key: str, label: str, index: int) -> bool:
-    """One line with its band; False when no round has the measure."""
-    known = [(row["round"], row[key]) for row in rounds if row[key]]
+def accuracy_by_tokens(tables: Mapping[str, EvalTable], title: str = "") -> bytes | None:
+    """pass@1 by round over the mean number of tokens generated so far, a problem, with 95% bands; and voting at equal cost.
+
+    The dashed lines are majority voting among n of the initial candidates, at n times their mean length. Returns a
+    PNG; None where no table knows its numbers of tokens.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    note = "majority of initial candidates"
+    figure, panels = canvas(1, "Problems solved (%)", [*tables, note])
+    axes, drawn = panels[0], False
+    axes.set_title(title)
+    axes.set_xlabel("Tokens generated per problem, all rounds so far")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:g}k")
+    axes.xaxis.set_minor_locator(NullLocator())
+    voted = False
+    for i, (label, table) in enumerate(tables.items()):
+        cost = [cell.mean for cell in table.series("generated_so_far")]
+        points = [pair for pair in zip(cost, table.series("pass_at_1"), strict=True) if pair[0] > 0]
+        drawn |= draw_line(axes, points, label, i)
+        votes = [(n * table.cell("tokens", 0).mean, cell.mean) for n, cell in table.votes()]
+        votes = [(at, 100 * share) for at, share in votes if at > 0 and not math.isnan(share)]
+        if points and len(votes) > 1:
+            axes.plot(*zip(*votes, strict=True), color=colour(i), linestyle=DASHED, linewidth=1.4, marker=".")
+            voted = True
+    if voted:
+        axes.plot([], [], color=INK, linestyle=DASHED, linewidth=1.4, marker=".", label=note)
+    axes.set_ylim(bottom=0)
+    return finish(figure, panels) if drawn else None
+
+
+def draw_line(axes: Axes, points: Sequence[tuple[float, Interval]], label: str, index: int) -> bool:
+    """One line of shares in percent with its band; False when no point has a mean."""
+    known = [(at, cell) for at, cell in points if not math.isnan(cell.mean)]
     if not known:
         return False
-    at = [round_ for round_, _ in known]
-    mean = [100 * cell["mean"] for _, cell in known]
-    low, high = (
-        [100 * (cell["mean"] if cell[end] is None else cell[end]) for _, cell in known] for end in ("low", "high")
-    )
+    at, (mean, low, high) = [at for at, _ in known], percent([cell for _, cell in known])
     marker = MARKERS[index % len(MARKERS)]
     axes.plot(at, mean, linewidth=2, label=label, color=colour(index), marker=marker, markersize=5)
     if len(at) == 1:
-        axes.errorbar(at, mean, yerr=[[mean[0] - low[0]], [high[0] - mean[0]]], color=colour(index), capsize=3)
+        whiskers = [[mean[0] - low[0]], [high[0] - mean[0]]]
+        axes.errorbar(at, mean, yerr=whiskers, color=colour(index), capsize=3)
     axes.fill_between(at, low, high, color=colour(index), alpha=0.15, linewidth=0)
     return True
 
 
-def canvas(panels: int, ylabel: str, rows: int) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side that share their y axis, 7 inches wide, with `rows` legend rows' room below."""
+def percent(cells: Sequence[Interval]) -> tuple[list[float], list[float], list[float]]:
+    """Means, lower and upper bounds in percent; a bound that is not known is the mean."""
+    ends = ([cell.mean if math.isnan(end) else end for cell, end in zip(cells, some, strict=True)]
+            for some in ([cell.low for cell in cells], [cell.high for cell in cells]))  # fmt: skip
+    low, high = ([100 * value for value in some] for some in ends)
+    return [100 * cell.mean for cell in cells], low, high
+
+
+def canvas(panels: int, ylabel: str, labels: Sequence[str], *, across: int = 0) -> tuple[Figure, list[Axes]]:
+    """A figure of panels that share their y axis, 7 inches wide, `across` in a line (0: all), with room for a legend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 3.0 + 0.22 * rows), dpi=200, layout="constrained", facecolor="white")
+    across = min(across or panels, panels)
+    lines = math.ceil(panels / across)
+    size = (7.0, 2.9 * lines + 0.1 + 0.22 * legend_rows(labels))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(1, panels, sharey=True, squeeze=False)
-    axes_list: list[Axes] = list(grid[0])
+    grid = figure.subplots(lines, across, sharey=True, squeeze=False)
+    for axes in grid.flat[panels:]:
+        axes.set_axis_off()
+    axes_list: list[Axes] = list(grid.flat[:panels])
     for axes in axes_list:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#999999")
@@ -105,7 +159,8 @@ def canvas(panels: int, ylabel: str, rows: int) -> tuple[Figure, list[Axes]]:
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
         axes.set_axisbelow(True)
         axes.margins(x=0.04)
-    axes_list[0].set_ylabel(ylabel, color=INK)
+    for axes in axes_list[::across]:
+        axes.set_ylabel(ylabel, color=INK)
     return figure, axes_list
 
 
@@ -116,9 +171,8 @@ def finish(figure: Figure, panels: Sequence[Axes]) -> bytes:
         axes.title.set(fontsize=10, color=INK)
         axes.xaxis.label.set(fontsize=9.5, color=INK)
     if handles:
-        columns = 2 if max(map(len, handles)) > 22 else 3
-        # A label from a run directory is text, not mathematics: matplotlib reads "$" as the latter.
-        labels = [label.replace("$", r"\$") for label in handles]
+        columns = legend_columns(list(handles))
+        labels = [as_label(label) for label in handles]
         look: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 9}
         figure.legend(list(handles.values()), labels, **look)
     out = io.BytesIO()
@@ -148,8 +202,24 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def legend_rows(labels: Mapping[str, Any] | Sequence[str]) -> int:
-    return math.ceil(len(labels) / 2)
+def legend_columns(labels: Sequence[str]) -> int:
+    longest = max(map(len, labels), default=0)
+    return 1 if longest > 44 else 2 if longest > 24 else 3
+
+
+def legend_rows(labels: Sequence[str]) -> int:
+    return math.ceil(len(labels) / legend_columns(labels))
+
+
+def whole_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+
+
+def as_label(text: str) -> str:
+    """A name from a run directory is text, not mathematics: matplotlib reads "$" as the latter."""
+    return text.replace("$", r"\$")
 
 
 def say_empty(axes: Axes, text: str) -> None:

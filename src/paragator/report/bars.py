@@ -1,0 +1,99 @@
+"""Pictures of few numbers with whiskers: bars by benchmark, and accuracy by initial temperature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from paragator.core.estimators import Interval
+from paragator.report.plots import COLOURS, INK, MARKERS, as_label, canvas, finish, percent, say_empty
+from paragator.report.table import NOTHING, EvalTable
+
+BARS = ("#56B4E9", "#E69F00", "#0072B2")
+"""Colours that differ in lightness too."""
+
+
+def bar_cells(table: EvalTable) -> tuple[Interval, ...]:
+    """Initial pass@1, initial maj@k, and pass@1 of the last aggregation round (nothing without one)."""
+    last = table.cell("pass_at_1", table.last) if table.last > 0 else NOTHING
+    return table.cell("pass_at_1", 0), table.cell("maj_at_k", 0), last
+
+
+def temperature_cells(table: EvalTable) -> tuple[Interval, ...]:
+    """Initial pass@1 and pass@k, and pass@1 of the last aggregation round (nothing without one)."""
+    first, _, last = bar_cells(table)
+    return first, table.cell("pass_at_k", 0), last
+
+
+def bars(panels: Mapping[str, Mapping[str, EvalTable]]) -> bytes | None:
+    """Initial pass@1, initial majority and aggregation as bars by benchmark, one panel a row. Returns a PNG, or None.
+
+    `panels` maps a row's label to tables by benchmark; one with nothing to show is left out.
+    """
+    shown = {label: tables for label, tables in panels.items() if any(map(is_known, tables.values()))}
+    if not shown:
+        return None
+    k = next(iter(next(iter(shown.values())).values())).k
+    names = ("initial pass@1", f"initial maj@{k}", "aggregation, last round")
+    figure, axes_list = canvas(len(shown), "Problems solved (%)", names, across=across(shown))
+    for axes, (label, tables) in zip(axes_list, shown.items(), strict=True):
+        axes.set_title(as_label(label))
+        for i, name in enumerate(names):
+            cells = {at: bar_cells(table)[i] for at, table in enumerate(tables.values())}
+            known = {at + 0.27 * (i - 1): cell for at, cell in cells.items() if not math.isnan(cell.mean)}
+            mean, low, high = percent(list(known.values()))
+            axes.bar(list(known), mean, width=0.25, color=BARS[i], label=name)
+            axes.errorbar(list(known), mean, yerr=whiskers(mean, low, high), **WHISKERS)
+        slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+        long = sum(map(len, tables)) * min(len(shown), across(shown)) > 60
+        axes.set_xticks(range(len(tables)), [as_label(name) for name in tables], **(slanted if long else {}))
+        axes.set_xlim(-0.6, len(tables) - 0.4)
+    axes_list[0].set_ylim(bottom=0)  # the panels share it, so only once all are drawn
+    return finish(figure, axes_list)
+
+
+def temperatures(panels: Mapping[str, Mapping[float, EvalTable]], about: str = "") -> bytes | None:
+    """Accuracy by the initial temperature, one panel a method, with 95% whiskers. Returns a PNG; None without any."""
+    if not any(is_known(table) for tables in panels.values() for table in tables.values()):
+        return None
+    k = next(iter(next(iter(panels.values())).values())).k
+    names = ("initial pass@1", f"initial pass@{k}", "aggregation, last round")
+    figure, axes_list = canvas(len(panels), "Problems solved (%)", names, across=across(panels))
+    for axes, (method, tables) in zip(axes_list, panels.items(), strict=True):
+        axes.set_title(as_label(f"{method}, {about}" if about else method))
+        axes.set_xlabel("Temperature of the initial round")
+        for i, name in enumerate(names):
+            cells = {at: temperature_cells(table)[i] for at, table in sorted(tables.items())}
+            aside = 0.012 * (i - 1) * (max(tables) - min(tables))
+            known = {at + aside: cell for at, cell in cells.items() if not math.isnan(cell.mean)}
+            mean, low, high = percent(list(known.values()))
+            look: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 5, "label": name}
+            if known:
+                axes.errorbar(
+                    list(known), mean, yerr=whiskers(mean, low, high), linewidth=2, elinewidth=1.2, capsize=3, **look
+                )
+        if not any(map(is_known, tables.values())):
+            say_empty(axes, "not measured")
+        axes.set_xticks(sorted(tables), [str(float(at)) for at in sorted(tables)])
+        axes.margins(x=0.1)
+    axes_list[0].set_ylim(bottom=0)  # the panels share it, so only once all are drawn
+    return finish(figure, axes_list)
+
+
+WHISKERS: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1, "capsize": 2.5}
+
+
+def whiskers(mean: list[float], low: list[float], high: list[float]) -> list[list[float]]:
+    """Lengths below and above, never negative."""
+    return [[max(0.0, m - x) for m, x in zip(mean, low, strict=True)],
+            [max(0.0, x - m) for m, x in zip(mean, high, strict=True)]]  # fmt: skip
+
+
+def is_known(table: EvalTable) -> bool:
+    return any(not math.isnan(cell.mean) for cell in temperature_cells(table))
+
+
+def across(panels: Mapping[str, Any]) -> int:
+    """Panels in a line."""
+    return 2 if len(panels) > 1 else 1

@@ -1,0 +1,228 @@
+"""What is measured of one round of one trace, as one table of functions; columns, intervals and pictures derive from it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Literal
+from zlib import crc32
+
+from paragator.core.errors import UsageError
+from paragator.core.estimators import PoolDiagnostics, majority_at_k, mean, pass_at_k, pool_diagnostics
+from paragator.core.packing import strip_thinking
+from paragator.core.types import Completion, Grade
+from paragator.records import Graded
+
+Unit = Literal["share", "tokens", "count"]
+Section = Literal["accuracy", "cost", "pools"]
+NAN = math.nan
+
+
+class View:
+    """One round of one graded trace; a round that the trace never reached has no solutions."""
+
+    def __init__(self, record: Graded, round_: int, before: View | None = None) -> None:
+        self.record, self.round, self.before = record, round_, before
+        self.reached = round_ < record.num_rounds
+        self.groups = record.trace.rounds[round_] if self.reached else ()
+
+    @cached_property
+    def solutions(self) -> list[tuple[Completion, Grade]]:
+        """The solutions that did not fail, with their grades, in population order."""
+        if not self.reached:
+            return []
+        grades = [grade for group in self.record.grades[self.round] for grade in group if grade is not None]
+        return list(zip(self.record.trace.population(self.round), grades, strict=True))
+
+    @cached_property
+    def rewards(self) -> list[float | None]:
+        """1, 0 or None (unscored) in population order; a reward function's own values are not accuracy."""
+        return [as_reward(grade) for _, grade in self.solutions]
+
+    @cached_property
+    def answers(self) -> list[str | None]:
+        return [grade.answer for _, grade in self.solutions]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """A digest of each text without thinking and white space, "" for an empty one: enough to tell copies."""
+        plain = [" ".join(strip_thinking(solution.text).split()) for solution, _ in self.solutions]
+        return [text and hashlib.blake2b(text.encode(errors="replace"), digest_size=16).hexdigest() for text in plain]
+
+    @cached_property
+    def asked(self) -> int:
+        """How many solutions the trace asked for in this round, or would have, had it got that far."""
+        if self.reached:
+            return sum(len(group.outputs) for group in self.groups)
+        plan = self.record.trace.plan
+        return plan.aggregations if self.round <= plan.rounds else 0
+
+    @cached_property
+    def generated(self) -> float:
+        """Tokens of this round's solutions, all together; NaN where one's length is unknown."""
+        return known_sum(solution.length for solution, _ in self.solutions) if self.reached else NAN
+
+    @cached_property
+    def prompted(self) -> float:
+        """Tokens of this round's prompts, one a group however many solutions share it; NaN where one is unknown."""
+        return known_sum(group.prompt_length for group in self.groups) if self.reached else NAN
+
+    def so_far(self, name: Literal["generated", "prompted"]) -> float:
+        """A number of tokens, summed over this round and those before."""
+        own: float = getattr(self, name)
+        return own + self.before.so_far(name) if self.before else own
+
+    @cached_property
+    def pools(self) -> Mapping[str, float]:
+        """The mean of each diagnostic over the round's pools; empty in round 0."""
+        if not self.reached or self.before is None:
+            return {}
+        found, first, shown = [], 0, self.before
+        for group in self.groups:
+            own = slice(first, first := first + len(group.completions))
+            found.append(
+                pool_diagnostics(
+                    pool_answers=[shown.answers[i] for i in group.pool],
+                    pool_rewards=[shown.rewards[i] for i in group.pool],
+                    pool_texts=[shown.texts[i] for i in group.pool],
+                    aggregation_rewards=self.rewards[own],
+                    aggregation_texts=self.texts[own],
+                )
+            )
+        return {field.name: mean(getattr(one, field.name) for one in found) for field in fields(PoolDiagnostics)}
+
+    def share(self, test: Callable[[Completion, Grade], bool]) -> float:
+        """The share of the solutions that pass a test; NaN without solutions."""
+        return mean(float(test(solution, grade)) for solution, grade in self.solutions)
+
+    def best_of(self, k: int) -> float:
+        """Unbiased pass@k over the scored solutions; NaN when fewer than k are scored."""
+        scored = [r for r in self.rewards if r is not None]
+        return pass_at_k(len(scored), int(sum(scored)), k)
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A number of one round of one trace: `of(view, k)`, NaN where it is not defined or not known."""
+
+    title: str
+    section: Section
+    unit: Unit
+    of: Callable[[View, int], float]
+
+
+def diagnostic(title: str, name: str, unit: Unit = "share") -> Measure:
+    return Measure(title, "pools", unit, lambda view, k: view.pools.get(name, NAN))
+
+
+MEASURES: Mapping[str, Measure] = {
+    "pass_at_1": Measure("pass@1", "accuracy", "share", lambda view, k: mean(view.rewards)),
+    "pass_at_k": Measure("pass@{k}", "accuracy", "share", lambda view, k: view.best_of(k)),
+    "maj_at_k": Measure("maj@{k}", "accuracy", "share", lambda view, k: majority_at_k(view.answers, view.rewards, k)),
+    "oracle": Measure("oracle", "accuracy", "share", lambda view, k: highest(view.rewards)),
+    "tokens": Measure("tokens a solution", "cost", "tokens", lambda view, k: mean(s.length for s, _ in view.solutions)),
+    "generated": Measure("generated", "cost", "tokens", lambda view, k: view.generated),
+    "generated_so_far": Measure("generated so far", "cost", "tokens", lambda view, k: view.so_far("generated")),
+    "prompted_so_far": Measure("prompts so far", "cost", "tokens", lambda view, k: view.so_far("prompted")),
+    "truncated": Measure("truncated", "cost", "share", lambda view, k: view.share(is_truncated)),
+    "unscored": Measure("unscored", "cost", "share", lambda view, k: view.share(is_unscored)),
+    "failed": Measure("failed", "cost", "share", lambda view, k: failed(view)),
+    "distinct_answers": diagnostic("distinct answers", "distinct_answers", "count"),
+    "pool_has_correct": diagnostic("right in pool", "pool_has_correct"),
+    "recovery": diagnostic("recovery", "recovery"),
+    "destruction": diagnostic("destruction", "destruction"),
+    "majority_lost": diagnostic("majority lost", "majority_lost"),
+    "copy_rate": diagnostic("copied", "copy_rate"),
+}
+"""Every measure, in the order of the columns; docs/metrics.md says what each means."""
+
+Minus = Literal["", "first", "previous"]
+DIFFERENCES: tuple[Minus, Minus] = ("first", "previous")
+Key = tuple[str, int, Minus]
+"""A measure, a round, and the round that it is compared with, if any."""
+
+
+def highest(rewards: Sequence[float | None]) -> float:
+    return max((r for r in rewards if r is not None), default=NAN)
+
+
+def is_truncated(solution: Completion, grade: Grade) -> bool:
+    return solution.finish_reason == "length"
+
+
+def is_unscored(solution: Completion, grade: Grade) -> bool:
+    return grade.verdict == "unscored"
+
+
+def failed(view: View) -> float:
+    return 1 - len(view.solutions) / view.asked if view.asked else NAN
+
+
+def as_reward(grade: Grade) -> float | None:
+    return None if grade.verdict == "unscored" else float(grade.verdict == "correct")
+
+
+def known_sum(values: Iterable[int | None]) -> float:
+    """The sum; NaN when one of them is not known."""
+    return sum(NAN if value is None else float(value) for value in values)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """An evaluation as numbers: `values[measure, round]` has one value a problem, in the order of `problems` (their ids).
+
+    A problem's value is the mean over its repeats of what could be measured, else NaN. `values["votes", n]` is round
+    0's maj@n for n = 1, 2, 4, ... and all candidates: majority voting at growing cost.
+    """
+
+    k: int
+    problems: tuple[str, ...]
+    traces: int
+    num_rounds: int
+    values: Mapping[tuple[str, int], Sequence[float]]
+    draws: int
+    """Seeds the bootstrap: depends on the problems alone, so that evaluations of the same ones share their draws."""
+
+    def columns(self) -> dict[Key, Sequence[float]]:
+        """All values, and for accuracies the differences to round 0 and to the round before, problem by problem."""
+        out: dict[Key, Sequence[float]] = {(name, t, ""): column for (name, t), column in self.values.items()}
+        for name, measure in MEASURES.items():
+            for t in range(1, self.num_rounds) if measure.section == "accuracy" else ():
+                own = self.values[name, t]
+                for minus, other in zip(DIFFERENCES, (0, t - 1), strict=True):
+                    out[name, t, minus] = [a - b for a, b in zip(own, self.values[name, other], strict=True)]
+        return out
+
+
+def scores(records: Sequence[Graded], k: int = 4) -> Scores:
+    """Every measure of every round of every problem, problems in the order of their ids.
+
+    UsageError when there is no record, or k < 1.
+    """
+    if not records:
+        raise UsageError("no records: evaluate at least one problem before asking for its table")
+    if k < 1:
+        raise UsageError(f"k = {k}: at least 1 is needed")
+    num_rounds = max(record.num_rounds for record in records)
+    problems = tuple(sorted({record.trace.problem.id for record in records}))
+    sizes = powers_of_two(max(len(record.trace.population(0)) for record in records))
+    found: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for record in records:
+        name, view = record.trace.problem.id, None
+        for t in range(num_rounds):
+            view = View(record, t, view)
+            for measure, one in MEASURES.items():
+                found.setdefault((measure, t), {}).setdefault(name, []).append(one.of(view, k))
+            for n in sizes if t == 0 else ():
+                found.setdefault(("votes", n), {}).setdefault(name, []).append(MEASURES["maj_at_k"].of(view, n))
+    columns = {key: [mean(values[name]) for name in problems] for key, values in found.items()}
+    texts = sorted({f"{record.trace.problem.id}\n{record.trace.problem.text}" for record in records})
+    return Scores(k, problems, len(records), num_rounds, columns, crc32("\n".join(texts).encode(errors="replace")))
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, ... up to `limit`, and `limit` itself."""
+    return sorted({2**i for i in range(limit.bit_length()) if 2**i <= limit} | ({limit} if limit else set()))

@@ -1,0 +1,98 @@
+"""The clustered bootstrap of core.estimators over many columns at once, and over seeds of a run. numpy loads on first use.
+
+Every quantity keeps its draws. Quantities of the same problems are drawn with the same problems, so a difference of two
+is paired, and an average over benchmarks is resampled within each: plain arithmetic on the draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paragator.core.estimators import Interval, mean
+
+DRAWS = 2000
+CHUNK = 4_000_000
+"""Most counts in memory at a time: draws times problems."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """A mean with its bootstrap draws [DRAWS]; draws are NaN where fewer than two problems could be measured."""
+
+    mean: float
+    draws: Any
+
+    def __sub__(self, other: Sampled) -> Sampled:
+        return Sampled(self.mean - other.mean, self.draws - other.draws)
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """The mean with its percentile interval."""
+        import numpy as np
+
+        known = self.draws[~np.isnan(self.draws)]
+        if math.isnan(self.mean) or not len(known):
+            return Interval(self.mean, math.nan, math.nan)
+        low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+        return Interval(self.mean, float(low), float(high))
+
+
+def resample(columns: Sequence[Sequence[float]], *, draws: int = DRAWS, seed: Sequence[int] = (0,)) -> list[Sampled]:
+    """The mean of each column over problems (NaN left out), its problems drawn again with replacement.
+
+    All columns hold the same problems in the same order and share each draw; so do two calls with the same seed.
+    """
+    import numpy as np
+
+    values = np.asarray(columns, dtype=float).T
+    scored = ~np.isnan(values)
+    filled, known = np.where(scored, values, 0.0), scored.astype(float)
+    parts = []
+    for counts in problem_counts(len(values), draws, seed):
+        with np.errstate(invalid="ignore"):  # a draw without any measured problem is NaN
+            parts.append((counts @ filled) / (counts @ known))
+    drawn = np.concatenate(parts)
+    drawn[:, scored.sum(axis=0) < 2] = math.nan
+    return [Sampled(mean(column), drawn[:, i]) for i, column in enumerate(columns)]
+
+
+def problem_counts(problems: int, draws: int, seed: Sequence[int]) -> Iterator[Any]:
+    """How often each draw holds each problem, as arrays [some draws, problems]."""
+    import numpy as np
+
+    rng = np.random.default_rng(list(seed))
+    step = max(1, CHUNK // problems)
+    for first in range(0, draws, step):
+        rows = min(step, draws - first)
+        drawn = rng.integers(problems, size=(rows, problems)) + problems * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems).astype(float)
+
+
+def over_seeds(parts: Sequence[Sampled], *, seed: Sequence[int] = (1,)) -> Sampled:
+    """The average over seeds of one method, which are drawn again too, apart from the problems (both levels count)."""
+    import numpy as np
+
+    parts = [part for part in parts if not math.isnan(part.mean)]
+    if len(parts) < 2:
+        return parts[0] if parts else nothing()
+    rng = np.random.default_rng([*seed, len(parts)])
+    size = len(parts[0].draws)
+    weights = rng.multinomial(len(parts), [1 / len(parts)] * len(parts), size=size) / len(parts)
+    return Sampled(mean(part.mean for part in parts), (weights * np.stack([part.draws for part in parts], 1)).sum(1))
+
+
+def average(parts: Sequence[Sampled | None]) -> Sampled | None:
+    """The macro average over benchmarks; None unless every one of them was measured."""
+    known = [part for part in parts if part is not None and not math.isnan(part.mean)]
+    if not known or len(known) < len(parts):
+        return None
+    return Sampled(mean(part.mean for part in known), sum(part.draws for part in known) / len(known))
+
+
+def nothing(draws: int = DRAWS) -> Sampled:
+    """What was not measured."""
+    import numpy as np
+
+    return Sampled(math.nan, np.full(draws, math.nan))
