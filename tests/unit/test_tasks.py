@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from paragator.config import TaskConfig
 from paragator.core.errors import DataError, UsageError
 from paragator.core.prompts import COMPACT
-from paragator.core.types import Completion, Failure, Group, Plan, Problem, Prompt, Trace
-from paragator.tasks import Task, arithmetic, countdown, grade_trace, jsonl, load
+from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
+from paragator.tasks import Task, arithmetic, countdown, grade_trace, load
 from paragator.tasks.base import graded_by, is_held_out, take
 from paragator.tasks.countdown import MAX_ANSWER_CHARS, content_key, parse
 from paragator.tasks.demonstrations import LARGEST, Demonstrator, enumerate_attempts, vocabulary
@@ -134,7 +134,6 @@ def test_hostile_text_is_wrong_quickly_and_never_raises(text: str) -> None:
     for name, grade in (("countdown", countdown.grade_one), ("arithmetic", arithmetic.grade_one)):
         problem = FOUR if name == "countdown" else Problem("a", "", 10**40)
         assert grade(problem, text).verdict == "incorrect"
-    assert jsonl.grade_one(Problem("j", "", "the answer"), text).verdict == "incorrect"
 
 
 def test_parentheses_up_to_the_limit_are_read() -> None:
@@ -148,7 +147,6 @@ def test_parentheses_up_to_the_limit_are_read() -> None:
 def test_no_text_crashes_a_checker(text: str) -> None:
     for problem, grade in ((FOUR, countdown.grade_one), (Problem("a", "", 3), arithmetic.grade_one)):
         assert grade(problem, text).verdict in ("correct", "incorrect")
-    assert jsonl.grade_one(Problem("j", "", "x y"), text).verdict == "incorrect"
 
 
 Case = tuple[str, Fraction | None, list[int]]
@@ -268,32 +266,6 @@ def test_arithmetic_takes_the_last_integer_outside_thinking(text: str, answer: i
 # ---- jsonl -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "answer", "right"),
-    [
-        ("42", "42", True),
-        ("42.0", "42", True),
-        ("+42", "42", True),
-        ("1,024", "1024", True),
-        ("$42$", "42", True),
-        ("42.", "42", True),
-        ("0.5", "1/2", True),
-        ("3/6", "1/2", True),
-        ("the steps\n\n42", "42", True),
-        ("\\boxed{42} as said", "42", True),
-        ("New  York", "new york", True),
-        ("42", "43", False),
-        ("0.3333333333", "1/3", False),
-        ("42\nor so", "42", False),
-        ("1/0", "1", False),
-        ("<think> 42", "42", False),
-        ("", "42", False),
-    ],
-)
-def test_jsonl_equality(text: str, answer: str, right: bool) -> None:
-    assert (jsonl.grade_one(Problem("j", "", answer), text).verdict == "correct") is right
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     path = tmp_path / "data.jsonl"
@@ -308,7 +280,6 @@ def test_jsonl_splits_by_content(data: Path) -> None:
     assert not {p.text for p in train} & {p.text for p in held_out}
     assert train == task.problems("train", 999, 0) != task.problems("train", 999, 1)
     assert task.problems("train", 7, 0) == train[:7]
-    assert all(task.grade(p, [p.answer])[0].verdict == "correct" for p in train)
 
 
 def test_jsonl_with_a_held_out_file(data: Path, tmp_path: Path) -> None:
@@ -317,6 +288,51 @@ def test_jsonl_with_a_held_out_file(data: Path, tmp_path: Path) -> None:
     task = load(TaskConfig(name="jsonl", path=str(data), held_out_path=str(other)))
     assert task.problems("held-out", 9, 0) == [Problem("q", "what?", "that")]
     assert len(task.problems("train", 999, 0)) == 200
+
+
+def test_a_problem_of_the_held_out_file_is_never_trained_on(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "test.jsonl"
+    other.write_text('{"problem": "7  +  1", "answer": 8}\n')
+    task = load(TaskConfig(name="jsonl", path=str(data), held_out_path=str(other)))
+    assert "7 + 1" not in {p.text for p in task.problems("train", 999, 0)}
+
+
+def test_a_name_that_is_a_file_is_that_file(data: Path) -> None:
+    named = load(TaskConfig(name=str(data)))
+    assert named.problems("train", 9, 0) == load(TaskConfig(name="jsonl", path=str(data))).problems("train", 9, 0)
+
+
+def test_jsonl_order_of_lines_does_not_matter(data: Path) -> None:
+    before = load(TaskConfig(name="jsonl", path=str(data))).problems("train", 9, 0)
+    data.write_text("".join(reversed(data.read_text().splitlines(keepends=True))))
+    after = load(TaskConfig(name="jsonl", path=str(data))).problems("train", 9, 0)
+    assert [p.text for p in before] == [p.text for p in after]
+
+
+def test_jsonl_fields_by_other_names(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"q": "what?", "gold": [1, 2.0], "answer": "no", "uid": "a"}\n')
+    fields = {"problem": "q", "answer": "gold", "id": "uid"}
+    config = TaskConfig(name="jsonl", path=str(path), held_out_path=str(path), fields=fields)
+    assert load(config).problems("held-out", 9, 0) == [Problem("a", "what?", "1, 2")]
+    with pytest.raises(UsageError, match=r"task\.fields: unknown field 'question'; known: problem, answer"):
+        load(TaskConfig(name="jsonl", path=str(path), fields={"question": "q"}))
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [(None, "set"), ("number", "number")])
+def test_jsonl_asks_the_grader_with_reference_and_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str | None, wanted: str
+) -> None:
+    async def grade(items: list[tuple[str, str, str | None]]) -> list[Grade]:
+        return [Grade("correct", f"{text}|{reference}|{kind}") for text, reference, kind in items]
+
+    monkeypatch.setattr("paragator.grading.grade_many_async", grade, raising=False)
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"problem": "what?", "answer": 7, "kind": "set"}\n')
+    task = load(TaskConfig(name="jsonl", path=str(path), held_out_path=str(path), kind=kind))
+    (problem,) = task.problems("held-out", 9, 0)
+    grades: Any = task.grade(problem, ["x", "y"])
+    assert [g.answer for g in asyncio.run(grades)] == [f"x|7|{wanted}", f"y|7|{wanted}"]
 
 
 def test_jsonl_without_a_held_out_problem_says_so(tmp_path: Path) -> None:

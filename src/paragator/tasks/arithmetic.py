@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from paragator.config import TaskConfig
 from paragator.core.types import Grade, Problem
-from paragator.grading.extract import final_answer
+from paragator.grading.extract import box_or_all
 from paragator.tasks.base import Split, Task, take
 
 LAST_INTEGER = re.compile(r"-?(?<!\d)\d{1,18}(?![\d.])(?!.*\d)", re.DOTALL)
@@ -50,7 +50,7 @@ def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
 
 
 def grade_one(problem: Problem, text: str) -> Grade:
-    answer = final_answer(text)
+    answer = box_or_all(text)
     found = LAST_INTEGER.search(answer[-400:]) if answer else None
     if not found:
         return Grade("incorrect", None, "no integer outside thinking")

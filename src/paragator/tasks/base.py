@@ -37,15 +37,27 @@ class Task:
 
 
 def load(config: TaskConfig) -> Task:
-    """The task that a config names, with its reward function if it names one."""
-    from paragator.tasks import arithmetic, countdown, jsonl
+    """The task that a config names, with its reward function if it names one; UsageError for an unknown name.
+
+    A name that ends in .jsonl is that file, as if task.name were jsonl and task.path the file.
+    """
+    from paragator.tasks import arithmetic, countdown, jsonl, reasoning_gym
+    from paragator.tasks.benchmarks import TABLE
+    from paragator.tasks.sources import suggest
 
     builders: dict[str, Callable[[TaskConfig], Task]] = {
         "countdown": countdown.build,
         "arithmetic": arithmetic.build,
         "jsonl": jsonl.build,
+        **dict.fromkeys(TABLE, jsonl.build_row),
     }
-    task = builders[config.name](config)
+    if config.name.endswith(".jsonl"):
+        config = config.model_copy(update={"name": "jsonl", "path": config.path or config.name})
+    build = reasoning_gym.build if config.name.startswith(reasoning_gym.PREFIX) else builders.get(config.name)
+    if build is None:
+        hint = suggest(config.name, [*builders, reasoning_gym.PREFIX])
+        raise UsageError(f"task.name = {config.name!r} is not a task; {hint}")
+    task = build(config)
     if config.reward is None:
         return task
     return Task(task.name, task.problems, graded_by(import_reward(config.reward), config.reward))

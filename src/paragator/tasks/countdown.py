@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from paragator.config import TaskConfig
 from paragator.core.types import Grade, Problem
-from paragator.grading.extract import final_answer
+from paragator.grading.extract import box_or_all
 from paragator.tasks.base import Split, Task, take
 
 TOKEN = re.compile(r"\s*(\d{1,9}|[-+*/()])")
@@ -72,7 +72,7 @@ def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
 
 
 def grade_one(problem: Problem, text: str) -> Grade:
-    answer = final_answer(text)
+    answer = box_or_all(text)
     if answer is None:
         return Grade("incorrect", None, "no answer outside thinking")
     answer = " ".join(answer.split())

@@ -1,62 +1,135 @@
-"""Problems from a JSONL file with fields `problem` and `answer` (and optionally `id`), graded by plain equality.
+"""Tasks over recorded problems: a JSONL file of one's own, or a row of the table in `benchmarks.py`; one grader for all.
 
-Plain equality is: the last box, else the last line, equal to the answer as a decimal or fraction, or as text without case and spaces.
-A stronger grader is a reward function away (`task.reward`).
+A file has one object a line with fields `problem` and `answer`, and optionally `id` and `kind`; `task.fields` renames them.
+Answers are compared by `paragator.grading`; another comparison is a reward function away (`task.reward`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from fractions import Fraction
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
 from paragator.config import TaskConfig
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Grade, Problem
-from paragator.grading.extract import final_answer
 from paragator.records import read_json_lines
 from paragator.tasks.base import Split, Task, is_held_out
+from paragator.tasks.benchmarks import TABLE, DataSet, Fields
+from paragator.tasks.sources import Entry, by_content, find, load, read_entry, subset
 
-NUMBER = re.compile(r"[-+]?\d{1,30}(\.\d{1,30}|/0*[1-9]\d{0,29})?")
+NAMES = ("problem", "answer", "id", "kind")
 
 
 def build(config: TaskConfig) -> Task:
     """The task over `config.path`; its held-out split is `config.held_out_path`, or a tenth of the file."""
     if config.path is None:
         raise UsageError("task.path is not set: name a JSONL file with fields problem and answer")
-    path = Path(config.path)
-    if not path.is_file():
-        raise UsageError(f"task.path = {config.path}: no such file")
-    held_out = Path(config.held_out_path) if config.held_out_path else None
-    if held_out and not held_out.is_file():
-        raise UsageError(f"task.held_out_path = {config.held_out_path}: no such file")
+    path = existing(config.path, "task.path")
+    own = data_set(config)
+    held_out = held_out_of(config)
+
+    def read(split: Split) -> list[Entry]:
+        return divide(split, functools.partial(read_file, path, own), held_out, str(path))
+
+    return as_task("jsonl", read, config.kind)
+
+
+def build_row(config: TaskConfig) -> Task:
+    """The task over a row of the table: a benchmark is held out as a whole, a training set gives a tenth."""
+    row = find(config.name)
+    if config.path or config.fields:
+        raise UsageError(
+            f"task.path and task.fields are for task.name = jsonl; put {row.file} into PARAGATOR_DATA instead"
+        )
+    held_out = held_out_of(config)
+    if held_out and not row.training:
+        raise UsageError(f"task.held_out_path: {row.name} is held out as a whole; leave it out")
+
+    def read(split: Split) -> list[Entry]:
+        if not row.training:
+            if split == "train":
+                raise UsageError(
+                    f"task.name = {row.name} is for evaluation only; train on deepscaler, or see paragator data list"
+                )
+            return load(row).entries
+        entries = divide(split, lambda: load(row).entries, held_out, row.name)
+        if split == "train" and row.subset:
+            return subset((e for e in entries if not is_held_out(e.said)), row.subset, row.subset_seed)
+        return entries
+
+    return as_task(row.name, read, config.kind)
+
+
+def held_out_of(config: TaskConfig) -> Callable[[], list[Entry]] | None:
+    """Reads `task.held_out_path`, a JSONL file or the name of a row of the table; None when it is not set."""
+    name = config.held_out_path
+    if name is None:
+        return None
+    if name in TABLE:
+        return lambda: load(TABLE[name]).entries
+    return functools.partial(read_file, existing(name, "task.held_out_path"), data_set(config))
+
+
+def divide(
+    split: Split, read: Callable[[], list[Entry]], held_out: Callable[[], list[Entry]] | None, what: str
+) -> list[Entry]:
+    """One side of a set: by the held-out file where there is one, else by content. No problem is on both sides."""
+    if held_out and split == "held-out":
+        return held_out()
+    if held_out:
+        kept = {entry.key for entry in held_out()}
+        found = [entry for entry in read() if entry.key not in kept]
+    else:
+        found = [entry for entry in read() if is_held_out(entry.said) == (split == "held-out")]
+    if not found:
+        raise DataError(f"{what}: no {split} problems; set task.held_out_path or use a larger file")
+    return found
+
+
+def as_task(name: str, read: Callable[[Split], list[Entry]], kind: str | None = None) -> Task:
+    """A task over what `read` gives for a split, graded by `paragator.grading`; `kind` overrides the entries' own."""
+    read = functools.cache(read)
+    kinds: dict[str, str | None] = {}
 
     def problems(split: Split, count: int, seed: int) -> list[Problem]:
-        if held_out:
-            rows = read_problems(held_out if split == "held-out" else path)
-        else:
-            rows = [p for p in read_problems(path) if is_held_out(p.text) == (split == "held-out")]
-        if not rows:
-            raise DataError(f"{path}: no {split} problems; set task.held_out_path or use a larger file")
-        Random(seed).shuffle(rows)
-        return rows[:count]
+        """The first `count` in an order that depends on the seed and on what the problems say; all, if there are fewer."""
+        entries = by_content(read(split))
+        kinds.update((entry.problem.id, entry.kind) for entry in entries)
+        Random(seed).shuffle(entries)
+        return [entry.problem for entry in entries[:count]]
 
-    return Task("jsonl", problems, grade)
+    async def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
+        from paragator.grading import grade_many_async
+
+        wanted = kind or kinds.get(problem.id)
+        return await grade_many_async([(text, str(problem.answer), wanted) for text in texts])
+
+    return Task(name, problems, grade)
 
 
-def read_problems(path: Path) -> list[Problem]:
+def data_set(config: TaskConfig) -> DataSet:
+    """A file of one's own as a row of the table, with field names from `task.fields`."""
+    unknown = config.fields.keys() - set(NAMES)
+    if unknown:
+        raise UsageError(f"task.fields: unknown field {sorted(unknown)[0]!r}; known: {', '.join(NAMES)}")
+    names = {name: (config.fields.get(name, name),) for name in NAMES}
+    return DataSet("", None, None, "", "", fields=Fields(**names))
+
+
+def read_file(path: Path, row: DataSet) -> list[Entry]:
     """Every problem of a file; DataError for a missing field, an empty answer, a doubled id or no rows at all."""
-    out: dict[str, Problem] = {}
-    for number, row in enumerate(read_json_lines(path, ours=False), 1):
-        for name in ("problem", "answer"):
-            if not str(row.get(name) or "").strip() and row.get(name) != 0:
-                raise DataError(f"{path}:{number}: field {name!r} is missing or empty")
-        problem = Problem(str(row.get("id", number)), str(row["problem"]), str(row["answer"]))
-        if problem.id in out:
-            raise DataError(f"{path}:{number}: id {problem.id!r} occurs twice")
-        out[problem.id] = problem
+    out: dict[str, Entry] = {}
+    for number, line in enumerate(read_json_lines(path, ours=False), 1):
+        where = f"{path}:{number}"
+        named = any(name in line for name in row.fields.id)
+        entry = read_entry(line if named else {**line, row.fields.id[0]: str(number)}, row, where)
+        if not entry.problem.answer:
+            raise DataError(f"{where}: field {row.fields.answer[0]!r} is missing or empty; mend or remove the line")
+        if entry.problem.id in out:
+            raise DataError(f"{where}: id {entry.problem.id!r} occurs twice; rename one")
+        out[entry.problem.id] = entry
     if not out:
         raise DataError(
             f"{path}: no problems in it; one JSON object a line, each line ended, fields problem and answer"
@@ -64,23 +137,8 @@ def read_problems(path: Path) -> list[Problem]:
     return list(out.values())
 
 
-def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
-    """One grade a text."""
-    return [grade_one(problem, text) for text in texts]
-
-
-def grade_one(problem: Problem, text: str) -> Grade:
-    answer = final_answer(text)
-    lines = answer.splitlines() if answer else []
-    if not lines:
-        return Grade("incorrect", None, "no answer outside thinking")
-    found, wanted = canonical(lines[-1]), canonical(str(problem.answer))
-    return Grade("correct" if found == wanted else "incorrect", found)
-
-
-def canonical(answer: str) -> str:
-    """A number as its exact fraction, other text without case, spaces and dollar signs."""
-    text = answer.strip().strip("$").replace(",", "").rstrip(".").strip()
-    if NUMBER.fullmatch(text):
-        return str(Fraction(text))
-    return "".join(answer.split()).replace("$", "").casefold()
+def existing(name: str, key: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"{key} = {name}: no such file")
+    return path

@@ -1,0 +1,135 @@
+"""What can be wrong with a data set: counts, doubles, empty answers, references that do not grade, overlap with another set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from paragator.core.errors import DataError
+from paragator.core.types import Problem
+from paragator.tasks.benchmarks import DataSet
+from paragator.tasks.overlap import Index, Match
+from paragator.tasks.sources import Entry, first, locate, read_entry, read_rows
+
+EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One set as it was found; every list holds the ids (for `missing`, the places) of the rows concerned."""
+
+    name: str
+    found: str
+    training: bool
+    rows: int
+    expected: int | None
+    entries: list[Entry]
+    """The rows that have a problem and an answer."""
+    missing: list[str] = field(default_factory=list)
+    doubled_ids: list[str] = field(default_factory=list)
+    doubled_problems: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    not_text: list[str] = field(default_factory=list)
+    unverified: list[str] = field(default_factory=list)
+
+    @property
+    def miscounted(self) -> bool:
+        return self.expected is not None and self.rows != self.expected
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [entry.problem for entry in self.entries]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was found."""
+        lists = (self.missing, self.doubled_ids, self.doubled_problems, self.empty, self.not_text, self.unverified)
+        return not self.miscounted and not any(lists)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Problems of the set `of` that share 13 words with one of the set `within`."""
+
+    within: str
+    of: str
+    total: int
+    """Problems of `of`."""
+    matches: list[tuple[str, Match]]
+    """Their ids, each with its best match; the largest share first."""
+
+    def at_least(self, share: float) -> int:
+        """How many have that share of their runs in one problem there: 1 is the whole text, 0.5 often a twin with other numbers."""
+        return sum(match.share >= share for _, match in self.matches)
+
+
+def check(data_set: DataSet, *, references: bool = False) -> Checked:
+    """Read a set, locally or from the hub, and look at every row; `references` also grades each answer against itself."""
+    found, rows = read_rows(data_set)
+    expected = data_set.file_rows if data_set.file_rows and locate(data_set) else data_set.rows
+    checked = Checked(
+        data_set.name or data_set.file, found, data_set.training or not data_set.name, len(rows), expected, []
+    )
+    texts: set[str] = set()
+    ids: Counter[str] = Counter()
+    for number, row in enumerate(rows, 1):
+        try:
+            entry = read_entry(row, data_set, f"{found}:{number}")
+        except DataError:
+            checked.missing.append(f"line {number}")
+            continue
+        look(entry, checked, texts)
+        if first(row, data_set.fields.id) is not None:
+            ids[entry.problem.id] += 1
+    checked.doubled_ids.extend(id_ for id_, count in ids.items() if count > 1)
+    if references:
+        checked.unverified.extend(unverified(checked.entries))
+    return checked
+
+
+def look(entry: Entry, checked: Checked, texts: set[str]) -> None:
+    if entry.key in texts:
+        checked.doubled_problems.append(entry.problem.id)
+    texts.add(entry.key)
+    if not entry.problem.answer:
+        checked.empty.append(entry.problem.id)
+        return
+    if not entry.textual:
+        checked.not_text.append(entry.problem.id)
+    checked.entries.append(entry)
+
+
+def unverified(entries: Sequence[Entry]) -> list[str]:
+    """Ids of the problems whose own answer, in a box, is not graded correct, each with the reason."""
+    from paragator.grading import grade_many
+
+    items = [(f"\\boxed{{{e.problem.answer}}}", e.problem.answer, e.kind) for e in entries]
+    pairs = zip(entries, grade_many(items), strict=True)
+    return [f"{e.problem.id} ({grade.reason})" for e, grade in pairs if grade.verdict != "correct"]
+
+
+def overlaps(scanned: Iterable[Checked], indexed: Sequence[Checked]) -> list[Shared]:
+    """For each pair of sets with common problems, which; a set is not compared with itself."""
+    owners = [(checked, problem) for checked in indexed for problem in checked.problems]
+    index = Index([problem for _, problem in owners])
+    out: list[Shared] = []
+    for within in scanned:
+        found: dict[str, list[tuple[str, Match]]] = {}
+        for match in index.matches(within.problems):
+            checked, problem = owners[match.number]
+            if checked.found != within.found:
+                found.setdefault(checked.name, []).append((problem.id, match))
+        totals = {checked.name: len(checked.entries) for checked in indexed}
+        for name, matches in found.items():
+            matches.sort(key=lambda pair: -pair[1].share)
+            out.append(Shared(within.name, name, totals[name], matches))
+    return out
+
+
+def as_json(checked: Checked) -> dict[str, Any]:
+    """A finding as plain values."""
+    lists = ("missing", "doubled_ids", "doubled_problems", "empty", "not_text", "unverified")
+    head = {"name": checked.name, "found": checked.found, "rows": checked.rows, "expected": checked.expected}
+    return head | {"usable": len(checked.entries)} | {name: getattr(checked, name) for name in lists}
