@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from paragator.grading.tree import Node
@@ -10,6 +12,7 @@ from paragator.grading.tree import Node
 if TYPE_CHECKING:
     from paragator.grading.syntax import Reader
 
+NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?")
 MATRICES = (
     "matrix",
     "pmatrix",
@@ -108,7 +111,9 @@ def modulus(r: Reader) -> Node:
 
 
 def words(r: Reader) -> Node:
-    return Node("text", value=r.text())
+    words_ = r.text()
+    number = NUMBER.fullmatch(words_.strip())
+    return Node("num", value=Fraction(number[0].replace(",", ""))) if number else Node("text", value=words_)
 
 
 # ---- environments

@@ -33,7 +33,7 @@ COMMA_NUMBER = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 CHOICE = re.compile(r"\(?\[?([A-J])\s*\]?\)?")
 CHOSEN = re.compile(
     r"(?:(?:the\s+)?(?:correct\s+|final\s+|best\s+)?(?:answer|option|choice)\s*(?:is\s*)?(?:for sure|definitely|clearly)?\s*:?\s*)*"
-    r"\(?\[?([A-Ja-j])\s*[\])]?(?![A-Za-z'])(.*)",
+    r"\(?\[?\s*([A-Ja-j])\s*[\])]?(?![A-Za-z'])(.*)",
     re.DOTALL | re.IGNORECASE,
 )
 OTHER_CHOICE = re.compile(r"^\s*(?:[,/&]|or\b|and\b|\+)?\s*\(?\[?[A-Ja-j]\b[\])]?", re.IGNORECASE)
@@ -41,6 +41,8 @@ HEDGE = re.compile(
     r"\b(?:maybe|perhaps|possibly|probably|either|not sure|or maybe|alternatively|equivalently|approximately|about|roughly)\b",
     re.IGNORECASE,
 )
+BEYOND = re.compile(r"\\(?:sum|prod|int|lim|partial|nabla|sup|inf)(?![a-z])")
+"""What math-verify is asked about: the commands that this grammar leaves to it."""
 WORDS = re.compile(r"[A-Za-z]{2,}")
 
 
@@ -54,7 +56,7 @@ def quick(text: str, reference: str, kind: str | None = None) -> Grade | None:
         return Grade("incorrect", None, "no answer outside thinking")
     if len(answer) > 2 * MAX_CHARS + 2 * len(reference):
         return Grade("incorrect", answer[:SHOWN_CHARS], f"over the limits: {len(answer)} characters")
-    if not answer.strip(" ${}\\,;:!~.\n\t"):
+    if not answer.strip(" ${}\\,;:!~.\n\t") and r"\{" not in answer:
         return Grade("incorrect", None, "an empty answer")
     if len(answer) > QUICK_CHARS or len(reference) > QUICK_CHARS or kind in ("choice", "text"):
         return None
@@ -121,7 +123,7 @@ def is_choice(reference: str) -> bool:
 def compare_choice(answer: str, reference: str) -> Finding:
     """The letter; an answer that names two letters names none."""
     wanted = CHOICE.fullmatch(tidy(reference).replace("\\text ", "").strip("{} "))
-    plain = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*|[${}*]|\\[()]", " ", answer).strip()
+    plain = re.sub(r"\\(?:textbf|text|mathrm|mathbf)\s*|[${}*]|\\[()]", " ", answer).strip()
     match = CHOSEN.match(plain)
     if not wanted or not match:
         same = plain_text(answer) == plain_text(reference)
@@ -171,7 +173,7 @@ def compare_unread(answer: str, reference: str, kind: str | None, which: str) ->
     words = WORDS.findall(re.sub(r"\\[a-zA-Z]+", "", reference))
     if which == "reference" and len(words) > 0 and "\\" not in reference:
         return "incorrect", ""
-    if kind in ("piecewise", "matrix", "interval", "inequality"):
+    if not BEYOND.search(answer + reference) and "\\" not in answer:
         return "incorrect", "unsure: the answer is not read"
     return math_verify(answer, reference)
 

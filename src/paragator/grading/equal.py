@@ -5,7 +5,7 @@ from __future__ import annotations
 from paragator.grading import regions, units
 from paragator.grading.quantity import difference, proportional, same_quantity, same_ratio
 from paragator.grading.tree import Node
-from paragator.grading.values import UndefinedError, has, symbols
+from paragator.grading.values import UndefinedError, has, same_value, symbols
 
 INEQUALITIES = frozenset(("<", ">", "<=", ">=", "!=", "in", "notin"))
 
@@ -14,6 +14,7 @@ def equal(reference: Node, answer: Node, kind: str | None = None) -> bool:
     """Whether `answer` says what `reference` says; UndefinedError or OverLimitError where that cannot be told."""
     if reference == answer:
         return not empty(answer)
+    reference, answer = solutions(reference), same_parameter(reference, solutions(answer, reference.op == "paren"))
     for node in (reference, answer):
         if is_condition(node):
             return same_condition(reference, answer)
@@ -31,7 +32,7 @@ def equal(reference: Node, answer: Node, kind: str | None = None) -> bool:
 def same_object(reference: Node, answer: Node, kind: str | None) -> bool:
     """Neither a condition nor an equation: cases, matrices, sets, tuples, intervals, texts, numbers."""
     if reference.op == answer.op == "case":
-        return equal_or_not(reference.args[1], answer.args[1]) and equal_or_not(reference.args[0], answer.args[0])
+        return same_words(reference.args[1], answer.args[1]) and equal_or_not(reference.args[0], answer.args[0])
     if reference.op == "cases" or answer.op == "cases":
         return reference.op == answer.op and same_cases(reference, answer)
     a, b = as_rows(reference), as_rows(answer)
@@ -39,7 +40,7 @@ def same_object(reference: Node, answer: Node, kind: str | None) -> bool:
         return same_rows(a, b, kind)
     if a or b:
         return a == b is None or same_vector(reference, answer, a or b or [], kind)
-    if reference.op in ("cup", "cap", "setminus", "builder") or answer.op in ("cup", "cap", "setminus", "builder"):
+    if any(node.op in ("cup", "cap", "setminus", "builder") or node.value == "set R" for node in (reference, answer)):
         return same_set(reference, answer, kind)
     ours, theirs = members(reference), members(answer)
     if ours is not None or theirs is not None:
@@ -105,7 +106,7 @@ def same_collection(
         return False
     if "set" in pair and pair != {"set"} and not (reference.op == "paren" and reference.value == "[]"):
         return False
-    if answer.op == "paren" and reference.op == "list" and answer.value not in ("()", "[]"):
+    if "list" in pair and any(node.op == "paren" and node.value not in ("()", "[]") for node in (reference, answer)):
         return False
     return all(equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
@@ -147,6 +148,11 @@ def as_rows(node: Node) -> list[list[Node]] | None:
     """The rows of a matrix, or of brackets in brackets of one length."""
     if node.op == "matrix":
         return [list(row.args) for row in node.args]
+    if node.op in ("mul", "neg", "div") and sum(child.op == "matrix" for child in node.args) == 1:
+        return [
+            [Node(node.op, tuple(cell if c.op == "matrix" else c for c in node.args)) for cell in row.args]
+            for row in the_matrix(node).args
+        ]
     if (
         node.op == "paren"
         and node.value == "[]"
@@ -155,6 +161,10 @@ def as_rows(node: Node) -> list[list[Node]] | None:
     ):
         return [list(row.args) for row in node.args]
     return None
+
+
+def the_matrix(node: Node) -> Node:
+    return next(child for child in node.args if child.op == "matrix")
 
 
 def same_rows(a: list[list[Node]], b: list[list[Node]], kind: str | None) -> bool:
@@ -228,8 +238,20 @@ def same_equation(reference: Node, answer: Node, kind: str | None) -> bool:
         return any(equal(part, strip_names(answer), kind) for part in reference.args[1:])
     if answer.op != "rel":
         return equal(reference, strip_names(answer), kind)
-    values = answer.args[1:] if is_name(answer.args[0]) else answer.args
-    return all(equal(reference, item, kind) for item in values)
+    name, *values = answer.args
+    if not is_name(name):
+        values = list(answer.args)
+    elif name.op != "call" and symbols(name) & symbols(answer.args[-1]):
+        return False
+    steps = all(equal(reference, item, kind) or same_step(reference, item) for item in values[:-1])
+    return steps and equal(reference, values[-1], kind)
+
+
+def same_step(reference: Node, step: Node) -> bool:
+    """A step on the way to the answer may be unfinished, not false."""
+    return (
+        members(reference) is None and reference.op not in ("text", "matrix", "cases") and same_value(reference, step)
+    )
 
 
 def both_equations(reference: Node, answer: Node, kind: str | None) -> bool:
@@ -286,6 +308,55 @@ def same_name(a: Node, b: Node) -> bool:
 
 def not_a_number(node: Node) -> bool:
     return node.op in ("cases", "matrix", "set", "list", "text") or (node.op == "paren" and len(node.args) > 1)
+
+
+def solutions(node: Node, any_name: bool = False) -> Node:
+    """x = 1 or x = 2, as the list 1, 2; other names may differ too where a tuple is asked for."""
+    if node.op not in ("list", "or") or not all(
+        is_equation(c) and len(c.args) == 2 and is_name(c.args[0]) for c in node.args
+    ):
+        return node
+    if not any_name and len({c.args[0] for c in node.args}) > 1:
+        return node
+    return Node("list", tuple(child.args[1] for child in node.args))
+
+
+def parameter(node: Node) -> str | None:
+    """k of "..., k in Z"."""
+    last = node.args[-1] if node.op == "list" and len(node.args) > 1 else None
+    if (
+        last is None
+        or last.op != "rel"
+        or last.value != ("in",)
+        or last.args[1].value != "set Z"
+        or last.args[0].op != "sym"
+    ):
+        return None
+    return str(last.args[0].value)
+
+
+def same_parameter(reference: Node, answer: Node) -> Node:
+    """The answer, its integer parameter named as in the reference."""
+    ours, theirs = parameter(reference), parameter(answer)
+    return renamed(answer, theirs, ours) if ours and theirs and ours not in symbols(answer) else answer
+
+
+def renamed(node: Node, old: str, new: str) -> Node:
+    if node.op == "sym" and node.value == old:
+        return Node("sym", value=new)
+    return Node(node.op, tuple(renamed(child, old, new) for child in node.args), node.value)
+
+
+def same_words(a: Node, b: Node) -> bool:
+    """Two conditions, of which one may be worded ("n even"): then word for word."""
+    if has(a, "unit", "text") or has(b, "unit", "text"):
+        return worded(a) == worded(b)
+    return equal_or_not(a, b)
+
+
+def worded(node: Node) -> str:
+    said = units.plain_text(node.value).removeprefix("is ") if node.op in ("unit", "text") else str(node.value or "")
+    return f"{node.op}({said},{','.join(worded(child) for child in node.args)})"
 
 
 def strip_names(node: Node) -> Node:

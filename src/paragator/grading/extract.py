@@ -25,7 +25,7 @@ INLINE = re.compile(r"\$\$?([^$]{1,2000})\$\$?|\\\((.{1,2000}?)\\\)|\\\[(.{1,200
 SENTENCE_END = re.compile(r"(?<=[^\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|。")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 QUOTED = re.compile(r"\\(?:text|mathrm|mbox|textbf|operatorname|mathbf|textnormal|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
-WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{3,}|[\u4e00-\u9fff]{2,}")
+WORD = re.compile(r"[^\W\d_]{3,}|[\u3040-\u9fff]{2,}")
 FORMULA_WORDS = frozenset(
     "sin cos tan sec csc cot log exp sqrt arcsin arccos arctan sinh cosh tanh max min gcd lcm "  # noqa: SIM905
     "infty infinity inf and otherwise for".split()
@@ -91,10 +91,19 @@ def final_answer(text: str, *, strict: bool = True) -> str | None:
     return announced(shown[-SENTENCE_CHARS:])
 
 
+def box_or_all(text: str) -> str | None:
+    """The last box outside thinking, else all that stands there: the form of a task that says so. None when nothing does."""
+    shown = strip_thinking(text[-MAX_CHARS:] if len(text) > MAX_CHARS else text)
+    found = boxes(shown)
+    return (found[-1][2] if found else shown) or None
+
+
 def reference_answer(reference: str) -> str:
-    """A reference as it is, or the box in it."""
+    """A reference as it is, or the box in it, or what a box in it that never closes holds."""
     boxed = final_box(reference, strict=False)
-    return reference.strip() if boxed is None else inner_box(boxed)
+    if boxed is None:
+        return reference.strip().rpartition("\\boxed{")[2]
+    return inner_box(boxed)
 
 
 def inner_box(content: str) -> str:

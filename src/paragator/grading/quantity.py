@@ -12,15 +12,22 @@ from paragator.grading.values import Env, UndefinedError, close, exact, has, mp,
 
 def same_quantity(reference: Node, answer: Node) -> bool:
     """Numbers and expressions. A unit, a percent or a degree sign that only one side has is taken as understood."""
-    if reference.op == "unit" and answer.op == "unit":
+    if (
+        reference.op == "unit"
+        and answer.op == "unit"
+        and units.is_unit(reference.value)
+        and units.is_unit(answer.value)
+    ):
         return same_units(reference, answer)
+    if not all(units.is_unit(node.value) for node in (reference, answer) if node.op == "unit"):
+        return reference == answer
     if reference.op == "unit" or answer.op == "unit":
         return same_quantity(without(reference, "unit"), without(answer, "unit"))
     if reference.op == "sym" and answer.op == "num" and reference.value.partition("_")[0].isdigit():
         return reference.value.partition("_")[0] == str(answer.value)  # the base is left out
     if not symbols(reference) and symbols(answer):
         return False
-    if unfinished(answer) and not unfinished(reference):
+    if reference.op == "num" and unfinished(answer):
         return False
     if same_value(reference, answer) or rounds_to(reference, answer):
         return True

@@ -70,7 +70,8 @@ def region(node: Node, name: str, env: Env) -> Region:
     if op == "or":
         return either([region(child, name, env) for child in args])
     if op == "list":
-        return listed([region(child, name, env) for child in args])
+        parts = [region(child, name, env) for child in args]
+        return both(parts) if node.value == "and" else listed(parts)
     if op == "cup":
         return either([region(child, name, env) for child in args])
     if op == "cap":
@@ -146,27 +147,27 @@ def relation(node: Node, name: str, env: Env) -> Region:
 def comparison(left: Node, sign: str, right: Node, name: str, env: Env) -> Region:
     """left - right, compared with zero."""
 
-    def difference(x: Any) -> Any:
+    def sides(x: Any) -> tuple[Any, Any] | None:
         try:
             here = {**env, name: x}
             a, b = value(left, here), value(right, here)
-            found = a - b
         except UndefinedError:
             return None
-        if mp.isnan(found) or abs(mp.im(found)) > ZERO * max(1, abs(found)):
-            return None
-        found = mp.re(found)
-        return mp.mpf(0) if abs(found) <= ZERO * max(1, abs(a), abs(b)) and not mp.isinf(found) else found
+        real_ = all(abs(mp.im(y)) <= ZERO * max(1, abs(y)) for y in (a, b)) and not mp.isnan(a - b)
+        return (mp.re(a), mp.re(b)) if real_ else None
+
+    def difference(x: Any) -> Any:
+        found = sides(x)
+        return None if found is None else found[0] - found[1]
 
     def holds(x: Any) -> bool:
-        found = difference(x)
+        found = sides(x)
         if found is None:
             return False
-        return bool(
-            {"<": found < 0, ">": found > 0, "<=": found <= 0, ">=": found >= 0, "=": found == 0, "!=": found != 0}[
-                sign
-            ]
-        )
+        a, b = found
+        equal = near(a, b)
+        above, below = a > b and not equal, a < b and not equal
+        return bool({"<": below, ">": above, "<=": not above, ">=": not below, "=": equal, "!=": not equal}[sign])
 
     ends = [end for side in (left, right) for end in constants(side, env)]
     return Region(holds, tuple(ends) + tuple(changes(difference)))

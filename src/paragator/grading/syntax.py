@@ -17,7 +17,7 @@ RELATIONS = {
 }  # fmt: skip
 SET_OPERATORS = {r"\cup": "cup", r"\cap": "cap", r"\setminus": "setminus"}
 UNREADABLE = frozenset(
-    r"\sum \prod \int \iint \oint \lim \partial \nabla \limsup \liminf \sup \inf \over \choose".split()  # noqa: SIM905
+    r"\sum \prod \int \iint \oint \lim \partial \nabla \limsup \liminf \sup \inf".split()  # noqa: SIM905
 )
 WORDS = {
     "or": "or",
@@ -80,7 +80,11 @@ class Reader:
             items.append(self.relation())
         if not separators:
             return items[0]
-        return Node("or" if "or" in separators and all(i.op == "rel" for i in items) else "list", tuple(items))
+        if "or" in separators and all(i.op == "rel" for i in items):
+            return Node("or", tuple(items))
+        return Node(
+            "list", tuple(items), "and" if separators == {"and"} and all(i.op == "rel" for i in items) else None
+        )
 
     def relation(self) -> Node:
         operands, signs = [self.union()], []
@@ -177,6 +181,8 @@ class Reader:
                 node = Node("fact2" if self.take("!") else "fact", (node,))
             elif self.take("%"):
                 node = Node("percent", (node,))
+            elif self.peek() in ("_", "'") and node.op == "sym":
+                node = self.subscripted(node)
             else:
                 return node
 
@@ -187,6 +193,9 @@ class Reader:
             if braces:
                 self.need("}")
             return Node("deg", (base,))
+        if braces and base.op == "sym" and self.take("'"):
+            self.need("}")
+            return Node("sym", value=f"{base.value}'")
         self.at = start
         exponent = Node("neg", (self.atom(),)) if self.take("-") else self.group() if braces else self.atom()
         return Node("pow", (base, exponent))
@@ -205,6 +214,9 @@ class Reader:
         self.need("{")
         bars, self.bars = self.bars, 0
         node = self.alternatives()
+        if operator := self.take(r"\over", r"\choose"):
+            under = self.alternatives()
+            node = Node("div", (node, under)) if operator == r"\over" else Node("func", (node, under), "binom")
         self.bars = bars
         self.need("}")
         return node
@@ -323,5 +335,7 @@ CLOSING = frozenset(
         r"\times",
         r"\div",
         r"\hline",
+        r"\over",
+        r"\choose",
     )
 )

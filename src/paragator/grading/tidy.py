@@ -62,13 +62,15 @@ SAME = {
     r"\land": r"\text{ and }", r"\euro": r"\text{euro}", r"\textdollar": "", r"\thinspace": " ", r"\prime": "'", r"\ang": "",
     r"\langle": "(", r"\rangle": ")", r"\textendash": "-", r"\textminus": "-", r"\doteq": "=", r"\coloneqq": "=",
 }  # fmt: skip
-COMMAND = re.compile(r"\\[a-zA-Z]+")
+GLUED = re.compile(r"(?<=[\d)}])(or|and)(?=[A-Za-z(]{1,2}[^A-Za-z])")
+COMMAND = re.compile(r"\\\\|\\[a-zA-Z]+")
+LABEL = re.compile(r"^\\text\s*\{[^{}]*:\s*\}|\\text\s*\{\s*\}")
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\s*\\!\s*|,\s*\\,|\\,|\\!,|\\ )\s*\d{3})+(?![\d])")
 SPACED_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d.])")
 LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 ROMAN = re.compile(r"\{?\\rm\s+([A-Za-z/ ]{1,40})\}?")
 ROMAN_LETTER = re.compile(r"\\(?:mathrm|operatorname)\s*\{\s*([dei])\s*\}")
-DOUBLED = re.compile(r"\\\\(?=(?:begin|frac|dfrac|sqrt|text|left|cdot|times|pi|infty|cup)(?![a-z]))")
+DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:begin|frac|dfrac|sqrt|text|left|cdot|times|pi|infty|cup)(?![a-z]))")
 SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+\.\d+|\d+(?=[eE][+-]))[eE]([+-]?\d{1,4})(?![\d.A-Za-z])")
 INNER_MATH = re.compile(r"\\text\s*\{\s*\$([^$]*)\$\s*\}")
 HIDDEN = re.compile(
@@ -99,7 +101,7 @@ def unwrap(text: str) -> str:
     before = None
     while before != text:
         before = text
-        text = text.strip().strip("\u3002").strip().removesuffix("\\\\").strip()
+        text = text.strip().strip("\u3002").strip().rstrip("\\").strip()
         if text.endswith((".", ",", ";", ":")) and not text.endswith(("\\,", "\\;", "\\:")):
             text = text[:-1]
         for opening, closing in WRAPPERS:
@@ -128,12 +130,15 @@ def tidy(answer: str) -> str:
     text = DROPPED.sub(" ", FONTS.sub("", text))
     text = TEXTS.sub(r"\\text", ROMAN_LETTER.sub(r"\1", text))
     text = COMMAND.sub(lambda m: spelled(m[0]), text)
+    text = GLUED.sub(r" \1 ", text)
     text = SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
     text = ESCAPED.sub(lambda m: {"$": "", " ": " "}.get(m[1], m[1]), text).replace("$", "")
-    return " ".join(unwrap(text).split())
+    return " ".join(unwrap(LABEL.sub("", text)).split())
 
 
 def spelled(command: str) -> str:
     """A command's first spelling, followed by a space where a letter could come next."""
     name = SAME.get(command, command)
+    if command == "\\\\":
+        return command
     return name if not name or name[-1] in "{}()[]=<>|:-+*'" else name + " "

@@ -81,6 +81,16 @@ ARTICLES = re.compile(r"\b(?:the|a|an)\b")
 COMMANDS = re.compile(r"\\(?:text|mathrm|mathbf|mbox|textbf|operatorname)\s*|[{}$~]|\\[,;:! ]|\*\*")
 
 
+RESERVED = re.compile(
+    r"\b(?:or|and|not|more|less|than|least|most|but|if|maybe|between|to|mod|otherwise)\b", re.IGNORECASE
+)
+
+
+def is_unit(text: str) -> bool:
+    """Whether words beside a number can name what it counts; "or more" does not."""
+    return not RESERVED.search(text)
+
+
 def plain_unit(text: str) -> str:
     """`text` without a plain-word unit after its number ("5 cm", "12 square units")."""
     match = TRAILING.match(text)
@@ -114,5 +124,5 @@ def canonical(unit: str) -> Scale | str:
 def plain_text(text: str) -> str:
     """Words in lower case without articles, punctuation and LaTeX's text commands."""
     text = COMMANDS.sub(" ", text).lower()
-    text = re.sub(r"[.,;:!?\"'`]+(?=\s|$)", " ", text)
+    text = re.sub(r"[.,;:?\"'`]+(?=\s|$)", " ", text)
     return " ".join(ARTICLES.sub(" ", text).split())
