@@ -26,6 +26,7 @@ MATRICES = (
     "gathered",
     "split",
 )
+BIG = ("sum", "prod", "int", "iint", "iiint", "oint", "lim", "limsup", "liminf", "sup", "inf", "bigcap")
 CASES = ("cases", "dcases", "rcases")
 
 
@@ -47,6 +48,9 @@ def square_root(r: Reader) -> Node:
 def brackets(r: Reader) -> Node:
     """(a), (a, b), [a, b), [[a], [b]]."""
     opening = r.take("(", "[")
+    if r.peek(1) == ")" and (sign := r.take("+", "-")):
+        r.need(")")
+        return Node("text", value=sign)
     bars, r.bars = r.bars, 0
     inner = r.alternatives()
     r.bars = bars
@@ -103,6 +107,16 @@ def named_set(r: Reader) -> Node:
 def empty_set(r: Reader) -> Node:
     r.at += 1
     return Node("set")
+
+
+def big(r: Reader) -> Node:
+    """A sum, product, integral or limit: (body, lower, upper), read but never computed."""
+    name = r.peek()
+    r.at += 1
+    bounds = {"_": Node("text", value=""), "^": Node("text", value="")}
+    while sign := r.take("_", "^"):
+        bounds[sign] = r.group() if r.peek() == "{" else r.atom()
+    return Node("big", (r.product(), bounds["_"], bounds["^"]), name[1:])
 
 
 def modulus(r: Reader) -> Node:
@@ -193,5 +207,6 @@ ATOMS: dict[str, Callable[[Reader], Node]] = {
     "{": lambda r: r.group(), r"\{": braces, "|": bar, r"\|": bar, r"\frac": fraction, r"\binom": binomial,
     r"\sqrt": square_root, r"\lfloor": between, r"\lceil": between,
     r"\begin": environment,
+    **{f"\\{name}": big for name in BIG},
     r"\emptyset": empty_set, r"\pmod": modulus, r"\bmod": modulus, "otherwise": words,
 }  # fmt: skip

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from paragator.core.types import Grade, Verdict
-from paragator.grading.extract import announced, final_answer, reference_answer
+from paragator.grading.extract import announced, bare_text, final_answer, is_sentence, reference_answer
 from paragator.grading.tidy import INVISIBLE, MAX_CHARS, OverLimitError, check_limits, tidy
 from paragator.grading.units import plain_text, plain_unit
 
@@ -43,6 +43,10 @@ HEDGE = re.compile(
 )
 BEYOND = re.compile(r"\\(?:sum|prod|int|lim|partial|nabla|sup|inf)(?![a-z])")
 """What math-verify is asked about: the commands that this grammar leaves to it."""
+SEVERAL = re.compile(r"[=<>,;\n]|\\(?:begin|le|ge|ne|in|text|quad)(?![a-z])")
+SUBSCRIPT = re.compile(r"_\s*\{[^{}]*\}")
+SHORT_TEXT = 6
+"""A reference of so few words, without LaTeX, is a wording: another one is wrong rather than unread."""
 WORDS = re.compile(r"[A-Za-z]{2,}")
 
 
@@ -101,6 +105,9 @@ def decide(text: str, reference: str, kind: str | None = None) -> Grade:
         check_limits(answer, MAX_CHARS + 2 * len(reference))
     except OverLimitError as error:
         return Grade("incorrect", answer[:SHOWN_CHARS], str(error))
+    whole = bare_text(text)
+    if len(whole) <= MAX_CHARS and whole and tidy(whole) == tidy(reference):
+        return Grade("correct", canonical(whole))
     verdict, reason = compared(answer, reference, kind)
     return Grade(verdict, canonical(answer), reason)
 
@@ -141,11 +148,11 @@ def compare_objects(answer: str, reference: str, kind: str | None) -> Finding:
     if HEDGE.search(answer) and not HEDGE.search(reference):
         return "incorrect", "a hedge, not an answer"
     try:
-        wanted = read(reference, kind)
+        wanted = read(reference, kind, sentence=False)
     except (SyntaxError, OverLimitError):
         return compare_unread(answer, reference, kind, "reference")
     try:
-        found = read(answer, kind, wanted.op in ("list", "set", "paren"))
+        found = read(answer, kind, listed=wanted.op in ("list", "set", "paren"))
     except SyntaxError:
         return compare_unread(answer, reference, kind, "answer")
     except OverLimitError as error:
@@ -158,23 +165,29 @@ def compare_objects(answer: str, reference: str, kind: str | None) -> Finding:
         return "incorrect", ""
 
 
-def read(text: str, kind: str | None, listed: bool = False) -> Node:
-    """The tree of an answer; a sentence is read for what it announces."""
+def read(text: str, kind: str | None, *, listed: bool = False, sentence: bool = True) -> Node:
+    """The tree of an answer; a sentence is read for what it announces, but for a reference: all of that counts."""
     from paragator.grading.syntax import parse
 
-    clean = tidy(announced(text))
+    if not sentence and is_sentence(text):
+        raise SyntaxError("a sentence")
+    clean = tidy(announced(text) if sentence else text)
     if not listed and kind not in ("list", "set", "tuple"):
         clean = clean if re.search(r"[(\[]|\\\{", clean) else COMMA_NUMBER.sub(lambda m: m[0].replace(",", ""), clean)
     return parse(plain_unit(clean))
 
 
 def compare_unread(answer: str, reference: str, kind: str | None, which: str) -> Finding:
-    """One side is no formula of ours: math-verify's view, or the wording."""
-    words = WORDS.findall(re.sub(r"\\[a-zA-Z]+", "", reference))
-    if which == "reference" and len(words) > 0 and "\\" not in reference:
+    """One side is no formula of ours: math-verify's view of single expressions that hold a sum or an integral, else unsure."""
+    if which == "reference" and "\\" not in reference and len(WORDS.findall(reference)) <= SHORT_TEXT:
         return "incorrect", ""
-    if not BEYOND.search(answer + reference) and "\\" not in answer:
-        return "incorrect", "unsure: the answer is not read"
+    parts = [SUBSCRIPT.sub("", side) for side in (answer, reference)]
+    if any(SEVERAL.search(part) for part in parts) or which == "answer" or not BEYOND.search(reference):
+        return (
+            ("unscored", "unsure: the reference is not read")
+            if which == "reference"
+            else ("incorrect", "unsure: the answer is not read")
+        )
     return math_verify(answer, reference)
 
 

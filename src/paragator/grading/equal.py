@@ -222,7 +222,7 @@ def is_name(node: Node) -> bool:
     if node.op == "pow":
         return is_name(node.args[0])
     return (
-        node.op in ("add", "mul", "neg", "paren", "list", "div", "set", "ratio")
+        node.op in ("add", "mul", "paren", "list", "div", "set", "ratio")
         and bool(node.args)
         and all(is_name(child) for child in node.args)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from paragator.core.packing import strip_thinking
+from paragator.grading.units import is_counting
 
 MAX_CHARS = 100_000
 BRACE = re.compile(r"\\boxed\s*\{|\\fbox\s*\{|\\[\\{}]|[{}]")
@@ -21,7 +22,7 @@ ANNOUNCED = re.compile(
     r"(?:answer|solution|result|resposta|respuesta|réponse|antwort|答案|答)(?:\s*(?:\*\*)?\s*(?:is|are|be|es|est|ist|为|是|:|=)+\s*(?:\*\*)?\s*:?\s*|\s+(?=\$))",
     re.IGNORECASE,
 )
-INLINE = re.compile(r"\$\$?([^$]{1,2000})\$\$?|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
+INLINE = re.compile(r"(?<!\\)\$\$?((?:\\.|[^$\\]){1,2000})\$\$?|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
 SENTENCE_END = re.compile(r"(?<=[^\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|。")
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 QUOTED = re.compile(r"\\(?:text|mathrm|mbox|textbf|operatorname|mathbf|textnormal|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
@@ -34,7 +35,7 @@ FORMULA_WORDS = frozenset(
 
 def is_sentence(text: str) -> bool:
     """Words around the answer: two of them, or one and a formula in dollars."""
-    words = [w for w in WORD.findall(QUOTED.sub(" ", text)) if w.lower() not in FORMULA_WORDS]
+    words = [w for w in WORD.findall(QUOTED.sub(" ", text)) if w.lower() not in FORMULA_WORDS and not is_counting(w)]
     return len(words) > 1 or (bool(words) and bool(INLINE.search(text)))
 
 
@@ -89,6 +90,12 @@ def final_answer(text: str, *, strict: bool = True) -> str | None:
     if line := LAST_LINE.fullmatch(shown[shown.rfind("\n") + 1 :].strip()):
         return line[1].strip()
     return announced(shown[-SENTENCE_CHARS:])
+
+
+def bare_text(text: str) -> str:
+    """All that a text without a box shows; "" where it has one."""
+    shown = strip_thinking(text[-MAX_CHARS:] if len(text) > MAX_CHARS else text)
+    return "" if r"\boxed" in shown else shown
 
 
 def box_or_all(text: str) -> str | None:

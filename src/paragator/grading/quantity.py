@@ -93,6 +93,8 @@ def leaves(node: Node, op: str) -> list[Node]:
 
 def same_ratio(reference: Node, answer: Node) -> bool:
     a, b = reference.args, answer.args
+    if any(exact(part) == 0 for part in (*a, *b)):
+        return len(a) == len(b) and all(same_value(x, y) for x, y in zip(a, b, strict=True))
     return len(a) == len(b) and all(
         same_value(Node("mul", (a[0], y)), Node("mul", (b[0], x))) for x, y in zip(a, b, strict=True)
     )

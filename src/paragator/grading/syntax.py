@@ -14,11 +14,9 @@ RELATIONS = {
     r"\in": "in", r"\notin": "notin", r"\approx": "~", r"\simeq": "~", r"\equiv": "equiv", r"\to": "to", "->": "to",
     r"\rightarrow": "to",
     r"\Rightarrow": "implies", "=>": "implies", r"\implies": "implies", r"\propto": "propto",
+    r"\ll": "<<", r"\gg": ">>", r"\sim": "~",
 }  # fmt: skip
 SET_OPERATORS = {r"\cup": "cup", r"\cap": "cap", r"\setminus": "setminus"}
-UNREADABLE = frozenset(
-    r"\sum \prod \int \iint \oint \lim \partial \nabla \limsup \liminf \sup \inf".split()  # noqa: SIM905
-)
 WORDS = {
     "or": "or",
     "and": "and",
@@ -147,7 +145,7 @@ class Reader:
         found = self.peek()
         if found == "number":
             return left.op != "num" or self.peek(1) == "/"
-        if found in ("word", "set", "(", "{", "[") or found == r"\begin":
+        if found in ("word", "set", "(", "{", "[", r"\begin") or (found == "|" and self.bars == 0):
             return True
         return (
             found.startswith("\\")
@@ -229,7 +227,7 @@ class Reader:
             raise SyntaxError("ends too early")
         if found in ATOMS:
             return ATOMS[found](self)
-        if found in UNREADABLE or not found.startswith("\\") or not found[1:].isalpha():
+        if not found.startswith("\\") or not found[1:].isalpha():
             raise SyntaxError(f"{found!r} is not read here")
         self.at += 1
         return self.subscripted(Node("sym", value=found[1:]))

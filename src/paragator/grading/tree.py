@@ -14,6 +14,7 @@ class Node:
     add, mul, div, pow, neg, pm (+-), mp, fact, fact2, percent, deg, abs, call (name, argument), func (value: name)
     list (bare, with commas)  paren (value: its two brackets)  set  ratio
     rel (value: the signs between the children)  or  builder (item, condition)  cup, cap, setminus
+    big (children: body, lower, upper; value: sum, prod, int, lim, ...)
     matrix (children: rows)  row  det  cases (children: case)  case (value, condition)
     """
 

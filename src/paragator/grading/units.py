@@ -91,13 +91,18 @@ def is_unit(text: str) -> bool:
     return not RESERVED.search(text)
 
 
+def is_counting(word: str) -> bool:
+    """Whether a plain word is a unit, or what is counted."""
+    return word in PLAIN or word.lower() in COUNTED
+
+
 def plain_unit(text: str) -> str:
     """`text` without a plain-word unit after its number ("5 cm", "12 square units")."""
     match = TRAILING.match(text)
     if not match:
         return text
     words = re.findall(r"[A-Za-z]+", match["unit"])
-    if all(word in PLAIN or word.lower() in COUNTED or word == "per" for word in words):
+    if all(is_counting(word) or word == "per" for word in words):
         return f"{match['number']} \\text{{{match['unit']}}}"
     return text
 

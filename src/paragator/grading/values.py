@@ -132,8 +132,8 @@ def value(node: Node, env: Env) -> Any:
 
 
 def is_opaque(node: Node) -> bool:
-    """f(...): an unknown function rather than a product."""
-    return node.op == "call" and node.args[0].value in ("f", "g", "h", "F", "G", "H")
+    """f(...) or I(0): an unknown function rather than a product."""
+    return node.op == "call" and (node.args[0].value in ("f", "g", "h", "F", "G", "H") or node.args[1].op == "num")
 
 
 def compute(node: Node, env: Env) -> Any:
@@ -141,6 +141,10 @@ def compute(node: Node, env: Env) -> Any:
     if is_opaque(node):  # any number will do, as long as equal arguments give the same one
         argument = mp.nstr(value(args[1], env), 30)
         return mp.mpf(random.Random(f"{args[0].value}({argument}){env.get('#')}").uniform(0.3, 3))
+    if op == "big":
+        parts = [value(args[0], env), *(bound(child, env) for child in args[1:])]
+        said = ",".join(part if isinstance(part, str) else mp.nstr(part, 30) for part in parts)
+        return mp.mpf(random.Random(f"{node.value}:{said}:{env.get('#')}").uniform(0.3, 3))
     if op == "sym":
         if node.value in CONSTANTS and node.value not in env:
             return +CONSTANTS[node.value]
@@ -154,6 +158,15 @@ def compute(node: Node, env: Env) -> Any:
     if (op == "paren" and len(args) > 1) or op not in ARITHMETIC:
         raise UndefinedError(f"{op} has no number")
     return ARITHMETIC[op](*(value(child, env) for child in args), env)
+
+
+def bound(node: Node, env: Env) -> Any:
+    """A limit of a sum as what it is equal to: of k = 1 the name and the value."""
+    if node.op == "text":
+        return str(node.value)
+    if node.op == "rel":
+        return ",".join(mp.nstr(value(child, env), 30) for child in node.args) + "".join(node.value)
+    return value(node, env)
 
 
 def power(a: Any, b: Any, env: Env) -> Any:
