@@ -1,0 +1,128 @@
+"""Grading: text + reference -> correct | incorrect | unscored, with what was extracted and why.
+
+What can be decided in microseconds is decided here; everything else in worker processes with limits (`workers`), which start
+on first use and end with the interpreter. A crash, a timeout or a reference that cannot be read is unscored with its reason.
+
+    from paragator.grading import grade, grade_many
+    grade(r"so it is \\boxed{\\frac{1}{2}}", "0.5").verdict         # "correct"
+    grade_many([(text, reference) for ...])                       # one Verdict each, in order
+
+In a running event loop await `grade_async` or `grade_many_async`, which never hold it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from itertools import islice
+
+from paragator.core.errors import UsageError
+from paragator.core.types import Grade
+from paragator.grading import decide as rules
+from paragator.grading.workers import Pool, attempt, shared
+
+__all__ = ["Pool", "Verdict", "grade", "grade_async", "grade_each", "grade_many", "grade_many_async"]
+
+Verdict = Grade
+"""What grading returns: `verdict`, `answer` (what was extracted), `reason`."""
+Pair = tuple[str, str] | tuple[str, str, str | None]
+"""Text and reference, or text, reference and kind."""
+WINDOW = 4096
+"""Items that `grade_each` reads ahead."""
+BATCH = 256
+"""Items that the asynchronous form hands over, or takes back, before the event loop has its turn."""
+
+
+def grade(text: str, reference: str, kind: str | None = None) -> Verdict:
+    """The verdict on a solution's final answer; UsageError for a kind that is not known."""
+    return next(grade_each([(text, reference, kind)]))
+
+
+def grade_many(items: Iterable[Pair], *, pool: Pool | None = None) -> list[Verdict]:
+    """One verdict an item (text, reference) or (text, reference, kind), in order."""
+    return list(grade_each(items, pool=pool))
+
+
+def grade_each(items: Iterable[Pair], *, pool: Pool | None = None) -> Iterator[Verdict]:
+    """As `grade_many`, one verdict after the other while later items are already being graded."""
+    ahead: deque[Verdict | Future[Verdict]] = deque()
+    try:
+        for item in items:
+            ahead.append(start(item, pool))
+            while ahead and (len(ahead) >= WINDOW or ready(ahead[0])):
+                yield result(ahead.popleft())
+        while ahead:
+            yield result(ahead.popleft())
+    finally:
+        withdraw(ahead)
+
+
+async def grade_async(text: str, reference: str, kind: str | None = None) -> Verdict:
+    """As `grade`, in an event loop."""
+    return await asyncio.wrap_future(shared().submit([checked((text, reference, kind))])[0])
+
+
+async def grade_many_async(items: Iterable[Pair], *, pool: Pool | None = None) -> list[Verdict]:
+    """As `grade_many`, in an event loop, which does none of the work."""
+    used = pool or shared()
+    ahead: deque[Future[Verdict]] = deque()
+    out: list[Verdict] = []
+    rest = iter(items)
+    try:
+        while True:
+            batch = [checked(item) for item in islice(rest, BATCH)]
+            ahead.extend(used.submit(batch))
+            await asyncio.sleep(0)
+            while len(ahead) > (WINDOW if batch else 0):
+                out.append(await taken(ahead[0]))
+                ahead.popleft()
+            if not batch:
+                return out
+    finally:
+        withdraw(ahead)
+
+
+async def taken(future: Future[Verdict]) -> Verdict:
+    """The result, at once where it is there."""
+    return future.result() if future.done() else await asyncio.wrap_future(future)
+
+
+def checked(item: Pair) -> tuple[str, str, str | None]:
+    """Text, reference and kind."""
+    text, reference, kind = item if len(item) == 3 else (*item, None)
+    check_kind(kind)
+    return text, reference, kind
+
+
+def start(item: Pair, pool: Pool | None) -> Verdict | Future[Verdict]:
+    """The verdict where it is quick, else its future."""
+    full = checked(item)
+    found = attempt(rules.quick, *full)
+    return found if found is not None else (pool or shared()).submit([full])[0]
+
+
+def ready(entry: Verdict | Future[Verdict]) -> bool:
+    return not isinstance(entry, Future) or entry.done()
+
+
+def result(entry: Verdict | Future[Verdict]) -> Verdict:
+    return entry.result() if isinstance(entry, Future) else entry
+
+
+def withdraw(entries: Iterable[Verdict | Future[Verdict]]) -> None:
+    """Nobody waits for these any more."""
+    for entry in entries:
+        if isinstance(entry, Future):
+            entry.cancel()
+
+
+def check_kind(kind: str | None) -> None:
+    """UsageError for a kind that is not known; it names those that are."""
+    if kind is None or kind in rules.KINDS:
+        return
+    close = difflib.get_close_matches(str(kind), rules.KINDS, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UsageError(f"kind = {kind!r} is not known; {hint}known kinds: {', '.join(rules.KINDS)}")

@@ -45,6 +45,8 @@ BEYOND = re.compile(r"\\(?:sum|prod|int|lim|partial|nabla|sup|inf)(?![a-z])")
 """What math-verify is asked about: the commands that this grammar leaves to it."""
 SEVERAL = re.compile(r"[=<>,;\n]|\\(?:begin|le|ge|ne|in|text|quad)(?![a-z])")
 SUBSCRIPT = re.compile(r"_\s*\{[^{}]*\}")
+PARTS = re.compile(r"\\\\(?![a-zA-Z])|[,;\n]|\\begin\{[^{}]*\}")
+WORKED_CHARS = 200
 SHORT_TEXT = 6
 """A reference of so few words, without LaTeX, is a wording: another one is wrong rather than unread."""
 WORDS = re.compile(r"[A-Za-z]{2,}")
@@ -148,13 +150,13 @@ def compare_objects(answer: str, reference: str, kind: str | None) -> Finding:
     if HEDGE.search(answer) and not HEDGE.search(reference):
         return "incorrect", "a hedge, not an answer"
     try:
-        wanted = read(reference, kind, sentence=False)
+        wanted = read(balanced(reference), kind, sentence=False)
     except (SyntaxError, OverLimitError):
-        return compare_unread(answer, reference, kind, "reference")
+        return compare_unread(answer, reference, None)
     try:
         found = read(answer, kind, listed=wanted.op in ("list", "set", "paren"))
     except SyntaxError:
-        return compare_unread(answer, reference, kind, "answer")
+        return compare_unread(answer, reference, wanted)
     except OverLimitError as error:
         return "incorrect", str(error)
     try:
@@ -166,28 +168,42 @@ def compare_objects(answer: str, reference: str, kind: str | None) -> Finding:
 
 
 def read(text: str, kind: str | None, *, listed: bool = False, sentence: bool = True) -> Node:
-    """The tree of an answer; a sentence is read for what it announces, but for a reference: all of that counts."""
+    """The tree of an answer; a sentence is read for what it announces, but in a reference that is no worked solution all words count."""
     from paragator.grading.syntax import parse
 
-    if not sentence and is_sentence(text):
+    if not sentence and is_sentence(text) and len(text) < WORKED_CHARS:
         raise SyntaxError("a sentence")
-    clean = tidy(announced(text) if sentence else text)
+    clean = tidy(announced(text))
     if not listed and kind not in ("list", "set", "tuple"):
         clean = clean if re.search(r"[(\[]|\\\{", clean) else COMMA_NUMBER.sub(lambda m: m[0].replace(",", ""), clean)
     return parse(plain_unit(clean))
 
 
-def compare_unread(answer: str, reference: str, kind: str | None, which: str) -> Finding:
-    """One side is no formula of ours: math-verify's view of single expressions that hold a sum or an integral, else unsure."""
-    if which == "reference" and "\\" not in reference and len(WORDS.findall(reference)) <= SHORT_TEXT:
-        return "incorrect", ""
-    parts = [SUBSCRIPT.sub("", side) for side in (answer, reference)]
-    if any(SEVERAL.search(part) for part in parts) or which == "answer" or not BEYOND.search(reference):
-        return (
-            ("unscored", "unsure: the reference is not read")
-            if which == "reference"
-            else ("incorrect", "unsure: the answer is not read")
-        )
+def balanced(reference: str) -> str:
+    """A reference that was cut off at its end, with its braces closed."""
+    open_ = reference.replace("\\{", "").count("{") - reference.replace("\\}", "").count("}")
+    return (
+        reference + "}" * open_ + "\\right)" * (reference.count("\\left(") - reference.count("\\right)"))
+        if open_ > 0
+        else reference
+    )
+
+
+def compare_unread(answer: str, reference: str, wanted: Node | None) -> Finding:
+    """Where one side is no formula of this grammar: math-verify's view where it can be trusted, else unsure.
+
+    It reads the last formula that it finds: so not of references in several parts, nor of answers that give one name two values.
+    """
+    if wanted is None:
+        if "\\" not in reference and len(WORDS.findall(reference)) <= SHORT_TEXT:
+            return "incorrect", ""
+        if any(SEVERAL.search(SUBSCRIPT.sub("", side)) for side in (answer, reference)) or not BEYOND.search(reference):
+            return "unscored", "unsure: the reference is not read"
+        return math_verify(answer, reference)
+    defined = [part.partition("=")[0].strip(" &\n") for part in PARTS.split(answer) if "=" in part]
+    defined = [name for name in defined if name]
+    if wanted.op != "rel" or "\\" not in answer or len(set(defined)) < len(defined):
+        return "incorrect", "unsure: the answer is not read"
     return math_verify(answer, reference)
 
 

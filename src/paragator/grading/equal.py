@@ -273,7 +273,7 @@ def both_equations(reference: Node, answer: Node, kind: str | None) -> bool:
 def is_renamed(a: Node, b: Node, formula: Node) -> bool:
     """Two names for what a formula of several unknowns defines."""
     names = symbols(formula)
-    return a.op == b.op == "sym" and len(names) > 1 and not {a.value, b.value} & names
+    return is_name(a) and is_name(b) and len(names) > 1 and not (symbols(a) | symbols(b)) & names
 
 
 def folded(node: Node) -> Node:

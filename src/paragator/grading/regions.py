@@ -311,14 +311,31 @@ def dense(critical: tuple[Any, ...]) -> Iterator[Any]:
         yield sparse[-1] + mp.mpf(step)
 
 
+def value_or_none(node: Node, env: Env) -> Any:
+    try:
+        return value(node, env)
+    except UndefinedError:
+        return None
+
+
+def contradictory(found: list[Any], parts: list[tuple[Region, Node]], active: list[Node]) -> bool:
+    """Whether two branches hold at one place with different values; the rest of a definition yields to the others."""
+    stated = [
+        v
+        for v, node in zip(found, active, strict=True)
+        if not any(node is n and not r.critical and r.holds(0) for r, n in parts)
+    ]
+    return any((v is None) != (stated[0] is None) or (v is not None and not close(v, stated[0])) for v in stated[1:])
+
+
 def same_at(first: list[tuple[Region, Node]], second: list[tuple[Region, Node]], name: str, x: Any, env: Env) -> bool:
     values = []
     for parts in (first, second):
-        branch = next((node for holds, node in parts if holds.holds(x)), None)
-        try:
-            values.append(None if branch is None else value(branch, {**env, name: x}))
-        except UndefinedError:
-            values.append(None)
+        active = [node for holds, node in parts if holds.holds(x)]
+        found = [value_or_none(node, {**env, name: x}) for node in active]
+        if parts is second and contradictory(found, second, active):
+            return False
+        values.append(found[0] if found else None)
     a, b = values
     if a is None or b is None:
         return a is b

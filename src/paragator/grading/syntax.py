@@ -14,7 +14,7 @@ RELATIONS = {
     r"\in": "in", r"\notin": "notin", r"\approx": "~", r"\simeq": "~", r"\equiv": "equiv", r"\to": "to", "->": "to",
     r"\rightarrow": "to",
     r"\Rightarrow": "implies", "=>": "implies", r"\implies": "implies", r"\propto": "propto",
-    r"\ll": "<<", r"\gg": ">>", r"\sim": "~",
+    r"\ll": "<<", r"\gg": ">>", r"\sim": "sim",
 }  # fmt: skip
 SET_OPERATORS = {r"\cup": "cup", r"\cap": "cap", r"\setminus": "setminus"}
 WORDS = {
@@ -195,8 +195,21 @@ class Reader:
             self.need("}")
             return Node("sym", value=f"{base.value}'")
         self.at = start
+        if base.op == "sym" and (charge := self.charge()):
+            return Node("sym", value=base.value + charge)
         exponent = Node("neg", (self.atom(),)) if self.take("-") else self.group() if braces else self.atom()
         return Node("pow", (base, exponent))
+
+    def charge(self) -> str:
+        """The signs of pi^-, Delta^{++}, psi^*: part of a name; "" where an exponent stands."""
+        at, signs = self.at, ""
+        braces = self.take("{")
+        while sign := self.take("+", "-", "*"):
+            signs += sign
+        if not signs or (braces and not self.take("}")) or (not braces and self.peek() in ("number", "(", "{")):
+            self.at = at
+            return ""
+        return f"^{signs}"
 
     def argument(self) -> Node:
         """What a command applies to: a group, or one token (one digit of a number)."""

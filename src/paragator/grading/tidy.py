@@ -64,6 +64,7 @@ SAME = {
 }  # fmt: skip
 GLUED = re.compile(r"(?<=[\d)}])(or|and)(?=[A-Za-z(]{1,2}[^A-Za-z])")
 COMMAND = re.compile(r"\\\\|\\[a-zA-Z]+")
+LEADING = re.compile(r"^\s*(?:=|\\approx|\\simeq)(?![=a-zA-Z])\s*")
 LABEL = re.compile(r"^\\text\s*\{[^{}]*:\s*\}|\\text\s*\{\s*\}")
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\s*\\!\s*|,\s*\\,|\\,|\\!,|\\ )\s*\d{3})+(?![\d])")
 SPACED_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d.])")
@@ -133,7 +134,7 @@ def tidy(answer: str) -> str:
     text = GLUED.sub(r" \1 ", text)
     text = SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
     text = ESCAPED.sub(lambda m: {"$": "", " ": " "}.get(m[1], m[1]), text).replace("$", "")
-    return " ".join(unwrap(LABEL.sub("", text)).split())
+    return " ".join(unwrap(LEADING.sub("", LABEL.sub("", text))).split())
 
 
 def spelled(command: str) -> str:
