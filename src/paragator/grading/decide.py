@@ -168,7 +168,7 @@ def compare_objects(answer: str, reference: str, kind: str | None) -> Finding:
 
 
 def read(text: str, kind: str | None, *, listed: bool = False, sentence: bool = True) -> Node:
-    """The tree of an answer; a sentence is read for what it announces, but in a reference that is no worked solution all words count."""
+    """The tree of an answer; a sentence is read for what it announces, but in a short reference all words count."""
     from paragator.grading.syntax import parse
 
     if not sentence and is_sentence(text) and len(text) < WORKED_CHARS:

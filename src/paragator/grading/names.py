@@ -1,0 +1,107 @@
+"""What an equation names and what it says of it: x = 5, f(x) = x + 1, x = 1 or x = 2, k in Z."""
+
+from __future__ import annotations
+
+from paragator.grading.tree import Node
+from paragator.grading.values import symbols
+
+
+def is_equation(node: Node) -> bool:
+    return node.op == "rel" and set(node.value) == {"="}
+
+
+def is_name(node: Node) -> bool:
+    """What a definition may have on its left: x, f(x), x_1, a + b, (x, y), \\text{area}; not 2x."""
+    if node.op in ("sym", "text", "call", "det"):
+        return True
+    if node.op in ("func", "abs", "unit"):
+        return bool(symbols(node)) or node.op == "unit"
+    if node.op == "pow":
+        return is_name(node.args[0])
+    return (
+        node.op in ("add", "mul", "paren", "list", "div", "set", "ratio")
+        and bool(node.args)
+        and all(is_name(child) for child in node.args)
+    )
+
+
+def same_name(a: Node, b: Node) -> bool:
+    """What is defined: the same name, or y and f(x), or one that differs only in case or by a subscript that one leaves out."""
+    if not is_name(a) or not is_name(b):
+        return False
+    if a == b:
+        return True
+    heads = [node.args[0] if node.op == "call" else node for node in (a, b)]
+    if any(head.op != "sym" for head in heads):
+        return False
+    first, second = (str(head.value).casefold() for head in heads)
+    if first == second or {first, second} == {"y", "f"}:
+        return True
+    (stem, _, below), (other, _, index) = first.partition("_"), second.partition("_")
+    below, index = below.removeprefix("list("), index.removeprefix("list(")
+    return stem == other and (below.startswith(index) or index.startswith(below))
+
+
+def is_renamed(a: Node, b: Node, formula: Node) -> bool:
+    """Two names for what a formula of several unknowns defines."""
+    names = symbols(formula)
+    return is_name(a) and is_name(b) and len(names) > 1 and not (symbols(a) | symbols(b)) & names
+
+
+def folded(node: Node) -> Node:
+    """With its names in lower case, as long as that merges none."""
+    names = symbols(node)
+    return lowered(node) if len({name.casefold() for name in names}) == len(names) else node
+
+
+def lowered(node: Node) -> Node:
+    args = tuple(lowered(child) for child in node.args)
+    return Node(
+        node.op, args, node.value.casefold() if node.op == "sym" and not node.value.startswith("set ") else node.value
+    )
+
+
+def solutions(node: Node, any_name: bool = False) -> Node:
+    """x = 1 or x = 2, as the list 1, 2; other names may differ too where a tuple is asked for."""
+    if node.op not in ("list", "or") or not all(
+        is_equation(c) and len(c.args) == 2 and is_name(c.args[0]) for c in node.args
+    ):
+        return node
+    if not any_name and len({c.args[0] for c in node.args}) > 1:
+        return node
+    return Node("list", tuple(child.args[1] for child in node.args))
+
+
+def parameter(node: Node) -> str | None:
+    """k of "..., k in Z"."""
+    last = node.args[-1] if node.op == "list" and len(node.args) > 1 else None
+    if (
+        last is None
+        or last.op != "rel"
+        or last.value != ("in",)
+        or last.args[1].value != "set Z"
+        or last.args[0].op != "sym"
+    ):
+        return None
+    return str(last.args[0].value)
+
+
+def same_parameter(reference: Node, answer: Node) -> Node:
+    """The answer, its integer parameter named as in the reference."""
+    ours, theirs = parameter(reference), parameter(answer)
+    return renamed(answer, theirs, ours) if ours and theirs and ours not in symbols(answer) else answer
+
+
+def renamed(node: Node, old: str, new: str) -> Node:
+    if node.op == "sym" and node.value == old:
+        return Node("sym", value=new)
+    return Node(node.op, tuple(renamed(child, old, new) for child in node.args), node.value)
+
+
+def strip_names(node: Node) -> Node:
+    """x = 1, x = 2  or  x = 1, 2  as the list 1, 2."""
+    if node.op in ("list", "or", "set"):
+        return Node(
+            "list" if node.op == "or" else node.op, tuple(strip_names(child) for child in node.args), node.value
+        )
+    return node.args[-1] if is_equation(node) and len(node.args) == 2 and is_name(node.args[0]) else node
