@@ -132,7 +132,7 @@ def is_choice(reference: str) -> bool:
 def compare_choice(answer: str, reference: str) -> Finding:
     """The letter; an answer that names two letters names none."""
     wanted = CHOICE.fullmatch(tidy(reference).replace("\\text ", "").strip("{} "))
-    plain = re.sub(r"\\(?:textbf|text|mathrm|mathbf)\s*|[${}*]|\\[()]", " ", answer).strip()
+    plain = re.sub(r"\\(?:textbf|text|mathrm|mathbf|left|right)\s*|[${}*]|\\[()]", " ", answer).strip()
     match = CHOSEN.match(plain)
     if not wanted or not match:
         same = plain_text(answer) == plain_text(reference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paragator.grading import regions, units
 from paragator.grading.names import (
+    as_printed,
     folded,
     is_equation,
     is_name,
@@ -59,7 +60,7 @@ def same_object(reference: Node, answer: Node, kind: str | None) -> bool:
         return reference.op == answer.op and units.plain_text(reference.value) == units.plain_text(answer.value)
     if reference.op == "ratio" and answer.op == "ratio":
         return same_ratio(reference, answer)
-    return same_quantity(reference, answer)
+    return same_quantity(reference, answer) or same_quantity(reference, as_printed(reference, answer))
 
 
 def both_signs(node: Node) -> list[Node]:

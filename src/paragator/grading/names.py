@@ -12,7 +12,7 @@ def is_equation(node: Node) -> bool:
 
 def is_name(node: Node) -> bool:
     """What a definition may have on its left: x, f(x), x_1, a + b, (x, y), \\text{area}; not 2x."""
-    if node.op in ("sym", "text", "call", "det"):
+    if node.op in ("sym", "text", "call", "det", "big"):
         return True
     if node.op in ("func", "abs", "unit"):
         return bool(symbols(node)) or node.op == "unit"
@@ -90,6 +90,14 @@ def same_parameter(reference: Node, answer: Node) -> Node:
     """The answer, its integer parameter named as in the reference."""
     ours, theirs = parameter(reference), parameter(answer)
     return renamed(answer, theirs, ours) if ours and theirs and ours not in symbols(answer) else answer
+
+
+def as_printed(reference: Node, answer: Node) -> Node:
+    """The answer with E and I for e and i, as computer algebra prints them, where the reference does not use those letters."""
+    for printed, constant in (("E", "e"), ("I", "i")):
+        if printed in symbols(answer) and printed not in symbols(reference):
+            answer = renamed(answer, printed, constant)
+    return answer
 
 
 def renamed(node: Node, old: str, new: str) -> Node:

@@ -206,7 +206,11 @@ class Reader:
         braces = self.take("{")
         while sign := self.take("+", "-", "*"):
             signs += sign
-        if not signs or (braces and not self.take("}")) or (not braces and self.peek() in ("number", "(", "{")):
+        if (
+            not signs
+            or (braces and not self.take("}"))
+            or (not braces and signs != "*" and self.peek() in ("number", "(", "{"))
+        ):
             self.at = at
             return ""
         return f"^{signs}"

@@ -39,7 +39,7 @@ VULGAR = re.compile("[¼-¾⅐-⅞]")
 
 DROPPED = re.compile(
     r"\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|middle|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|hfill"
-    r"|tiny|small|large|Large|huge|Huge|bf|rm|it)(?![a-zA-Z])|(?<!\\)\\[,;:!>]|\\(?:quad|qquad|enspace|thinspace)(?![a-zA-Z])|~|&nbsp;"
+    r"|noindent|newline|tiny|small|large|Large|huge|Huge|bf|rm|it)(?![a-zA-Z])|(?<!\\)\\[,;:!>]|\\(?:quad|qquad|enspace|thinspace)(?![a-zA-Z])|~|&nbsp;"
 )
 NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 FONTS = re.compile(
