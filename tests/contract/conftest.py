@@ -12,9 +12,11 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.core.types import Completion, Failure, Group, Prompt, Sample
+from paragator.engines.openai import OpenAIEngine
 from paragator.engines.sampling import Sampling
 from paragator.engines.scripted import Scripted
 from paragator.engines.transformers import TransformersEngine
+from servers import Server, running
 
 WORDS = [f"w{i}" for i in range(24)]
 CONTEXT = 64
@@ -91,13 +93,17 @@ def scripted_reply(prompt: Prompt, index: int, stage: str, seed: int) -> str | C
     return f"{prompt.text} {index} {stage} {seed}"
 
 
-@pytest.fixture(params=["scripted", "transformers"])
-def engine(request: pytest.FixtureRequest) -> Sample:
+@pytest.fixture(params=["scripted", "transformers", "openai", "openai one by one"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Sample]:
     """Every engine, for the contract that all keep."""
-    kind: Literal["scripted", "transformers"] = request.param
-    if kind == "scripted":
-        return Scripted(scripted_reply)
-    return request.getfixturevalue("make_engine")()
+    if request.param == "scripted":
+        yield Scripted(scripted_reply)
+    elif request.param == "transformers":
+        yield request.getfixturevalue("make_engine")()
+    else:
+        both = {"generate": Sampling(), "aggregate": Sampling()}
+        with running(Server(context=40)) as server:
+            yield OpenAIEngine(server.url, sampling=both, one_by_one=request.param != "openai")
 
 
 Ask = Callable[..., list[Group]]

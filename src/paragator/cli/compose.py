@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paragator
 from paragator import records
-from paragator.config import Config, StageConfig, to_json
+from paragator.config import Config, EngineConfig, JudgeConfig, StageConfig, to_json
 from paragator.core.errors import DataError, UsageError
 from paragator.core.packing import Packer
 from paragator.core.types import Group, Plan, Problem, Stage
@@ -23,6 +26,10 @@ from paragator.engines.loading import Facts, facts
 from paragator.engines.sampling import Sampling
 from paragator.tasks import Task
 from paragator.tasks import load as load_task
+
+if TYPE_CHECKING:
+    from paragator.engines.openai import OpenAIEngine
+    from paragator.engines.replay import Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +42,12 @@ class Checked:
 
 def check(config: Config, *, training: bool, task: Task | None = None) -> Checked:
     """Refuse what cannot work, in one line each, without loading weights; `task` replaces the one that config names."""
+    if training and config.engine.rollout != "transformers":
+        raise UsageError(
+            f"engine.rollout = {config.engine.rollout!r}: training samples in this process; leave it at 'transformers'"
+        )
     config.model.templates()
-    known = facts(config.model)
+    known = facts_of(config)
     if config.model.template == "chat" and known.has_chat_template is False:
         raise UsageError(
             f"model.path = {config.model.path!r} has no chat template but model.template = 'chat'; "
@@ -48,9 +59,41 @@ def check(config: Config, *, training: bool, task: Task | None = None) -> Checke
         task = load_task(config.task)
     if config.task.name == "jsonl":
         task.problems("train" if training else "held-out", 1, config.seed)
+    if config.engine.rollout == "replay":
+        candidates = map(config.model.templates().for_candidate, held_out(config, task))
+        recording(config).check(eval_plan(config), candidates)
+    if config.engine.rollout == "openai":
+        build_endpoint(config.engine, samplings(config))
+    if config.judge.mode != "off":
+        if not config.judge.url:
+            raise UsageError("judge.url is not set: name the judge's server, or set judge.mode = 'off'")
+        build_judge_engine(config.judge)
     if training and config.method.pools and config.method.name == "offline_aggregation":
         read_pools(Path(config.method.pools), known, config)
     return Checked(task, known)
+
+
+def facts_of(config: Config) -> Facts:
+    """What is known of whoever samples: a model folder, a name on a server, or a recording."""
+    engine = config.engine
+    if engine.rollout == "transformers":
+        return facts(config.model)
+    if engine.rollout == "openai":
+        if not engine.url:
+            raise UsageError("engine.url is not set: name the server, as --url http://localhost:8000/v1")
+        return Facts(None, None, f"{engine.model or 'first listed'}@{engine.url}")
+    if engine.recording is None:
+        raise UsageError("engine.recording is not set: name the recording, as --recording FILE.jsonl")
+    path = Path(engine.recording)
+    if not path.is_file():
+        raise UsageError(f"engine.recording = {engine.recording}: no such file")
+    with path.open("rb") as file:
+        return Facts(None, None, f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}")
+
+
+def held_out(config: Config, task: Task) -> list[Problem]:
+    """The problems that an evaluation is about."""
+    return task.problems("held-out", config.eval.problems, config.eval.seed)
 
 
 def check_stage(name: str, stage: StageConfig, known: Facts, training: bool) -> None:
@@ -85,11 +128,44 @@ def build_engine(config: Config, model: Any, tokenizer: Any) -> Any:
 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    sampling: dict[Stage, Sampling] = {
-        "generate": sampling_of(config.generate),
-        "aggregate": sampling_of(config.aggregate),
-    }
-    return TransformersEngine(model, tokenizer, sampling=sampling)
+    return TransformersEngine(model, tokenizer, sampling=samplings(config))
+
+
+def samplings(config: Config) -> dict[Stage, Sampling]:
+    return {"generate": sampling_of(config.generate), "aggregate": sampling_of(config.aggregate)}
+
+
+def build_endpoint(config: EngineConfig, sampling: Mapping[Stage, Sampling]) -> OpenAIEngine:
+    """The engine of a server; nothing is sent yet."""
+    from paragator.engines.openai import OpenAIEngine, read_key
+
+    return OpenAIEngine(
+        str(config.url),
+        config.model,
+        sampling=sampling,
+        key=read_key(config),
+        max_in_flight=config.max_in_flight,
+        request_timeout_s=config.request_timeout_s,
+        total_timeout_s=config.total_timeout_s,
+        extra_body=config.extra_body,
+        price_in=config.price_in,
+        price_out=config.price_out,
+    )
+
+
+def build_judge_engine(config: JudgeConfig) -> OpenAIEngine:
+    """The judge's server, asked without chance."""
+    server = EngineConfig(rollout="openai", url=config.url, model=config.model, key_env=config.key_env)
+    once = Sampling(temperature=0, max_tokens=config.max_tokens)
+    return build_endpoint(server, {"generate": once, "aggregate": once})
+
+
+def recording(config: Config) -> Replay:
+    """The engine of recorded completions."""
+    from paragator.engines.replay import Replay
+
+    field = config.task.fields.get("problem", "problem")
+    return Replay.read(Path(str(config.engine.recording)), config.model.templates(), problem_field=field)
 
 
 def sampling_of(stage: StageConfig) -> Sampling:
@@ -138,10 +214,11 @@ def read_pools(path: Path, known: Facts, config: Config) -> dict[str, Group]:
 
 
 def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[str, Any]) -> Path:
-    """The run directory, new, resumed or overwritten; never silently shared."""
+    """The run directory, new, resumed or overwritten; never silently shared. It counts once it holds its config."""
     run_dir = config.run_dir
     text = to_json(config)
-    if run_dir.exists() and any(run_dir.iterdir()):
+    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    if names - {"manifest.json", "config.new"}:
         if overwrite:
             if not (run_dir / "config.json").is_file():
                 raise UsageError(f"{run_dir} is not a run directory; choose another name")
@@ -154,12 +231,31 @@ def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[st
         raise UsageError(f"{run_dir} does not exist, so there is nothing to resume; leave --resume out")
     run_dir.mkdir(parents=True, exist_ok=True)
     if not (run_dir / "config.json").is_file():
-        (run_dir / "config.json").write_text(text + "\n")
         (run_dir / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        write_whole(run_dir / "config.json", text + "\n")
     return run_dir
 
 
-MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.threads", "tracker", "runs"}
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it, whenever this process dies, finds the old text or the new one."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.threads", "tracker", "runs", "judge.key_env"} | {
+    f"engine.{name}"  # where the model is served, how fast it may be asked and what it costs, not what it answers
+    for name in (
+        "url",
+        "key_env",
+        "key_file",
+        "max_in_flight",
+        "request_timeout_s",
+        "total_timeout_s",
+        "price_in",
+        "price_out",
+    )
+}
 
 
 def check_same(run_dir: Path, text: str) -> None:

@@ -13,10 +13,12 @@ from paragator.core.errors import ParagatorError, UsageError
 VERBS = {
     "train": "train a model by a config, with an evaluation before and after and a report",
     "eval": "run iterated aggregation on held-out problems and print accuracy by round",
+    "grade": "the verdict on one answer, or on every row of a JSONL file",
     "compare": "runs side by side: table and pictures",
     "sample": "write candidate pools of the initial model for offline_aggregation",
     "warmup": "make the embedded model from nothing by supervised learning",
     "report": "write a run's report.html again",
+    "data": "list, check and show benchmarks and training sets",
     "doctor": "what this machine and installation can do",
 }
 

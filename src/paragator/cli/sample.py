@@ -55,7 +55,7 @@ async def job(config: Config, output: Path, count: int, *, quiet: bool) -> dict[
 
     async def one(problem: Problem) -> Graded:
         trace = await run(problem, engine, plan, templates=config.model.templates(), seed=config.seed)
-        return grade_trace(checked.task, trace, {"model": checked.facts.fingerprint})
+        return await grade_trace(checked.task, trace, {"model": checked.facts.fingerprint})
 
     for start in range(0, len(missing), AT_ONCE):
         records.append(output, await asyncio.gather(*(one(p) for p in missing[start : start + AT_ONCE])))

@@ -9,13 +9,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from paragator.cli import compose, show
+from paragator.cli import compose, connect, show
 from paragator.cli.main import parse, run_parser
 from paragator.config import Config, load, to_json
-from paragator.core.types import Group, Problem
+from paragator.core.packing import Packer
+from paragator.core.types import Group, Problem, Sample
+from paragator.records import Graded
 from paragator.tasks import Task
 
 
@@ -50,8 +52,13 @@ def train(
     say(
         f"{config.name}: method {config.method.name}, {len(train_problems)} training and {len(held_out)} held-out problems"
     )
+
+    async def judged() -> int:
+        async with connect.judging(config, checked.task, run_dir, say) as task:
+            return await job(config, replace(checked, task=task), run_dir, train_problems, held_out, pools, say, stop)
+
     with Stop() as stop:
-        code = asyncio.run(job(config, checked, run_dir, train_problems, held_out, pools, say, stop))
+        code = asyncio.run(judged())
     if as_json:
         print(json.dumps(show.result(run_dir, config.eval.k)))
     return code
@@ -100,7 +107,8 @@ async def job(
     evaluating = config.eval.around_training
     finished = True
     if evaluating and not (run_dir / "checkpoints").exists():
-        finished = await measure("eval_before", config, checked, engine, packer, held_out, run_dir, say, stop)
+        before = await measure("eval_before", config, checked, engine, packer, held_out, run_dir, say, stop)
+        finished = before is not None and not stop()
     if finished:
         progress = show.Steps(config.train.steps, say)
 
@@ -115,7 +123,8 @@ async def job(
     if finished:
         policy.export(run_dir / "model")
         if evaluating:
-            finished = await measure("eval_after", config, checked, engine, packer, held_out, run_dir, say, stop)
+            after = await measure("eval_after", config, checked, engine, packer, held_out, run_dir, say, stop)
+            finished = after is not None and not stop()
     if tracked:
         policy.accelerator.end_training()
     engine.close()
@@ -129,21 +138,23 @@ async def measure(
     name: str,
     config: Config,
     checked: compose.Checked,
-    engine: Any,
-    packer: Any,
+    sample: Sample,
+    packer: Packer,
     problems: list[Problem],
     run_dir: Path,
     say: show.Logger,
     stop: Callable[[], bool],
-) -> bool:
-    """One evaluation into the run directory, printed; False when interrupted."""
+    done: Callable[[int, int], None] | None = None,
+    at_once: int | None = None,
+) -> list[Graded] | None:
+    """One evaluation into the run directory, printed; None when interrupted before it was complete."""
     from paragator.evals.run import evaluate
     from paragator.report.table import table
 
     start = time.perf_counter()
     found = await evaluate(
         problems,
-        engine,
+        sample,
         compose.eval_plan(config),
         checked.task,
         run_dir / f"{name}.jsonl",
@@ -151,15 +162,16 @@ async def measure(
         packer=packer,
         repeats=config.eval.repeats,
         seed=config.seed + 1,
-        done=show.Counter(name, say),
+        at_once=at_once,
+        done=done or show.Counter(name, say),
         stop=stop,
     )
     if found is None:
-        return False
+        return None
     what = f"{name.replace('_', ' ')} training" if "_" in name else name
     say(f"{what}: {len(problems)} held-out problems, {time.perf_counter() - start:.0f} s")
     show.print_table(table(found, config.eval.k), say)
-    return not stop()
+    return found
 
 
 class Stop:

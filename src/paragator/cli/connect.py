@@ -1,0 +1,207 @@
+"""From a config to something that samples: an engine, its journal, its bill; and to a grader with a judge behind it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from inspect import isawaitable
+from pathlib import Path
+from typing import Any
+
+from paragator.cli import compose
+from paragator.config import Config
+from paragator.core.errors import DataError, UsageError
+from paragator.core.packing import Packer
+from paragator.core.types import Problem, Prompt, Sample
+from paragator.engines.journal import Journal, at_most, one_by_one
+from paragator.engines.replay import Replay
+from paragator.evals.run import is_complete
+from paragator.tasks import Task
+
+CALLS = "calls.jsonl"
+BILL = "usage.json"
+DECIDED = ("correct", "incorrect")
+CHARS_PER_TOKEN = 3
+"""Few enough that an endpoint's prompt is rather shorter than estimated: English has four, formulas and digits fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What an evaluation samples with.
+
+    sample   the engine as it is used: journaled, and for an endpoint one request a completion
+    packer   fits aggregation prompts into the engine's context, as far as that is known
+    at_once  problems at a time that keep the engine busy; None where it takes what comes
+    journal  None where answers cost nothing (a recording)
+    bill     an endpoint's usage; None in-process
+    """
+
+    sample: Sample
+    packer: Packer
+    at_once: int | None = None
+    journal: Journal | None = None
+    bill: Bill | None = None
+
+
+@asynccontextmanager
+async def build_sample(
+    config: Config, problems: list[Problem], run_dir: Path, stop: Callable[[], bool]
+) -> AsyncIterator[Rollout]:
+    """Connect the engine that `config.engine.rollout` names, unless nothing is left to ask, and close it.
+
+    Left in peace it waits for the requests under way and writes them down; left by an exception it gives them up.
+    After `stop()` no request is begun.
+    """
+    if is_complete(run_dir / "eval.jsonl", problems, config.eval.repeats):
+        yield Rollout(Replay({}), Packer())
+        return
+    if config.engine.rollout == "replay":
+        engine = compose.recording(config)
+        yield Rollout(engine, estimating_packer(config))
+        return
+    build = in_process if config.engine.rollout == "transformers" else endpoint
+    rollout, engine = await build(config, problems, run_dir, stop)
+    finished = False
+    try:
+        yield rollout
+        finished = True
+    finally:
+        if rollout.journal:
+            await rollout.journal.close(wait=finished)
+        if isawaitable(closing := engine.close()):
+            await closing
+        if rollout.bill:
+            rollout.bill.write()
+
+
+async def in_process(
+    config: Config, problems: list[Problem], run_dir: Path, stop: Callable[[], bool]
+) -> tuple[Rollout, Any]:
+    """The model in this process. The siblings of a prompt stay one request, as they share its prefill."""
+    from paragator.engines import loading
+
+    model, tokenizer = loading.load(config.model)
+    engine = compose.build_engine(config, model, tokenizer)
+    compose.check_prompts(config, problems, engine)
+    journal = Journal(engine, run_dir / CALLS, settings=settings_of(config, compose.facts_of(config).fingerprint))
+    return Rollout(at_most(journal, sys.maxsize, stop), compose.build_packer(config, engine), journal=journal), engine
+
+
+async def endpoint(
+    config: Config, problems: list[Problem], run_dir: Path, stop: Callable[[], bool]
+) -> tuple[Rollout, Any]:
+    """A server: a finished call is one request for one completion."""
+    engine = compose.build_endpoint(config.engine, compose.samplings(config))
+    try:
+        model = config.engine.model or await engine.served_model()
+        bill = Bill(run_dir / BILL, model, lambda: asdict(engine.usage))
+        journal = Journal(engine, run_dir / CALLS, settings=settings_of(config, model))
+    except BaseException:
+        await engine.close()
+        raise
+    most = config.engine.max_in_flight
+    sample = one_by_one(at_most(journal, most, stop))
+    return Rollout(sample, estimating_packer(config), most, journal, bill), engine
+
+
+def settings_of(config: Config, model: str) -> str:
+    """What decides an answer apart from the request, for the journal: the model and how it samples."""
+    stages = [config.generate.model_dump(exclude={"weight"}), config.aggregate.model_dump(exclude={"weight"})]
+    return json.dumps([model, stages, config.engine.extra_body], sort_keys=True)
+
+
+def estimating_packer(config: Config) -> Packer:
+    """Without a tokenizer: rollout.max_prompt_tokens in estimated tokens, else no budget."""
+    limit = config.rollout.max_prompt_tokens
+    return Packer(config.rollout.strip_thinking, limit, None if limit is None else estimated_tokens)
+
+
+def estimated_tokens(prompt: Prompt) -> int:
+    """A prompt's length where nobody counts it, rather too long than too short: three characters a token."""
+    return math.ceil(len(prompt.text) / CHARS_PER_TOKEN)
+
+
+class Bill:
+    """An endpoint's usage, summed over the attempts of a run and kept in a file; a kill loses what `write` had not seen.
+
+    UsageError when an earlier attempt was answered by another model.
+    """
+
+    def __init__(self, path: Path, model: str, usage: Callable[[], dict[str, Any]]) -> None:
+        self.path, self.model, self.usage = path, model, usage
+        self.earlier: dict[str, Any] = {}
+        self.attempts = 1
+        if not path.exists():
+            return
+        try:
+            kept = json.loads(path.read_text())
+            self.attempts, self.earlier, before = kept["attempts"] + 1, dict(kept["total"]), kept["model"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} cannot be read ({error!r}); remove it, and its counts start again") from None
+        if before != model:
+            raise UsageError(
+                f"{path.parent} was answered by {before!r}, the server now has {model!r}; set engine.model"
+            )
+
+    def total(self) -> dict[str, Any]:
+        """Usage of all attempts."""
+        return summed(self.earlier, self.usage())
+
+    def write(self) -> None:
+        kept = {"model": self.model, "attempts": self.attempts, "total": self.total(), "this_attempt": self.usage()}
+        compose.write_whole(self.path, json.dumps(kept, indent=2) + "\n")
+
+
+def read_bill(run_dir: Path) -> dict[str, Any] | None:
+    """What usage.json holds; None in-process."""
+    path = run_dir / BILL
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+@asynccontextmanager
+async def judging(config: Config, task: Task, run_dir: Path, say: Callable[[str], None]) -> AsyncIterator[Task]:
+    """`task` with the judge behind its grader, where the config asks for one.
+
+    Its agreement with the rules, summed over the attempts of a run that a kill did not end, is said and kept in a file.
+    """
+    settings = config.judge
+    if settings.mode == "off":
+        yield task
+        return
+    from paragator.grading.judge import Judge, judged
+
+    path = run_dir / "judge.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    engine = compose.build_judge_engine(settings)
+    try:
+        name = f"{settings.model or await engine.served_model()}@{settings.url}"
+        judge = Judge(engine, name=name, cache=Path(settings.cache), mode=settings.mode)
+        try:
+            yield replace(task, grade=judged(task.grade, judge))
+        finally:
+            judge.close()
+            found = summed(earlier, judge.agreement)
+            both = {(r, j): found["rules_by_judge"][r][j] for r in DECIDED for j in DECIDED}
+            equal = sum(count for (rules, said), count in both.items() if rules == said)
+            found["agree"] = equal / sum(both.values()) if any(both.values()) else None
+            compose.write_whole(path, json.dumps(found, indent=2) + "\n")
+    finally:
+        await engine.close()
+    agree = "-" if found["agree"] is None else f"{100 * found['agree']:.1f}%"
+    say(f"judge {name}: asked {found['asked']}, from the cache {found['cache_hits']}, agrees with the rules {agree}")
+
+
+def summed(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Counts of two attempts added up, also those in dicts; of other values the later ones."""
+    out: dict[str, Any] = {}
+    for name, value in now.items():
+        if isinstance(value, dict):
+            out[name] = summed(earlier.get(name) or {}, value)
+        else:
+            out[name] = value + (earlier.get(name) or 0) if isinstance(value, int | float) else value
+    return out

@@ -1,0 +1,302 @@
+"""Questions to a server that may be busy, slow or broken: explicit retries, an adaptive limit, errors with a type.
+
+What is tried again: 408, 409, 425, 429, 5xx, timeouts, lost connections, truncated bodies, garbage instead of JSON.
+What is not: any other status, which is Refused at once; 401 and 403 end the run. A server's words are cleaned and cut
+before they become part of a reason, and a reason never enters a prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+
+from paragator.core.errors import RunError, UsageError
+from paragator.engines.gate import Gate, Word
+from paragator.engines.wire import Answer, Broken, Unreachable, Wire
+
+REASON_CHARS = 300
+LONGEST_PAUSE_S = 60.0
+PATIENCE_S = 60.0
+"""A server that was there and then refuses connections for this long has ended."""
+RETRIED = frozenset({408, 409, 425, 429})
+TOO_LONG = re.compile(
+    r"context.?(length|window)|max(imum)?.?(model|context|prompt).?len|prompt is too long|too many (input )?tokens",
+    re.I,
+)
+
+
+class Refused(Exception):
+    """A request that failed for good; its text is the reason of a Failure. `status` is 0 without an answer."""
+
+    def __init__(self, reason: str, status: int = 0) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Again(Exception):
+    """An attempt that failed in a way that the next may not. `after` seconds, if the server said when to come back."""
+
+    def __init__(self, reason: str, *, after: float | None = None, word: Word = "neither") -> None:
+        super().__init__(reason)
+        self.after = after
+        self.word: Word = word
+
+
+class Secret(str):
+    """A text that shows itself to nobody who only prints it in a traceback or a repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+@dataclass(slots=True)
+class Clock:
+    """Time of one request, from its first attempt on; waiting for a first turn costs nothing."""
+
+    total_s: float
+    end: float | None = None
+    sent: int = 0
+
+    def start(self) -> None:
+        self.sent += 1
+        if self.end is None:
+            self.end = time.monotonic() + self.total_s
+
+    def left(self) -> float | None:
+        return None if self.end is None else self.end - time.monotonic()
+
+    def is_over(self, state: RetryCallState) -> bool:
+        left = self.left()
+        return left is not None and left <= state.upcoming_sleep
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """A server's base URL and how it is asked; `post` and `get` return the JSON object of a good answer.
+
+    sent     attempts of all requests
+    retries  attempts after a first one
+    good     good answers
+    heard    when the server last took a connection
+    """
+
+    url: str
+    key: str | None = field(default=None, repr=False)
+    max_in_flight: int = 64
+    request_timeout_s: float = 600.0
+    total_timeout_s: float = 1800.0
+    backoff_s: float = 0.5
+    gate: Gate = field(init=False)
+    wire: Wire = field(init=False, repr=False)
+    sent: int = 0
+    retries: int = 0
+    good: int = 0
+    heard: float | None = None
+
+    def __post_init__(self) -> None:
+        self.url = checked_url(self.url)
+        self.key = checked_key(self.key, "key") if self.key else None
+        self.gate = Gate(self.max_in_flight)
+        self.wire = Wire(self.url)
+
+    async def post(self, path: str, body: Mapping[str, Any], check: Callable[[Any], str | None]) -> dict[str, Any]:
+        """The answer to `body`. Refused when it fails for good; `check` names what makes an answer garbage."""
+        data = json.dumps(body).encode()
+        clock = Clock(self.total_timeout_s)
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(Again), wait=self.pause, stop=clock.is_over, reraise=True
+        )
+        try:
+            found: dict[str, Any] = await retrying(self.attempt, path, data, clock, check)
+        except Again as error:
+            attempts = f"{clock.sent} attempt{'s' if clock.sent != 1 else ''}"
+            raise Refused(f"timeout after {self.total_timeout_s:g} s: {attempts}, the last: {error}") from None
+        return found
+
+    async def attempt(self, path: str, data: bytes, clock: Clock, check: Callable[[Any], str | None]) -> Any:
+        """One attempt, in its turn; earlier ones of the same request put it first in the queue."""
+        try:
+            async with asyncio.timeout(clock.left()):
+                ticket = await self.gate.enter(first=clock.sent > 0)
+        except TimeoutError:
+            raise Again("no turn in time") from None
+        clock.start()
+        self.sent += 1
+        self.retries += clock.sent > 1
+        word: Word = "neither"
+        try:
+            found = await self.exchange(path, data, min(self.request_timeout_s, clock.left() or 0), check)
+            word = "fine"
+        except Again as error:
+            word = error.word
+            raise
+        except Refused:
+            word = "fine"
+            raise
+        finally:
+            self.gate.leave(ticket, word)
+        return found
+
+    async def exchange(self, path: str, data: bytes, limit_s: float, check: Callable[[Any], str | None]) -> Any:
+        try:
+            async with asyncio.timeout(limit_s):
+                answer = await self.wire.send("POST", self.path(path), self.headers(), data)
+        except TimeoutError:
+            raise Again(f"timeout of one attempt after {limit_s:.3g} s", word="pushed back") from None
+        except Broken as error:
+            self.heard = time.monotonic()
+            raise Again(str(error)) from None
+        except Unreachable as error:
+            raise self.gone(str(error)) from None
+        self.heard = time.monotonic()
+        if answer.status != 200:
+            raise self.trouble(answer)
+        try:
+            found = json.loads(answer.body)
+        except (ValueError, RecursionError):
+            raise Again("garbage instead of JSON") from None
+        if problem := check(found):
+            raise Again(f"garbage: {problem}")
+        self.good += 1
+        return found
+
+    async def get(self, path: str, timeout_s: float) -> Answer:
+        """One attempt at a GET; UsageError when nothing answers there."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self.wire.send("GET", self.path(path), self.headers())
+        except TimeoutError:
+            raise self.nobody("no answer in time") from None
+        except (Broken, Unreachable) as error:
+            raise self.nobody(str(error)) from None
+        self.heard = time.monotonic()
+        if answer.status in (401, 403):
+            raise self.trouble(answer)
+        return answer
+
+    def path(self, path: str) -> str:
+        return urlsplit(self.url).path + path
+
+    def headers(self) -> list[tuple[str, str]]:
+        found = [("user-agent", "paragator"), ("accept", "application/json"), ("accept-encoding", "identity")]
+        found.append(("content-type", "application/json"))
+        if self.key is not None:
+            found.append(("authorization", Secret(f"Bearer {self.key}")))
+        return found
+
+    def pause(self, state: RetryCallState) -> float:
+        """Seconds to the next attempt: what the server asked for, else exponential with full jitter."""
+        error = state.outcome.exception() if state.outcome else None
+        after = getattr(error, "after", None)
+        if after is not None:
+            return float(after) * random.uniform(1.0, 1.1)
+        longest = min(LONGEST_PAUSE_S, self.backoff_s * 2.0 ** min(state.attempt_number - 1, 30))
+        return random.uniform(0.0, longest)
+
+    def trouble(self, answer: Answer) -> Exception:
+        """What an answer other than 200 means: Again, Refused, or an error that ends the run."""
+        status, said = answer.status, self.clean(said_in(answer.body))
+        reason = f"http {status}: {said}" if said else f"http {status}"
+        if status in (401, 403):
+            held = "refuses the key" if self.key else "wants a key, and none is set"
+            return RunError(
+                f"engine.url = {self.url}: the server {held} ({reason}); see engine.key_env, engine.key_file"
+            )
+        if status == 402 or (status == 429 and b"insufficient_quota" in answer.body):
+            return RunError(f"engine.url = {self.url}: no credit is left ({reason}); add some and --resume")
+        if status == 404 and not self.good:
+            return UsageError(f"engine.url = {self.url}: {reason}; correct the URL or engine.model")
+        if status in RETRIED or status >= 500:
+            word: Word = "pushed back" if status in (429, 503) else "neither"
+            return Again(reason, after=retry_after(answer.headers), word=word)
+        if status in (400, 413, 422) and TOO_LONG.search(said):
+            return Refused(f"context length: {said}"[:REASON_CHARS], status)
+        return Refused(reason[:REASON_CHARS], status)
+
+    def gone(self, reason: str) -> Exception:
+        """No connection: never one is the caller's mistake; none for long, a server that ended; else another attempt."""
+        if self.heard is None:
+            return self.nobody(reason)
+        if time.monotonic() - self.heard > PATIENCE_S:
+            return RunError(f"engine.url = {self.url}: the server is gone ({reason}); start it again and --resume")
+        return Again(reason, word="pushed back")
+
+    def nobody(self, reason: str) -> UsageError:
+        return UsageError(f"engine.url = {self.url}: no server answers there ({reason}); start it or correct the URL")
+
+    def clean(self, text: str) -> str:
+        """A server's words as one short printable line, without the key."""
+        if self.key:
+            text = text.replace(self.key, "***")
+        line = " ".join(text.split())
+        line = "".join(char for char in line if char.isprintable())
+        return line if len(line) <= REASON_CHARS - 40 else line[: REASON_CHARS - 41] + "…"
+
+
+def said_in(body: bytes) -> str:
+    """The message in an error's body, wherever servers put it; else the body's beginning."""
+    text = body[:10_000].decode("utf-8", "replace")
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return text
+    for name in ("error", "message", "detail"):
+        if isinstance(found, dict) and name in found:
+            found = found[name]
+    return found if isinstance(found, str) else json.dumps(found)[:10_000]
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait, from Retry-After (a number or a date) or retry-after-ms; None if it does not."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) / unit
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    try:
+        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def checked_key(key: str, where: str) -> Secret:
+    """A key that can be sent; UsageError, which does not show it, for one that cannot."""
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(f"{where} holds more than a key: it must be one word of ASCII")
+    return Secret(key)
+
+
+def checked_url(url: str) -> str:
+    """A base URL without its last slash; UsageError with a hint for one that cannot work."""
+    url = url.strip().rstrip("/")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise UsageError(f"engine.url = {url}: {error}; write it as http://localhost:8000/v1") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        guess = url.split("://")[-1] or "localhost:8000/v1"
+        raise UsageError(f"engine.url = {url}: it must begin with http:// or https://; write http://{guess}")
+    if parts.username is not None:
+        raise UsageError("engine.url holds a user or a key; remove it and set engine.key_env or engine.key_file")
+    if parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
+        raise UsageError(f"engine.url = {url}: only scheme, host, port and path belong there, in ASCII")
+    for ending in ("/chat/completions", "/completions", "/models"):
+        if url.endswith(ending):
+            raise UsageError(f"engine.url = {url}: leave out {ending}; write {url.removesuffix(ending)}")
+    return url

@@ -1,0 +1,76 @@
+"""How many requests may be under way at once: as many as the server bears, found by trying."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Literal
+
+Word = Literal["fine", "pushed back", "neither"]
+
+STARTS_A_PASS = 8
+"""Requests let in during one pass of the event loop, so that ten thousand at once do not hold it up."""
+
+
+class Gate:
+    """Lets at most `limit` in, and moves the limit: additive increase, multiplicative decrease (as in RFC 5681).
+
+    limit   from 1 to `most`, where it starts. As many answers as it allows raise it by 1; a push back halves it
+    inside  how many are in now, and `most_inside` at most so far
+
+    One congestion halves it once: a push back to a request that came in before the last halving changes nothing.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.limit = float(most)
+        self.inside = self.most_inside = 0
+        self.halvings = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._opening: asyncio.AbstractEventLoop | None = None
+        """The loop that will call `_open`; one that has ended never does."""
+
+    async def enter(self, *, first: bool = False) -> int:
+        """Wait for a place, ahead of the queue when `first`. The ticket is for `leave`."""
+        turn = asyncio.get_running_loop().create_future()
+        if first:
+            self._waiting.appendleft(turn)
+        else:
+            self._waiting.append(turn)
+        self._open_soon()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave(self.halvings, "neither")
+            raise
+        return self.halvings
+
+    def leave(self, ticket: int, word: Word) -> None:
+        """Give the place back and tell how the server took it."""
+        self.inside -= 1
+        if word == "fine":
+            self.limit = min(self.most, self.limit + 1 / self.limit)
+        elif word == "pushed back" and ticket == self.halvings:
+            self.limit = max(1.0, self.limit / 2)
+            self.halvings += 1
+        self._open_soon()
+
+    def _open_soon(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._waiting and self._opening is not loop:
+            self._opening = loop
+            loop.call_soon(self._open)
+
+    def _open(self) -> None:
+        self._opening = None
+        started = 0
+        while self._waiting and self.inside < int(self.limit) and started < STARTS_A_PASS:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self.inside += 1
+                self.most_inside = max(self.most_inside, self.inside)
+                started += 1
+                turn.set_result(None)
+        if self.inside < int(self.limit):
+            self._open_soon()

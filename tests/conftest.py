@@ -1,0 +1,1 @@
+"""Here so that this folder is importable: `from servers import Server, running`."""

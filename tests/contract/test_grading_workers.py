@@ -1,0 +1,384 @@
+"""Grading workers: what hangs, crashes, raises or eats memory costs its own verdict only; no process outlives its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from paragator import grading
+from paragator.core.errors import RunError, UsageError
+from paragator.core.types import Grade
+from paragator.grading import workers
+from paragator.grading.workers import Pool
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers need POSIX")
+SOURCE = Path(__file__).parents[2] / "src"
+DECIDE = """
+import os, signal, sys, time
+from paragator.core.types import Grade
+
+def decide(text, reference, kind=None):
+    if text == "hang":
+        while True:
+            pass
+    if text == "hang in C":
+        3 ** (10 ** 10)
+    if text == "sleep":
+        time.sleep(3600)
+    if text == "memory":
+        bytearray(8 << 30)
+    if text == "hoard":
+        hoard = []
+        while True:
+            hoard.append(bytearray(10 << 20))
+    if text == "exit":
+        os._exit(3)
+    if text == "exit 0":
+        os._exit(0)
+    if text == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if text == "stop":
+        sys.exit(1)
+    if text == "raise":
+        raise ArithmeticError("no such number")
+    if text == "deep":
+        return decide2(text)
+    if text == "junk":
+        return "correct"
+    if text == "pid":
+        return Grade("correct", str(os.getpid()))
+    if text == "slow":
+        time.sleep(0.2)
+    return Grade("correct" if text == reference else "incorrect", text)
+
+def decide2(text):
+    return decide2(text)
+
+def raising(text, reference, kind=None):
+    raise AssertionError
+"""
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
+    """Makes pools over the functions above; they are closed at the end, and then none of their processes is left."""
+    (tmp_path / "hostile_decide.py").write_text(DECIDE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("paragator.grading.rules.quick", lambda *_: None)
+    made: list[Pool] = []
+
+    def make(**kwargs: object) -> Pool:
+        settings = {"workers": 2, "timeout_s": 1.0, "decide": "hostile_decide:decide"} | kwargs
+        made.append(Pool(**settings))  # type: ignore[arg-type]
+        return made[-1]
+
+    before = {p for p, _ in family(os.getpid())}
+    yield make
+    for one in made:
+        one.close()
+    names = {p: name for p, name in family(os.getpid()) if p not in before and "resource_tracker" not in name}
+    assert names == {}
+
+
+def family(root: int) -> list[tuple[int, str]]:
+    """Process ids and command lines of all descendants that run."""
+    parents: dict[int, tuple[int, str]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if state != "Z":
+            parents[int(folder.name)] = (int(parent), line)
+    found = [root]
+    for one in found:
+        found += [child for child, (parent, _) in parents.items() if parent == one]
+    return [(one, parents[one][1]) for one in found[1:]]
+
+
+def same_session(session: int) -> set[int]:
+    """Running processes of a session."""
+    out = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z" and int(fields[3]) == session:
+            out.add(int(folder.name))
+    return out
+
+
+def innocent(count: int) -> list[tuple[str, str]]:
+    return [(f"{i}", f"{i - i % 2}") for i in range(count)]
+
+
+def check_innocent(grades: list[Grade]) -> None:
+    for i, grade in enumerate(grades):
+        assert grade == Grade("incorrect" if i % 2 else "correct", str(i))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("hang", "timeout after 1 s"),
+        ("hang in C", "timeout after 1 s"),
+        ("sleep", "timeout after 1 s"),
+        ("memory", "memory limit"),
+        ("hoard", "memory limit"),
+        ("exit", "worker died (exit code 3)"),
+        ("exit 0", "timeout after 1 s"),
+        ("segfault", "worker died (SIGSEGV)"),
+        ("stop", "SystemExit: 1"),
+        ("raise", "ArithmeticError: no such number"),
+        ("deep", "RecursionError: maximum recursion depth exceeded"),
+        ("junk", "TypeError: decide gave str, not a Grade"),
+    ],
+)
+def test_only_the_guilty_is_unscored(pool: Callable[..., Pool], text: str, reason: str) -> None:
+    items = [*innocent(20), (text, "1"), *innocent(20)]
+    grades = grading.grade_many(items, pool=pool(memory_bytes=400 << 20))
+    assert grades[20].verdict == "unscored"
+    assert grades[20].answer == text
+    assert grades[20].reason.startswith(reason)
+    check_innocent(grades[:20])
+    check_innocent(grades[21:])
+
+
+def test_a_mix_keeps_its_order(pool: Callable[..., Pool]) -> None:
+    hostile = ["hang", "memory", "exit", "raise", "segfault", "hang in C"]
+    items: list[tuple[str, str]] = []
+    for i in range(60):
+        items.append((hostile[i // 5 % 6], "1") if i % 5 == 0 else (str(i), str(i)))
+    grades = grading.grade_many(items, pool=pool(timeout_s=0.5))
+    for i, grade in enumerate(grades):
+        assert grade.answer == items[i][0]
+        assert grade.verdict == ("unscored" if i % 5 == 0 else "correct"), (i, grade)
+
+
+def test_a_slow_chunk_is_no_timeout(pool: Callable[..., Pool]) -> None:
+    """Sixteen items of 0.2 s take longer than the limit of one."""
+    grades = grading.grade_many([("slow", "slow")] * 16, pool=pool())
+    assert grades == [Grade("correct", "slow")] * 16
+
+
+@pytest.mark.slow
+def test_the_event_loop_never_waits(pool: Callable[..., Pool]) -> None:
+    hostile = [(t, "1") for t in ("hang", "exit", "memory", "raise", "hang in C", "segfault", "junk", "deep")]
+    items = [hostile[i % 8] for i in range(200)]
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.perf_counter() - before)
+
+    async def both() -> list[Grade]:
+        ticker = asyncio.create_task(tick())
+        try:
+            return await grading.grade_many_async(items, pool=pool(timeout_s=0.2))
+        finally:
+            ticker.cancel()
+
+    grades = asyncio.run(both())
+    assert {g.verdict for g in grades} == {"unscored"}
+    assert longest < 0.25
+
+
+def test_cancelling_withdraws_what_waits(pool: Callable[..., Pool]) -> None:
+    used = pool(workers=1)
+
+    async def give_up() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(grading.grade_many_async([("hang", "1")] * 1000, pool=used), 0.5)
+
+    asyncio.run(give_up())
+    start = time.monotonic()
+    assert grading.grade_many([("a", "a")], pool=used)[0].verdict == "correct"
+    assert time.monotonic() - start < 60
+
+
+def test_from_several_threads(pool: Callable[..., Pool]) -> None:
+    used = pool()
+    out: dict[int, list[Grade]] = {}
+
+    def one(number: int) -> None:
+        out[number] = grading.grade_many([*innocent(50), ("exit", "1")], pool=used)
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for grades in out.values():
+        check_innocent(grades[:50])
+        assert grades[50].verdict == "unscored"
+
+
+def test_inside_a_running_loop_the_plain_form_works_too(pool: Callable[..., Pool]) -> None:
+    async def inside() -> list[Grade]:
+        return grading.grade_many(innocent(5), pool=used)
+
+    used = pool()
+    check_innocent(asyncio.run(inside()))
+
+
+def test_after_a_fork_both_sides_grade(pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch) -> None:
+    used = pool()
+    monkeypatch.setattr(workers, "_shared", used)
+    check_innocent(grading.grade_many(innocent(5)))
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        answer = b"bad"
+        try:
+            workers._shared = Pool(workers=1, decide="hostile_decide:decide")
+            answer = grading.grade("1", "1").verdict.encode()
+            workers.close_all()
+            multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+        finally:
+            os.write(write, answer)
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as file:
+        assert file.read() == b"correct"
+    os.waitpid(child, 0)
+    check_innocent(grading.grade_many(innocent(5)))
+
+
+def test_a_decide_that_cannot_be_imported_is_an_error(pool: Callable[..., Pool]) -> None:
+    with pytest.raises(RunError, match="do not start"):
+        grading.grade_many(innocent(3), pool=pool(decide="no_such_module:decide"))
+
+
+def test_closing_fails_what_waits(pool: Callable[..., Pool]) -> None:
+    used = pool(timeout_s=60.0)
+    futures = used.submit([("sleep", "1", None)] * 40)
+    used.close()
+    used.close()
+    for future in futures:
+        with pytest.raises(RunError, match="closed"):
+            future.result(timeout=1)
+    with pytest.raises(RunError, match="closed"):
+        used.submit([("1", "1", None)])
+
+
+def test_a_worker_that_somebody_kills_costs_nothing(pool: Callable[..., Pool]) -> None:
+    used = pool()
+    check_innocent(grading.grade_many(innocent(5), pool=used))
+    for _ in range(3):
+        for pid in used.pids():
+            os.kill(pid, signal.SIGKILL)
+        check_innocent(grading.grade_many(innocent(50), pool=used))
+
+
+def test_limits_that_cannot_work_are_refused() -> None:
+    with pytest.raises(UsageError, match="workers = 0"):
+        Pool(0)
+    with pytest.raises(UsageError, match="timeout_s = 0"):
+        Pool(timeout_s=0)
+
+
+SCRIPT = """
+import sys, threading, time
+sys.path[:0] = {path!r}
+import paragator.grading as grading
+from paragator.grading.workers import Pool
+grading.rules.quick = lambda *_: None
+pool = Pool(2, timeout_s=60.0, decide="hostile_decide:decide")
+print(grading.grade_many([("1", "1")], pool=pool)[0].verdict, flush=True)
+futures = pool.submit([("hang in C", "1", None)] * 8)
+time.sleep(1)
+print("working", flush=True)
+{rest}
+"""
+
+
+@pytest.fixture
+def script(pool: Callable[..., Pool], tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts a program, without a guard for its main module, whose two workers hang in C code."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(rest: str) -> subprocess.Popen[str]:
+        path = tmp_path / "program.py"
+        path.write_text(SCRIPT.format(path=[str(tmp_path), str(SOURCE)], rest=rest))
+        process = subprocess.Popen(
+            [sys.executable, str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        assert process.stdout
+        assert [process.stdout.readline() for _ in range(2)] == ["correct\n", "working\n"]
+        assert len(same_session(process.pid)) >= 4
+        return process
+
+    yield start
+    for process in started:
+        for pid in same_session(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def assert_nobody_left(session: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and same_session(session):
+        time.sleep(0.05)
+    assert same_session(session) == set()
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM])
+def test_killing_the_parent_leaves_no_process(script: Callable[[str], subprocess.Popen[str]], signal_: int) -> None:
+    process = script("time.sleep(600)")
+    process.send_signal(signal_)
+    process.wait()
+    assert_nobody_left(process.pid)
+
+
+@pytest.mark.parametrize(
+    "rest", ["", "sys.exit(3)", "raise ValueError", "threading.Thread(target=time.sleep, args=(1,)).start()"]
+)
+def test_the_interpreter_ends_and_its_workers_with_it(
+    script: Callable[[str], subprocess.Popen[str]], rest: str
+) -> None:
+    process = script(rest)
+    _, err = process.communicate(timeout=30)
+    assert "rading" not in err and "multiprocessing" not in err, err
+    assert_nobody_left(process.pid)
+
+
+def test_an_interrupt_ends_everything(script: Callable[[str], subprocess.Popen[str]]) -> None:
+    process = script("grading.grade_many([('hang in C', '1')] * 8, pool=pool)")
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert err.count("KeyboardInterrupt") == 1
+    assert process.returncode != 0
+    assert_nobody_left(process.pid)
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    code = "import sys, paragator.grading; print([m for m in ('sympy', 'pebble', 'math_verify', 'torch') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCE)}
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_an_unknown_kind_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="known kinds: "):
+        grading.grade("1", "1", "no such kind")

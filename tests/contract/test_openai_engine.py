@@ -1,0 +1,667 @@
+"""The endpoint engine against fake servers: what it sends, what it makes of answers, and what it does about faults."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from paragator.config import EngineConfig
+from paragator.core.errors import ParagatorError, RunError, UsageError
+from paragator.core.types import Completion, Failure, Group, Prompt
+from paragator.engines.endpoint import Endpoint, retry_after
+from paragator.engines.gate import STARTS_A_PASS, Gate
+from paragator.engines.openai import OpenAIEngine, read_key, seed_of
+from paragator.engines.sampling import Sampling
+from paragator.engines.wire import Wire
+from servers import FAULTS, Server, boxed_digit, running
+
+KEY = "sk-very-secret-123"
+CHAT, TEXT = Prompt("one two three", chat=True), Prompt("one two three")
+ONCE = Sampling(temperature=0.7, max_tokens=50)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Start a fake server with these settings."""
+    started: list[Any] = []
+
+    def start(**settings: Any) -> Server:
+        context = running(Server(**settings))
+        started.append(context)
+        return context.__enter__()
+
+    yield start
+    for context in reversed(started):
+        context.__exit__(None, None, None)
+
+
+def engine_of(server: Server, **settings: Any) -> OpenAIEngine:
+    both = {"generate": ONCE, "aggregate": Sampling(max_tokens=9, top_p=0.9, top_k=3)}
+    quick = {"sampling": both, "backoff_s": 0.01, "request_timeout_s": 5.0, "total_timeout_s": 20.0}
+    return OpenAIEngine(server.url, **{"model": "fake", **quick, **settings})
+
+
+def ask(engine: OpenAIEngine, prompt: Prompt = CHAT, n: int = 1, *, stage: Any = "generate", seed: int = 1) -> Group:
+    """One call in an event loop of its own."""
+    return gathered(engine, lambda: engine(prompt, n, stage=stage, seed=seed))[0]
+
+
+def gathered(engine: OpenAIEngine, *calls: Callable[[], Awaitable[Any]]) -> list[Any]:
+    async def together() -> list[Any]:
+        try:
+            return await asyncio.gather(*(call() for call in calls))
+        finally:
+            await engine.close()
+
+    return asyncio.run(together())
+
+
+def only(group: Group) -> Any:
+    (output,) = group.outputs
+    return output
+
+
+# ---- what is sent ----------------------------------------------------------------------------------------------------
+
+
+def test_a_chat_prompt_is_one_user_message_and_a_plain_one_is_text(serve):
+    server = serve()
+    engine = engine_of(server, extra_body={"min_p": 0.1}, key=KEY)
+    ask(engine), ask(engine, TEXT, stage="aggregate", seed=2**63 - 1)
+    chat, text = server.calls
+    assert chat.path == "/v1/chat/completions" and text.path == "/v1/completions"
+    assert chat.body == {
+        "model": "fake",
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "max_tokens": 50,
+        "seed": seed_of(1, 0),
+        "min_p": 0.1,
+        "messages": [{"role": "user", "content": "one two three"}],
+    }
+    assert text.body["prompt"] == "one two three" and text.body["max_tokens"] == 9
+    assert (text.body["top_p"], text.body["top_k"]) == (0.9, 3)
+    assert 0 <= text.body["seed"] < 2**31
+    assert chat.headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_siblings_come_from_one_request_or_each_from_its_own(serve):
+    server = serve()
+    together = ask(engine_of(server), n=4)
+    assert [call.body.get("n") for call in server.calls] == [4]
+    assert [o.text for o in together.outputs] == [boxed_digit("one two three", seed_of(1, 0), i) for i in range(4)]
+    assert [o.num_tokens for o in together.outputs] == [None] * 4 and together.num_prompt_tokens == 3
+    server.calls.clear()
+    apart = ask(engine_of(server, one_by_one=True), n=4)
+    seeds = [random.Random(f"1:{i}").getrandbits(31) for i in range(4)]
+    assert sorted(call.body["seed"] for call in server.calls) == sorted(seeds)
+    assert all("n" not in call.body for call in server.calls)
+    assert [o.text for o in apart.outputs] == [boxed_digit("one two three", seed, 0) for seed in seeds]
+    assert [o.num_tokens for o in apart.outputs] == [7] * 4
+
+
+@pytest.mark.parametrize(("settings", "first"), [({"max_n": 2}, 2), ({"max_n": 1, "refuse_n": True}, 1)])
+def test_a_server_that_takes_no_n_is_asked_one_by_one_from_then_on(serve, settings, first):
+    server = serve(**settings)
+    engine = engine_of(server)
+    outputs = ask(engine, n=4).outputs
+    assert len(outputs) == 4 == len({o.text for o in outputs}) and engine.one_by_one
+    assert len(server.calls) == 1 + (4 - first if first > 1 else 4)
+    server.calls.clear()
+    assert len(ask(engine, n=3, seed=2).completions) == 3
+    assert [call.body.get("n") for call in server.calls] == [None] * 3
+
+
+def test_a_bad_request_is_not_taken_for_a_refused_n(serve):
+    server = serve(script=[(400, "no such thing")] * 2)
+    engine = engine_of(server)
+    assert ask(engine, n=3).outputs == (Failure("http 400: no such thing"),) * 3
+    assert not engine.one_by_one and len(server.calls) == 2
+
+
+def test_a_server_that_wants_max_completion_tokens_gets_them(serve):
+    server = serve(script=[(400, "Unsupported parameter: use 'max_completion_tokens' instead.")])
+    engine = engine_of(server)
+    assert only(ask(engine)).text and only(ask(engine)).text
+    assert [("max_tokens" in c.body, "max_completion_tokens" in c.body) for c in server.calls] == [
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
+
+
+def test_fields_that_the_engine_sets_are_refused_in_extra_body(serve):
+    with pytest.raises(UsageError, match="extra_body sets n, stream"):
+        engine_of(serve(), extra_body={"stream": True, "n": 2})
+
+
+def test_usage_counts_tokens_calls_retries_and_cost(serve):
+    server = serve(script=["ok", "500"])
+    engine = engine_of(server, price_in=10.0, price_out=100.0)
+    ask(engine, n=2), ask(engine)
+    usage = engine.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.calls, usage.retries) == (6, 21, 3, 1)
+    assert usage.cost == pytest.approx((6 * 10 + 21 * 100) / 1e6)
+
+
+# ---- what is made of an answer ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"text": "a b", "finish_reason": "stop"}, Completion("a b", num_tokens=2)),
+        ({"text": "a b", "finish_reason": "length"}, Completion("a b", "length", num_tokens=2)),
+        ({"text": "a", "finish_reason": None}, Completion("a", num_tokens=1)),
+        ({"text": "a", "finish_reason": "abort"}, Completion("a", "cancelled", num_tokens=1)),
+        ({"text": ""}, Completion("", num_tokens=0)),
+        ({"text": "a", "reasoning_content": "hm"}, Completion("a", num_tokens=1, thinking="hm")),
+        ({"text": "a", "reasoning": "hm"}, Completion("a", num_tokens=1, thinking="hm")),
+        (
+            {"text": None, "reasoning": "hm", "finish_reason": "length"},
+            Completion("", "length", num_tokens=0, thinking="hm"),
+        ),
+        ({"text": "half \ud800"}, Completion("half ?", num_tokens=2)),
+        ({"content": [{"type": "text", "text": "x"}, {"text": "y"}, {"image": 1}]}, Completion("xy", num_tokens=0)),
+    ],
+)
+def test_choices_become_completions(serve, fields, expected):
+    assert only(ask(engine_of(serve(reply=lambda *_: fields)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"text": "a", "finish_reason": "content_filter"}, "finish reason 'content_filter'"),
+        ({"text": "a", "finish_reason": "tool_calls"}, "finish reason 'tool_calls'"),
+        ({"text": "a", "finish_reason": ["x"]}, "finish reason"),
+        ({"text": None, "refusal": "I\nwill \x1b[31mnot"}, "refusal: I will [31mnot"),
+        ({"text": None}, "empty answer"),
+    ],
+)
+def test_what_is_no_solution_is_a_failure(serve, fields, reason):
+    assert only(ask(engine_of(serve(reply=lambda *_: fields)))).reason.startswith(reason)
+
+
+def test_a_choice_may_bring_its_own_count(serve):
+    class Counting(Server):
+        def choice(self, body, prompt, index, chat):
+            return {**super().choice(body, prompt, index, chat), "usage": {"completion_tokens": index + 5}}
+
+    context = running(Counting())
+    with context as server:
+        assert [o.num_tokens for o in ask(engine_of(server), n=3).outputs] == [5, 6, 7]
+
+
+# ---- token mode ------------------------------------------------------------------------------------------------------
+
+
+class Words:
+    """A tokenizer whose tokens are the words' lengths."""
+
+    chat_template: str | None = "yes"
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [len(word) for word in text.split()]}
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> list[int]:
+        return [99, *self(messages[0]["content"])["input_ids"], 98]
+
+
+def test_token_mode_sends_ids_and_returns_what_was_sampled(serve):
+    server = serve()
+    engine = engine_of(server, tokenizer=Words())
+    chat, text = ask(engine, n=3), ask(engine, TEXT)
+    assert chat.prompt_ids == (99, 3, 3, 5, 98) and text.prompt_ids == (3, 3, 5)
+    assert [call.path for call in server.calls] == ["/v1/completions"] * 2
+    body = server.calls[0].body
+    assert body["prompt"] == [99, 3, 3, 5, 98] and body["return_token_ids"] is True and body["logprobs"] == 0
+    neutral = {name: body[name] for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty")}
+    assert neutral == {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}
+    for output in [*chat.outputs, *text.outputs]:
+        assert len(output.token_ids) == len(output.logprobs) == output.length == 7
+        assert all(value <= 0 for value in output.logprobs) and output.text.startswith("Thinking")
+
+
+def test_token_mode_wants_a_chat_template_and_a_server_that_returns_ids(serve):
+    class Bare(Words):
+        chat_template = None
+
+    with pytest.raises(UsageError, match="no chat template"):
+        ask(engine_of(serve(), tokenizer=Bare()))
+
+    class Plain(Server):
+        def choice(self, body, prompt, index, chat):
+            return super().choice({**body, "return_token_ids": False}, prompt, index, chat)
+
+    with running(Plain()) as server, pytest.raises(UsageError, match="returns no token ids"):
+        ask(engine_of(server, tokenizer=Words()))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"logprobs": None}, "7 tokens came with 0 log-probabilities"),
+        ({"logprobs": {"token_logprobs": [float("nan")] * 7}}, "no finite number"),
+        ({"prompt_token_ids": [1]}, "changed the prompt"),
+    ],
+)
+def test_tokens_that_training_could_not_use_are_failures(change, reason):
+    class Wrong(Server):
+        def choice(self, body, prompt, index, chat):
+            return {**super().choice(body, prompt, index, chat), **change}
+
+    with running(Wrong()) as server:
+        assert reason in only(ask(engine_of(server, tokenizer=Words()))).reason
+
+
+# ---- retries ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, (408, "slow"), (409, "busy"), (425, "early"), (502, "<html>")])
+def test_a_fault_that_may_pass_is_tried_again(serve, fault):
+    server = serve(script=[fault])
+    engine = engine_of(server, request_timeout_s=0.3)
+    assert only(ask(engine)).text == boxed_digit("one two three", seed_of(1, 0), 0)
+    assert (engine.usage.calls, engine.usage.retries) == (2, 1)
+    assert server.calls[0].body == server.calls[1].body
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "reason"),
+    [
+        (400, "bad\n\tvalue \x00\x1b[0m", "http 400: bad value [0m"),
+        (404, "no such model", "http 404: no such model"),
+        (422, "x" * 1000, "http 422: xxx"),
+        (400, "This model's maximum context length is 10 tokens, you asked for 20", "context length: This model's"),
+        (413, "prompt is too long", "context length: prompt is too long"),
+    ],
+)
+def test_what_cannot_pass_fails_at_once_with_a_clean_reason(serve, status, text, reason):
+    server = serve(script=["ok", (status, text)])
+    engine = engine_of(server)
+    ask(engine)
+    failure = only(ask(engine))
+    assert isinstance(failure, Failure) and failure.reason.startswith(reason)
+    assert len(failure.reason) <= 300 and failure.reason.isprintable() and len(server.calls) == 2
+
+
+@pytest.mark.parametrize(("status", "what"), [(401, "refuses the key"), (403, "refuses the key"), (402, "no credit")])
+def test_what_every_call_would_meet_ends_the_run(serve, status, what):
+    server = serve(script=[(status, f"your key {KEY} is wrong")] * 9)
+    with pytest.raises(RunError, match=what) as caught:
+        ask(engine_of(server, key=KEY, one_by_one=True), n=4)
+    assert KEY not in str(caught.value) and "***" in str(caught.value)
+
+
+def test_a_first_answer_of_404_is_the_callers_mistake(serve):
+    with pytest.raises(UsageError, match=r"http 404: no model 'fake'; correct the URL or engine\.model"):
+        ask(engine_of(serve(script=[(404, "no model 'fake'")])))
+
+
+def test_retry_after_is_honoured(serve):
+    server = serve(script=["429-after"], retry_after="0.4")
+    before = time.monotonic()
+    assert only(ask(engine_of(server))).text
+    assert time.monotonic() - before >= 0.4
+
+
+@pytest.mark.parametrize(
+    ("headers", "low", "high"),
+    [
+        ({"retry-after": "3"}, 3, 3),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25, 0.25),
+        ({"retry-after": "-1"}, 0, 0),
+        ({"retry-after": formatdate(time.time() + 1000, usegmt=True)}, 900, 1001),
+    ],
+)
+def test_retry_after_in_its_forms(headers, low, high):
+    assert low <= retry_after(headers) <= high
+
+
+@pytest.mark.parametrize("headers", [{}, {"retry-after": "soon"}, {"retry-after": "nan"}, {"retry-after": "inf"}])
+def test_a_retry_after_that_says_nothing(headers):
+    assert retry_after(headers) is None
+
+
+def test_a_request_ends_after_its_total_time(serve):
+    server = serve(faults=1.0, kinds=["500", "garbage", "reset"])
+    engine = engine_of(server, total_timeout_s=0.3)
+    before = time.monotonic()
+    reason = only(ask(engine)).reason
+    assert reason.startswith("timeout after 0.3 s: ") and "attempts, the last: " in reason
+    assert time.monotonic() - before < 5
+    assert len(server.calls) >= 2
+
+
+def test_a_pause_beyond_the_total_time_is_not_waited_for(serve):
+    server = serve(faults=1.0, kinds=["429-after"], retry_after="3600")
+    before = time.monotonic()
+    assert only(ask(engine_of(server))).reason == "timeout after 20 s: 1 attempt, the last: http 429: fault 429-after"
+    assert time.monotonic() - before < 10
+
+
+def test_garbage_of_every_kind_is_no_answer(serve):
+    class Odd(Server):
+        bodies: Any = iter([b"[" * 100_000, b"\xff\xfe", b'"text"', b'{"choices": []}', b'{"choices": [1]}', b""])
+
+        def answer(self, call):
+            return next(self.bodies, None) or super().answer(call)
+
+    with running(Odd()) as server:
+        engine = engine_of(server)
+        assert only(ask(engine)).text
+        assert engine.usage.retries == 5
+
+
+def test_three_hundred_problems_against_a_server_that_fails_in_every_way(serve):
+    server = serve(faults=0.3)
+    engine = engine_of(server, request_timeout_s=0.25, max_in_flight=32)
+    prompts = [Prompt(f"problem {i}", chat=True) for i in range(300)]
+    calls = [lambda p=p: engine(p, 1, stage="generate", seed=7) for p in prompts]
+    groups = gathered(engine, *calls)
+    texts = [only(group).text for group in groups]
+    assert texts == [boxed_digit(prompt.text, seed_of(7, 0), 0) for prompt in prompts]
+    faults = sum(number for name, number in server.settled().outcomes.items() if name != "ok")
+    assert server.outcomes["ok"] == 300 and faults > 60 and len(server.outcomes) >= 8
+    assert engine.usage.calls == 300 + faults  # no call but one an answer and one a fault
+    assert all("fault" not in json.dumps(call.body) for call in server.calls)
+
+
+# ---- cancellation ----------------------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_call_reaches_the_server_within_a_second(serve):
+    server = serve(latency_s=60)
+    engine = engine_of(server, one_by_one=True)
+
+    async def cancel() -> float:
+        task = asyncio.create_task(engine(CHAT, 3, stage="generate", seed=1))
+        while server.in_flight < 3:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        before = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while server.outcomes["cancelled"] < 3:
+            await asyncio.sleep(0.01)
+        return time.monotonic() - before
+
+    assert asyncio.run(cancel()) < 1
+    assert engine.endpoint.gate.inside == 0
+
+
+def test_a_refused_key_cancels_the_siblings(serve):
+    class Mixed(Server):
+        def choose(self, call):
+            return (401, "no") if call.body["seed"] == seed_of(1, 2) else "stall"
+
+    with running(Mixed()) as server, pytest.raises(RunError):
+        ask(engine_of(server, one_by_one=True), n=4)
+    assert server.settled().in_flight == 0
+
+
+# ---- the server's address --------------------------------------------------------------------------------------------
+
+
+def test_the_first_listed_model_is_taken_once(serve):
+    server = serve(model="some/model", latency_s=0.01)
+    engine = engine_of(server, model=None)
+    gathered(engine, *[lambda: engine(CHAT, 1, stage="generate", seed=1)] * 5)
+    assert [call.path for call in server.calls].count("/v1/models") == 1
+    assert server.calls[-1].body["model"] == "some/model" == engine.model
+    named = engine_of(server, model="mine")
+    assert asyncio.run(named.served_model()) == "some/model" and named.model == "mine"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("model", [None, "fake"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_server_is_one_clear_line(host, model):
+    url = f"http://{host}:{free_port()}/v1"
+    engine = OpenAIEngine(url, model, sampling={"generate": ONCE})
+    with pytest.raises(UsageError) as caught:
+        ask(engine)
+    expected = f"engine.url = {url}: no server answers there (connection refused); start it or correct the URL"
+    assert str(caught.value) == expected
+
+
+def test_a_server_that_ends_is_waited_for_and_then_ends_the_run(serve, monkeypatch):
+    with running(Server()) as server:
+        engine = engine_of(server, total_timeout_s=0.5)
+        assert only(ask(engine)).text
+    assert only(ask(engine)).reason.endswith("the last: connection refused")
+    monkeypatch.setattr("paragator.engines.endpoint.PATIENCE_S", 0.0)
+    with pytest.raises(RunError, match="the server is gone"):
+        ask(engine)
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("localhost:8000/v1", "write http://localhost:8000/v1"),
+        ("", "write http://localhost:8000/v1"),
+        ("ftp://a/v1", "must begin with http"),
+        ("http://a:x/v1", "as http://localhost:8000/v1"),
+        ("http://a/v1/chat/completions", "write http://a/v1"),
+        ("https://user:pass@a/v1", "remove it"),
+        ("http://a/v1?x=1", "only scheme"),
+        ("http://a/v 1", "only scheme"),
+    ],
+)
+def test_an_address_that_cannot_work_gets_a_hint(url, hint):
+    with pytest.raises(UsageError) as caught:
+        OpenAIEngine(url, sampling={})
+    assert hint in str(caught.value) and "pass@" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_forgotten_v1_is_found(serve):
+    server = serve()
+    engine = OpenAIEngine(server.url.removesuffix("/v1"), sampling={})
+    with pytest.raises(UsageError, match=f"the path is wrong; write {server.url}"):
+        asyncio.run(engine.served_model())
+    engine = OpenAIEngine(server.url.removesuffix("/v1") + "/other/v1", sampling={})
+    with pytest.raises(UsageError, match=r"lists no models \(http 404 for /models\)"):
+        asyncio.run(engine.served_model())
+
+
+@pytest.mark.parametrize(("scheme", "what"), [("http", "broken answer"), ("https", "try http://")])
+def test_a_server_that_speaks_something_else_is_a_usage_error(scheme, what):
+    async def talk() -> None:
+        async def babble(reader, writer):
+            writer.write(b"220 mail.example ESMTP\r\n")
+            await reader.read(10)
+            writer.close()
+
+        async with await asyncio.start_server(babble, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            await OpenAIEngine(f"{scheme}://127.0.0.1:{port}/v1", sampling={}).served_model()
+
+    with pytest.raises(UsageError, match=what):
+        asyncio.run(talk())
+
+
+# ---- the key ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_comes_from_the_file_or_the_environment(tmp_path, monkeypatch):
+    path = tmp_path / "key"
+    path.write_text(f"  {KEY}\n")
+    monkeypatch.setenv("SOME_KEY", "from-env")
+    assert read_key(EngineConfig(key_env="SOME_KEY", key_file=str(path))) == KEY
+    assert read_key(EngineConfig(key_env="SOME_KEY")) == "from-env"
+    assert read_key(EngineConfig(key_env="NO_SUCH_KEY")) is None
+    for wrong in ("", "two words", "schlüssel"):
+        path.write_text(wrong)
+        with pytest.raises(UsageError, match="key_file") as caught:
+            read_key(EngineConfig(key_file=str(path)))
+        assert not wrong or wrong not in str(caught.value)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_key(EngineConfig(key_file=str(tmp_path / "absent")))
+
+
+def test_the_key_shows_nowhere(serve, caplog):
+    caplog.set_level(logging.DEBUG)
+    server = serve(key="another", script=[])
+    engine = engine_of(server, key=KEY)
+    with pytest.raises(ParagatorError) as caught:
+        ask(engine)
+    shown = [
+        str(caught.value),
+        repr(engine),
+        repr(engine.endpoint),
+        repr(vars(engine)),
+        repr(engine.endpoint.headers()),
+    ]
+    error: BaseException | None = caught.value
+    while error is not None:
+        shown += [repr(error), repr(error.args)]
+        frame = error.__traceback__
+        while frame is not None:
+            shown.append(repr(frame.tb_frame.f_locals) if "paragator" in frame.tb_frame.f_code.co_filename else "")
+            frame = frame.tb_next
+        error = error.__cause__ or error.__context__
+    assert KEY not in "".join(shown) + caplog.text
+    with pytest.raises(UsageError, match="must be one word") as caught:
+        Endpoint("http://a/v1", "two words")
+    assert "two" not in str(caught.value)
+
+
+# ---- the gate --------------------------------------------------------------------------------------------------------
+
+
+def test_the_limit_halves_once_a_congestion_and_comes_back_by_one():
+    async def play() -> None:
+        gate = Gate(16)
+        tickets = [await gate.enter() for _ in range(16)]
+        for ticket in tickets[:8]:
+            gate.leave(ticket, "pushed back")
+        assert gate.limit == 8 and gate.inside == 8
+        for ticket in tickets[8:]:
+            gate.leave(ticket, "neither")
+        for _ in range(8):
+            gate.leave(await gate.enter(), "fine")
+        assert 8.8 < gate.limit < 9.1
+        for _ in range(20):
+            gate.leave(await gate.enter(), "pushed back")
+        assert gate.limit == 1
+        for _ in range(500):
+            gate.leave(await gate.enter(), "fine")
+        assert gate.limit == 16 and gate.inside == 0
+
+    asyncio.run(play())
+
+
+def test_the_gate_keeps_its_limit_its_order_and_starts_few_a_pass():
+    async def play() -> None:
+        gate, began = Gate(50), []
+
+        async def go(name: str, first: bool) -> None:
+            await gate.enter(first=first)
+            began.append(name)
+
+        tasks = [asyncio.create_task(go(f"{i}", False)) for i in range(50)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert 0 < len(began) <= 2 * STARTS_A_PASS
+        await asyncio.gather(*tasks)
+        assert began == [f"{i}" for i in range(50)] and gate.inside == 50
+        late, retry = asyncio.create_task(go("late", False)), asyncio.create_task(go("retry", True))
+        await asyncio.sleep(0.01)
+        gate.leave(0, "neither")
+        await retry
+        assert not late.done()
+        late.cancel()
+        await asyncio.gather(late, return_exceptions=True)
+        for _ in range(50):
+            gate.leave(0, "neither")
+        await asyncio.sleep(0)
+        assert gate.inside == 0 and late.cancelled()
+
+    asyncio.run(play())
+
+
+def test_a_busy_server_is_asked_less(serve):
+    server = serve(script=["503"] * 30, latency_s=0.01)
+    engine = engine_of(server, max_in_flight=32, one_by_one=True)
+    group = ask(engine, n=64)
+    assert len(group.completions) == 64 and server.most_in_flight <= 32
+    assert engine.endpoint.gate.limit < 32 and engine.endpoint.gate.inside == 0
+
+
+# ---- the wire --------------------------------------------------------------------------------------------------------
+
+
+def test_connections_are_used_again_and_stale_ones_are_not(serve):
+    async def play() -> None:
+        made = []
+
+        async def answer(reader, writer):
+            made.append(writer)
+            while await reader.readline():
+                while (await reader.readline()).strip():
+                    pass
+                writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n3\r\n yo\r\n0\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            wire = Wire(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            bodies = [(await wire.send("GET", "/", [])).body for _ in range(3)]
+            assert bodies == [b"hi yo"] * 3 and len(made) == 1
+            made[0].close()
+            await asyncio.sleep(0.05)
+            assert (await wire.send("GET", "/", [])).body == b"hi yo" and len(made) == 2
+            wire.close()
+            await asyncio.sleep(0.01)
+
+    asyncio.run(play())
+
+
+def test_an_engine_works_in_one_event_loop_after_another(serve):
+    engine = engine_of(serve())
+    for seed in range(3):
+        assert only(asyncio.run(engine(CHAT, 1, stage="generate", seed=seed))).text
+    gc.collect()
+
+
+def test_a_proxy_of_the_environment_is_used_except_for_this_machine(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://me:pass@proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    assert Wire("http://127.0.0.1:1/v1").proxy is None and Wire("http://inside.example/v1").proxy is None
+    assert Wire("http://outside.example/v1").proxy.hostname == "proxy.example"
+
+
+def test_a_request_through_a_proxy_names_its_server_in_full(monkeypatch):
+    async def play() -> bytes:
+        heads = []
+
+        async def answer(reader, writer):
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            monkeypatch.setenv("http_proxy", f"http://me:pass@127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            wire = Wire("http://outside.example:81/v1")
+            assert (await wire.send("GET", "/v1/models", [])).body == b"ok"
+            wire.close()
+        return heads[0]
+
+    head = asyncio.run(play())
+    assert head.startswith(b"GET http://outside.example:81/v1/models HTTP/1.1\r\n")
+    assert b"\r\nproxy-authorization: Basic bWU6cGFzcw==\r\n" in head

@@ -1,0 +1,283 @@
+"""`paragator eval` over each engine: its flags, files, exit codes and resumption. (kill -9: test_eval_kill.py)"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paragator import records
+from paragator.cli import connect
+from paragator.cli.main import run
+from paragator.core.errors import DataError, UsageError
+from paragator.core.types import Prompt
+
+Cli = Callable[..., int]
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Two hundred sums with four recorded completions each, half of them right."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {
+            "id": f"r{i}",
+            "problem": f"What is {i} + 1?",
+            "answer": str(i + 1),
+            "completions": [f"\\boxed{{{i + 1 + (j % 2)}}}" for j in range(4)],
+        }
+        for i in range(200)
+    ]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "sums.jsonl"
+
+
+def dry(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run(["eval", *words, "--dry-run"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+# ---- flags -----------------------------------------------------------------------------------------------------------
+
+
+def test_short_flags_are_the_dotted_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    short = "--rounds 2 --candidates 8 --pool-size 3 --pools 4 --repeats 5 --problems 6 --task arithmetic"
+    long = (
+        "--eval.rounds 2 --eval.candidates 8 --eval.pool_size 3 --eval.pools 4 --eval.repeats 5 --eval.problems 6 "
+        "--task.name arithmetic"
+    )
+    assert dry(capsys, *short.split()) == dry(capsys, *long.split())
+
+
+def test_a_url_makes_the_engine_and_what_suits_it(capsys: pytest.CaptureFixture[str]) -> None:
+    found = dry(capsys, "--url", "http://localhost:1/v1", "--model", "some/model")
+    assert found["engine"]["rollout"] == "openai" and found["engine"]["model"] == "some/model"
+    assert found["model"]["template"] == "chat" and found["task"]["style"] == "words"
+    assert found["generate"]["max_tokens"] == found["aggregate"]["max_tokens"] == 4096
+    found = dry(capsys, "--url", "http://localhost:1/v1", "--model.template", "compact", "--generate.max_tokens", "9")
+    assert found["model"]["template"] == "compact" and found["generate"]["max_tokens"] == 9
+    assert found["engine"]["model"] is None
+
+
+def test_a_file_as_task_is_evaluated_whole(recording: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = dry(capsys, "--task", recording)
+    assert found["task"]["name"] == "jsonl" and found["task"]["held_out_path"] == recording
+    assert found["eval"]["problems"] == 200
+    assert dry(capsys, "--task", recording, "--problems", "7")["eval"]["problems"] == 7
+
+
+def test_help_tells_what_a_flag_is_short_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["eval", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "eval.pool_size: Candidates an aggregation sees." in shown and "engine.url: " in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("--url http://x/v1 --recording sums.jsonl", "two engines; name one"),
+        ("--rounds 1 --eval.rounds 2", "--rounds is short for --eval.rounds; give one of them"),
+        ("--engine.rollout openai", "engine.url is not set"),
+        ("--engine.rollout replay", "engine.recording is not set"),
+        ("--recording none.jsonl", "engine.recording = none.jsonl: no such file"),
+        ("--recording sums.jsonl --rounds 1", "rounds = 1 is a round beyond what is recorded"),
+        ("--recording sums.jsonl --candidates 5", "5 candidates asked, 4 recorded"),
+        ("--recording sums.jsonl --task arithmetic", "no recording for this prompt"),
+        ("--judge.mode hybrid", "judge.url is not set"),
+        ("--rounds many", "eval.rounds = 'many'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_run_directory(recording: str, line: str, wanted: str) -> None:
+    with pytest.raises((UsageError, DataError), match=wanted.replace("(", r"\(")):
+        run(["eval", *line.split()])
+    assert not Path("runs").exists()
+
+
+def test_training_over_an_endpoint_is_refused(recording: str) -> None:
+    with pytest.raises(UsageError, match=r"engine.rollout = 'openai': training samples in this process"):
+        run(["train", "--engine.rollout", "openai", "--engine.url", "http://localhost:1/v1"])
+
+
+# ---- a recording -----------------------------------------------------------------------------------------------------
+
+
+def test_a_recording_is_evaluated_by_itself(recording: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", "--recording", recording]) == 0
+    out = capsys.readouterr().out
+    assert "200 held-out problems" in out and "50.0" in out
+    found = list(records.read(Path("runs/run-eval/eval.jsonl")))
+    assert len(found) == 200 and all(len(r.trace.population(0)) == 4 for r in found)
+    manifest = json.loads(Path("runs/run-eval/manifest.json").read_text())
+    assert manifest["model"].startswith("sums.jsonl:")
+    assert not Path("runs/run-eval/calls.jsonl").exists() and not Path("runs/run-eval/usage.json").exists()
+
+
+def test_repeats_of_a_recording_draw_anew_and_json_is_alone_on_stdout(
+    recording: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "--recording",
+        recording,
+        "--candidates",
+        "2",
+        "--eval.pool_size",
+        "2",
+        "--repeats",
+        "3",
+        "--problems",
+        "20",
+    ]
+    assert run(["eval", *words, "--eval.k", "2", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["exit_code"] == 0 and shown["usage"] is None and shown["eval"]["traces"] == 60
+    found = list(records.read(Path("runs/run-eval/eval.jsonl")))
+    drawn = {
+        tuple(c.text for c in r.trace.population(0)) for r in found if r.trace.problem.id == found[0].trace.problem.id
+    }
+    assert len(found) == 60 and 1 <= len(drawn) <= 3
+
+
+# ---- in-process ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_cut_anywhere_ends_in_the_same_file(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("eval", "--name", "whole", "--candidates", "4", "--rounds", "2") == 0
+    wanted = Path("runs/whole/eval.jsonl").read_bytes()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    whole_calls = 3 * (1 + 2)
+
+    from paragator.engines.transformers import TransformersEngine
+
+    asked: list[int] = []
+    real = TransformersEngine.__call__
+
+    async def counted(self: Any, prompt: Prompt, n: int, **more: Any) -> Any:
+        if stop_after and len(asked) >= stop_after[0]:
+            raise KeyboardInterrupt  # as a second Ctrl-C would, in the middle of everything
+        asked.append(n)
+        return await real(self, prompt, n, **more)
+
+    monkeypatch.setattr(TransformersEngine, "__call__", counted)
+    stop_after = [4]
+    words = ["eval", "--name", "cut", "--candidates", "4", "--rounds", "2"]
+    with pytest.raises(KeyboardInterrupt):
+        cli(*words)
+    finished = Path("runs/cut/calls.jsonl").read_bytes().count(b"\n")
+    stop_after.clear()
+    asked.clear()
+    assert cli(*words, "--resume") == 0
+    assert len(asked) == whole_calls - finished
+    assert Path("runs/cut/eval.jsonl").read_bytes() == wanted
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")] == table
+    assert not Path("runs/cut/calls.jsonl").exists()
+
+
+def test_resuming_a_complete_evaluation_loads_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["eval", "--name", "done", "--rounds", "1"]
+    assert cli(*words) == 0
+
+    async def never(*_: Any) -> Any:
+        raise AssertionError("connected")
+
+    monkeypatch.setattr(connect, "in_process", never)
+    assert cli(*words, "--resume") == 0
+
+
+def test_a_directory_without_a_config_is_not_yet_a_run(cli: Cli) -> None:
+    """A process killed while it wrote its first files leaves nothing in the way of the next."""
+    Path("runs/early").mkdir(parents=True)
+    Path("runs/early/manifest.json").write_text("{")
+    Path("runs/early/config.new").write_text("{")
+    assert cli("eval", "--name", "early", "--rounds", "0") == 0
+
+
+# ---- an endpoint -----------------------------------------------------------------------------------------------------
+
+LINE = "eval --candidates 3 --pool-size 2 --rounds 1 --problems 4 --eval.k 2 --name over"
+
+
+@pytest.fixture
+def fake(recording: str) -> Iterator[Any]:
+    """A server of tests/servers.py, running, and the task's file in the current folder."""
+    spec = importlib.util.spec_from_file_location("fake_servers", Path(__file__).parents[1] / "servers.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    with module.running(module.Server()) as server:
+        yield server
+
+
+def over(server: Any, *more: str) -> int:
+    return run([*LINE.split(), "--task", "sums.jsonl", "--url", server.url, *more])
+
+
+def test_an_endpoint_is_asked_one_completion_at_a_time_and_billed(
+    fake: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert over(fake, "--engine.price_out", "1000000", "--engine.extra_body", '{note = "x"}') == 0
+    calls = [call for call in fake.calls if call.path.endswith("completions")]
+    assert len(calls) == 4 * (3 + 3)
+    assert all(call.body.get("n") in (None, 1) and call.body["note"] == "x" for call in calls)
+    assert len({call.body["seed"] for call in calls}) == len(calls)
+    found = list(records.read(Path("runs/over/eval.jsonl")))
+    tokens = sum(c.length or 0 for r in found for t in (0, 1) for c in r.trace.population(t))
+    bill = json.loads(Path("runs/over/usage.json").read_text())
+    assert bill["model"] == "fake" and bill["attempts"] == 1 and bill["total"] == bill["this_attempt"]
+    assert bill["total"]["completion_tokens"] == tokens and bill["total"]["calls"] == len(calls)
+    assert bill["total"]["cost"] == pytest.approx(tokens)
+    assert "usage of fake in 1 attempts: " in capsys.readouterr().out
+
+
+def test_failed_problems_are_partial_and_tried_again(fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.context = 40  # candidates fit, aggregation prompts do not
+    assert over(fake) == 3
+    assert "4 of 4 traces failed, most by: " in capsys.readouterr().out
+    assert Path("runs/over/calls.jsonl").exists()
+    fake.context = None
+    before = len(fake.calls)
+    assert over(fake, "--resume") == 0
+    assert len([call for call in fake.calls[before:] if call.path.endswith("completions")]) == 4 * 3
+    assert not any(record.trace.failure for record in records.read(Path("runs/over/eval.jsonl")))
+    assert json.loads(Path("runs/over/usage.json").read_text())["attempts"] == 2
+    assert not Path("runs/over/calls.jsonl").exists()
+
+
+def test_another_model_does_not_go_on(fake: Any) -> None:
+    fake.context = 40
+    assert over(fake) == 3
+    fake.model = "other"
+    with pytest.raises(UsageError, match="was answered by 'fake', the server now has 'other'"):
+        over(fake, "--resume")
+
+
+def test_a_prompt_budget_without_a_tokenizer(fake: Any) -> None:
+    assert over(fake, "--rollout.max_prompt_tokens", "60") == 0
+    found = list(records.read(Path("runs/over/eval.jsonl")))
+    groups = [group for record in found for group in record.trace.rounds[1]]
+    assert all(connect.estimated_tokens(group.prompt) <= 60 or not group.pool for group in groups)
+    assert all(group.reductions for group in groups)
+
+
+def test_a_judge_stands_behind_the_grader(fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--judge.mode", "always", "--judge.url", fake.url, "--judge.cache", "j.sqlite"]
+    fake.reply = lambda prompt, seed, index: "VERDICT: CORRECT" if "VERDICT" in prompt else f"\\boxed{{{seed}}}"
+    assert over(fake, *words) == 0
+    kept = json.loads(Path("runs/over/judge.json").read_text())
+    assert kept["judge"] == f"fake@{fake.url}" and kept["asked"] == 24 and kept["agree"] == 0
+    assert f"judge fake@{fake.url}: asked 24, from the cache 0, agrees with the rules 0.0%" in capsys.readouterr().out
+    grades = [g for r in records.read(Path("runs/over/eval.jsonl")) for groups in r.grades for gs in groups for g in gs]
+    assert {grade.verdict for grade in grades if grade} == {"correct"}
+    assert over(fake, *words, "--resume") == 0
+    assert json.loads(Path("runs/over/judge.json").read_text()) == kept
