@@ -110,7 +110,10 @@ def decide(text: str, reference: str, kind: str | None = None) -> Grade:
     whole = bare_text(text)
     if len(whole) <= MAX_CHARS and whole and tidy(whole) == tidy(reference):
         return Grade("correct", canonical(whole))
-    verdict, reason = compared(answer, reference, kind)
+    try:
+        verdict, reason = compared(answer, reference, kind)
+    except RecursionError:
+        verdict, reason = "incorrect", "over the limits: nested too deep"
     return Grade(verdict, canonical(answer), reason)
 
 

@@ -7,7 +7,8 @@ import re
 from paragator.core.packing import strip_thinking
 from paragator.grading.units import is_counting
 
-MAX_CHARS = 100_000
+MAX_CHARS = 20_000
+"""An answer stands in the last characters outside thinking."""
 BRACE = re.compile(r"\\boxed\s*\{|\\fbox\s*\{|\\[\\{}]|[{}]")
 JOINED = 40
 """Boxes with at most so many characters between them, and no blank line, are one answer in several boxes."""
@@ -57,6 +58,11 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
+def shown_end(text: str) -> str:
+    """The end of what stands outside thinking."""
+    return strip_thinking(text)[-MAX_CHARS:]
+
+
 def final_box(text: str, *, strict: bool = True) -> str | None:
     """The content of the last box; of several with little between them, all contents as a list; None without a box.
 
@@ -77,7 +83,7 @@ def final_box(text: str, *, strict: bool = True) -> str | None:
 
 def final_answer(text: str, *, strict: bool = True) -> str | None:
     """The last box outside thinking, else what follows ####, else what the last sentences announce; None when nothing is there."""
-    shown = strip_thinking(text[-MAX_CHARS:] if len(text) > MAX_CHARS else text)
+    shown = shown_end(text)
     if not shown:
         return None
     boxed = final_box(shown, strict=strict)
@@ -94,13 +100,13 @@ def final_answer(text: str, *, strict: bool = True) -> str | None:
 
 def bare_text(text: str) -> str:
     """All that a text without a box shows; "" where it has one."""
-    shown = strip_thinking(text[-MAX_CHARS:] if len(text) > MAX_CHARS else text)
+    shown = shown_end(text)
     return "" if r"\boxed" in shown else shown
 
 
 def box_or_all(text: str) -> str | None:
     """The last box outside thinking, else all that stands there: the form of a task that says so. None when nothing does."""
-    shown = strip_thinking(text[-MAX_CHARS:] if len(text) > MAX_CHARS else text)
+    shown = shown_end(text)
     found = boxes(shown)
     return (found[-1][2] if found else shown) or None
 
@@ -115,7 +121,10 @@ def reference_answer(reference: str) -> str:
 
 def inner_box(content: str) -> str:
     """Without a box that is, but for delimiters, all of a box's content."""
-    while found := boxes(content):
+    for _ in range(3):
+        found = boxes(content)
+        if not found:
+            break
         start, end, inner = found[0]
         if (content[:start] + content[end:]).strip(" \n\t$.\\()[]"):
             return content

@@ -119,8 +119,10 @@ def value(node: Node, env: Env) -> Any:
 
     env["+-"] is the sign that \\pm takes.
     """
-    found = exact(node)
-    if found is not None:
+    if node.op == "num" or (node.op == "func" and node.value in ("gcd", "lcm")):
+        found = exact(node)
+        if found is None:
+            raise UndefinedError(f"{node.value} of what is no integer")
         return mp.mpf(found.numerator) / found.denominator
     try:
         result = compute(node, env)
