@@ -233,6 +233,21 @@ def test_token_mode_sends_ids_and_returns_what_was_sampled(serve):
         assert all(value <= 0 for value in output.logprobs) and output.text.startswith("Thinking")
 
 
+def test_a_prompt_that_does_not_fit_is_not_sent(serve):
+    class Small(Server):
+        def answer(self, call):
+            found = super().answer(call)
+            return {"data": [{"id": "fake", "max_model_len": 54}]} if call.path == "/v1/models" else found
+
+    with running(Small()) as server:
+        engine = engine_of(server, tokenizer=Words(), model=None)
+        assert (
+            ask(engine, n=2).outputs
+            == (Failure("prompt of 5 tokens plus max_tokens 50 exceeds the context of 54"),) * 2
+        )
+        assert engine.count(CHAT) == 5 and len(ask(engine, TEXT).completions) == 1
+
+
 def test_token_mode_wants_a_chat_template_and_a_server_that_returns_ids(serve):
     class Bare(Words):
         chat_template = None
@@ -546,6 +561,9 @@ def test_the_key_shows_nowhere(serve, caplog):
 
 
 def test_the_limit_halves_once_a_congestion_and_comes_back_by_one():
+    with pytest.raises(UsageError, match="max_in_flight = 0"):
+        Gate(0)
+
     async def play() -> None:
         gate = Gate(16)
         tickets = [await gate.enter() for _ in range(16)]

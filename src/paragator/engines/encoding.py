@@ -1,4 +1,4 @@
-"""A prompt's token ids, as the model's own tokenizer makes them."""
+"""A prompt's token ids, as the model's own tokenizer makes them, and whether they fit."""
 
 from __future__ import annotations
 
@@ -18,3 +18,12 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
         )
     message = [{"role": "user", "content": prompt.text}]
     return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+
+
+def misfit(prompt_tokens: int, max_tokens: int, context: int | None) -> str | None:
+    """Why a prompt of this length cannot be sampled in a context of so many tokens (None: unknown), or None."""
+    if prompt_tokens == 0:
+        return "the prompt has no tokens"
+    if context is not None and prompt_tokens + max_tokens > context:
+        return f"prompt of {prompt_tokens} tokens plus max_tokens {max_tokens} exceeds the context of {context}"
+    return None

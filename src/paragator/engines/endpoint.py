@@ -198,13 +198,13 @@ class Endpoint:
         return found
 
     def pause(self, state: RetryCallState) -> float:
-        """Seconds to the next attempt: what the server asked for, else exponential with full jitter."""
+        """Seconds to the next attempt: what the server asked for, else exponential with jitter."""
         error = state.outcome.exception() if state.outcome else None
         after = getattr(error, "after", None)
         if after is not None:
             return float(after) * random.uniform(1.0, 1.1)
         longest = min(LONGEST_PAUSE_S, self.backoff_s * 2.0 ** min(state.attempt_number - 1, 30))
-        return random.uniform(0.0, longest)
+        return random.uniform(longest / 2, longest)
 
     def trouble(self, answer: Answer) -> Exception:
         """What an answer other than 200 means: Again, Refused, or an error that ends the run."""

@@ -6,6 +6,8 @@ import asyncio
 from collections import deque
 from typing import Literal
 
+from paragator.core.errors import UsageError
+
 Word = Literal["fine", "pushed back", "neither"]
 
 STARTS_A_PASS = 8
@@ -22,6 +24,8 @@ class Gate:
     """
 
     def __init__(self, most: int) -> None:
+        if most < 1:
+            raise UsageError(f"max_in_flight = {most}: at least 1 is needed")
         self.most = most
         self.limit = float(most)
         self.inside = self.most_inside = 0

@@ -20,7 +20,7 @@ from paragator.config import EngineConfig
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
 from paragator.engines.choices import completion_of, count_of, is_answer
-from paragator.engines.encoding import encode
+from paragator.engines.encoding import encode, misfit
 from paragator.engines.endpoint import Endpoint, Refused, checked_key
 from paragator.engines.sampling import Sampling
 
@@ -64,7 +64,7 @@ class OpenAIEngine:
     one_by_one         one request a sibling; None: n at once, until the server turns out not to do that
     tokenizer          turns on token mode, see the module; its model must be the server's
     backoff_s          longest pause before the first retry; it doubles with each
-    context            tokens that prompt and completion may have together, once the server has told
+    context            tokens that prompt and completion may have together, once `served_model` has asked (vLLM tells)
 
     Sibling i asked on its own has the seed `random.Random(f"{seed}:{i}").getrandbits(31)`; n at once have sibling 0's,
     and the server sees to the rest. A refused key ends the run (RunError), a server that was never there is a
@@ -111,6 +111,8 @@ class OpenAIEngine:
                 await self.served_model()
         ids = None if self.tokenizer is None else tuple(encode(self.tokenizer, prompt))
         asked = Asked(prompt, ids, self.sampling[stage], seed)
+        if ids is not None and (reason := misfit(len(ids), asked.sampling.max_tokens, self.context)):
+            return Group(prompt, (Failure(reason),) * n, ids, stage)
         outputs: list[Completion | Failure] = []
         if n > 1 and not self.one_by_one:
             outputs = await self._at_once(asked, n)
@@ -135,6 +137,10 @@ class OpenAIEngine:
         self.context = count_of(row.get("max_model_len")) or self.context
         self.model = self.model or str(row["id"])
         return str(row["id"])
+
+    def count(self, prompt: Prompt) -> int:
+        """A prompt's length in tokens; for an engine with a tokenizer."""
+        return len(encode(self.tokenizer, prompt))
 
     async def close(self) -> None:
         """Close the connections. The engine may be used again."""
