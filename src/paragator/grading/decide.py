@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from paragator.core.types import Grade, Verdict
-from paragator.grading.extract import announced, bare_text, final_answer, is_sentence, reference_answer
+from paragator.grading.extract import ANNOUNCED, announced, bare_text, final_answer, is_sentence, reference_answer
 from paragator.grading.tidy import INVISIBLE, MAX_CHARS, OverLimitError, check_limits, tidy
 from paragator.grading.units import plain_text, plain_unit
 
@@ -176,6 +176,8 @@ def read(text: str, kind: str | None, *, listed: bool = False, sentence: bool = 
 
     if not sentence and is_sentence(text) and len(text) < WORKED_CHARS:
         raise SyntaxError("a sentence")
+    if sentence and is_sentence(text) and not ANNOUNCED.search(text):
+        raise SyntaxError("a sentence that announces nothing")
     clean = tidy(announced(text))
     if not listed and kind not in ("list", "set", "tuple"):
         clean = clean if re.search(r"[(\[]|\\\{", clean) else COMMA_NUMBER.sub(lambda m: m[0].replace(",", ""), clean)

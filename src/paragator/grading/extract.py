@@ -25,7 +25,7 @@ ANNOUNCED = re.compile(
 )
 INLINE = re.compile(r"(?<!\\)\$\$?((?:\\.|[^$\\]){1,2000})\$\$?|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
 SENTENCE_END = re.compile(r"(?<=[^\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|。")
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+NUMBER = re.compile(r"(?<![\w^{}\\.,/(\[|-])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?![\w^{}\\/(\[|]|\.\d)", re.ASCII)
 QUOTED = re.compile(r"\\(?:text|mathrm|mbox|textbf|operatorname|mathbf|textnormal|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
 WORD = re.compile(r"[^\W\d_]{3,}|[\u3040-\u9fff]{2,}")
 FORMULA_WORDS = frozenset(

@@ -13,6 +13,7 @@ from paragator.grading.values import Env, UndefinedError, close, is_opaque, mp, 
 
 MAX_DEGREE = 8
 MAX_CRITICAL = 400
+MAX_CHANGES = 24
 ZERO = mp.mpf(10) ** -18
 SCAN = [mp.mpf(n) * mp.mpf("0.37") + mp.mpf("0.011") for n in range(-130, 131)]
 SCAN = [mp.mpf(-(10**k)) for k in (6, 5, 4, 3, 2)] + SCAN + [mp.mpf(10**k) for k in (2, 3, 4, 5, 6)]
@@ -231,6 +232,8 @@ def scanned(f: Callable[[Any], Any]) -> list[Any]:
     for left, right, a, b in zip(SCAN, SCAN[1:], states, states[1:], strict=False):
         if a != b:
             found.append(bisected(f, left, right, a))
+        if len(found) > MAX_CHANGES:
+            raise UndefinedError(f"changes its sign more than {MAX_CHANGES} times")
     return found
 
 
@@ -239,7 +242,7 @@ def state(y: Any) -> int | None:
 
 
 def bisected(f: Callable[[Any], Any], left: Any, right: Any, before: int | None) -> Any:
-    for _ in range(200):
+    for _ in range(100):
         middle = (left + right) / 2
         if state(f(middle)) == before:
             left = middle

@@ -126,7 +126,7 @@ def value(node: Node, env: Env) -> Any:
         return mp.mpf(found.numerator) / found.denominator
     try:
         result = compute(node, env)
-    except (ZeroDivisionError, ValueError, TypeError, ArithmeticError, mp.NoConvergence) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError, mp.NoConvergence) as error:
         raise UndefinedError(str(error)) from None
     if mp.isnan(result):
         raise UndefinedError("not a number")
