@@ -326,7 +326,7 @@ def test_a_prompt_longer_than_the_context(fails: Callable[..., str], toy: Path, 
 def test_warmup_of_an_unknown_task(fails: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "w.toml").write_text('output = "out"\n')
     error = fails("warmup", "w.toml", "--task.name", "chess")
-    assert "task.name = 'chess'" in error and "'countdown'" in error
+    assert "task.name = 'chess'" in error and "set task.name = 'countdown'" in error
     error = fails("warmup", "w.toml", "--task.name", "arithmetic")
     assert "task.name = 'arithmetic'" in error and "countdown" in error
     assert not Path("out").exists()
