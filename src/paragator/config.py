@@ -93,8 +93,8 @@ class TaskConfig(Section):
 
 
 class EngineConfig(Section):
-    rollout: Literal["transformers", "openai", "replay"] = "transformers"
-    """Who samples: this process, an OpenAI-compatible server, or recorded completions. Training needs "transformers"."""
+    rollout: Literal["transformers", "openai", "vllm", "replay"] = "transformers"
+    """Who samples: this process, an OpenAI-compatible server, a vLLM that gets the trained weights, or recorded completions."""
     url: str | None = None
     """openai: the server's base URL, as http://localhost:8000/v1."""
     model: str | None = None
@@ -115,6 +115,12 @@ class EngineConfig(Section):
     """openai: price of a million prompt tokens, to print a cost."""
     price_out: float = Field(0, ge=0)
     """openai: price of a million completion tokens."""
+    launch: bool = False
+    """vllm: start a server for the run, on this machine, and stop it afterwards; else `url` is one that is running."""
+    vllm_python: str = ".venv-vllm/bin/python"
+    """vllm: the interpreter of the environment that holds vLLM (`make vllm`)."""
+    vllm_arguments: list[str] = ["--enforce-eager"]
+    """vllm: further arguments of the server that is started."""
     recording: str | None = None
     """replay: a JSONL file with fields problem and completions."""
 
@@ -188,6 +194,8 @@ class TrainConfig(Section):
     """Ratio clipping below 1."""
     clip_high: float = Field(0.2, gt=0)
     """Ratio clipping above 1."""
+    weight_cap: float = Field(2.0, gt=0)
+    """vllm: cap of the importance weight policy / sampler of a token (truncated importance sampling)."""
     kl: float = Field(0.0, ge=0)
     """Weight of the KL to the initial model (frozen copy, or adapters off); 0 keeps no reference."""
     row_tokens: int = Field(1024, ge=64)

@@ -42,10 +42,7 @@ class Checked:
 
 def check(config: Config, *, training: bool, task: Task | None = None) -> Checked:
     """Refuse what cannot work, in one line each, without loading weights; `task` replaces the one that config names."""
-    if training and config.engine.rollout != "transformers":
-        raise UsageError(
-            f"engine.rollout = {config.engine.rollout!r}: training samples in this process; leave it at 'transformers'"
-        )
+    check_rollout(config, training)
     config.model.templates()
     known = facts_of(config)
     if config.model.template == "chat" and known.has_chat_template is False:
@@ -73,10 +70,28 @@ def check(config: Config, *, training: bool, task: Task | None = None) -> Checke
     return Checked(task, known)
 
 
+def check_rollout(config: Config, training: bool) -> None:
+    engine = config.engine
+    if training and engine.rollout not in ("transformers", "vllm"):
+        raise UsageError(
+            f"engine.rollout = {engine.rollout!r}: training needs exact tokens; use 'transformers' or 'vllm'"
+        )
+    if engine.rollout != "vllm":
+        return
+    if not training:
+        raise UsageError("engine.rollout = 'vllm' is for training; evaluate through the server: --url http://...")
+    if engine.launch == bool(engine.url):
+        raise UsageError(
+            "engine.rollout = 'vllm' needs engine.url, or engine.launch = true to start a server (not both)"
+        )
+    if engine.launch and not Path(engine.vllm_python).is_file():
+        raise UsageError(f"engine.vllm_python = {engine.vllm_python}: no such file; run `make vllm`, or set engine.url")
+
+
 def facts_of(config: Config) -> Facts:
     """What is known of whoever samples: a model folder, a name on a server, or a recording."""
     engine = config.engine
-    if engine.rollout == "transformers":
+    if engine.rollout in ("transformers", "vllm"):
         return facts(config.model)
     if engine.rollout == "openai":
         if not engine.url:
@@ -135,14 +150,15 @@ def samplings(config: Config) -> dict[Stage, Sampling]:
     return {"generate": sampling_of(config.generate), "aggregate": sampling_of(config.aggregate)}
 
 
-def build_endpoint(config: EngineConfig, sampling: Mapping[Stage, Sampling]) -> OpenAIEngine:
-    """The engine of a server; nothing is sent yet."""
+def build_endpoint(config: EngineConfig, sampling: Mapping[Stage, Sampling], tokenizer: Any = None) -> OpenAIEngine:
+    """The engine of a server, in token mode with a tokenizer; nothing is sent yet."""
     from paragator.engines.openai import OpenAIEngine, read_key
 
     return OpenAIEngine(
         str(config.url),
         config.model,
         sampling=sampling,
+        tokenizer=tokenizer,
         key=read_key(config),
         max_in_flight=config.max_in_flight,
         request_timeout_s=config.request_timeout_s,

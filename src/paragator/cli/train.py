@@ -89,45 +89,55 @@ async def job(
     stop: Callable[[], bool],
 ) -> int:
     """Load, evaluate, train, evaluate, report; an interruption skips to the report."""
+    from paragator.cli.rollouts import rollouts
     from paragator.engines import loading
     from paragator.report.page import write_report
     from paragator.train.loop import train as train_steps
     from paragator.train.policy import Policy
 
     model, tokenizer = loading.load(config.model)
-    engine = compose.build_engine(config, model, tokenizer)
-    compose.check_prompts(config, problems + held_out, engine)
-    packer = compose.build_packer(config, engine)
     policy = Policy(model, tokenizer, config)
     size = sum(p.numel() for p in model.parameters())
     say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
     tracked = config.tracker != "none"
     if tracked:
         policy.accelerator.init_trackers("paragator", config.model_dump(mode="json"))
-    evaluating = config.eval.around_training
-    finished = True
-    if evaluating and not (run_dir / "checkpoints").exists():
-        before = await measure("eval_before", config, checked, engine, packer, held_out, run_dir, say, stop)
-        finished = before is not None and not stop()
-    if finished:
-        progress = show.Steps(config.train.steps, say)
+    progress = show.Steps(config.train.steps, say)
 
-        def tell(metrics: dict[str, float]) -> None:
-            progress(metrics)
-            if tracked:
-                policy.accelerator.log(metrics, step=int(metrics["step"]))
+    def tell(metrics: dict[str, float]) -> None:
+        progress(metrics)
+        if tracked:
+            policy.accelerator.log(metrics, step=int(metrics["step"]))
 
-        finished = await train_steps(
-            config, policy, engine, checked.task, packer, problems, pools=pools, report=tell, stop=stop
-        )
-    if finished:
-        policy.export(run_dir / "model")
-        if evaluating:
-            after = await measure("eval_after", config, checked, engine, packer, held_out, run_dir, say, stop)
-            finished = after is not None and not stop()
+    async with rollouts(config, policy, run_dir, say) as (engine, publish):
+        compose.check_prompts(config, problems + held_out, engine)
+        packer = compose.build_packer(config, engine)
+
+        async def evaluated(name: str) -> bool:
+            found = await measure(name, config, checked, engine, packer, held_out, run_dir, say, stop)
+            return found is not None and not stop()
+
+        evaluating, finished = config.eval.around_training, True
+        if evaluating and not (run_dir / "checkpoints").exists():
+            finished = await evaluated("eval_before")
+        if finished:
+            finished = await train_steps(
+                config,
+                policy,
+                engine,
+                checked.task,
+                packer,
+                problems,
+                pools=pools,
+                publish=publish,
+                report=tell,
+                stop=stop,
+            )
+        if finished:
+            policy.export(run_dir / "model")
+            finished = not evaluating or await evaluated("eval_after")
     if tracked:
         policy.accelerator.end_training()
-    engine.close()
     say(f"report: {write_report(run_dir)}")
     if not finished:
         say(f"interrupted; go on with --resume (run directory {run_dir})")

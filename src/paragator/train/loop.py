@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -17,6 +19,8 @@ from paragator.train import checkpoint
 from paragator.train.policy import Policy
 from paragator.train.step import step
 
+MISMATCH, OTHER_MODEL = 0.01, 0.5
+"""Mean KL(sampling policy || policy) per token, in nats, above which a step warns, and above which the run stops."""
 BAD_STEPS = 3
 """Steps in a row in which every rollout failed, before the run stops."""
 
@@ -30,23 +34,32 @@ async def train(
     problems: Sequence[Problem],
     *,
     pools: Mapping[str, Group] | None = None,
+    publish: Callable[[int], Awaitable[None]] | None = None,
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Take the steps that the run directory does not have yet; False when `stop()` ended it early.
 
     Each step appends to metrics.jsonl and traces.jsonl; every `checkpoint_every` steps, and when stopped, a checkpoint
-    is written from which a later call goes on with the same draws as if nothing had happened.
+    is written from which a later call goes on with the same draws as if nothing had happened. `publish(step)` hands the
+    weights after a step to an engine that samples elsewhere.
     """
     run_dir = config.run_dir
     first = resume(policy, run_dir) + 1
     failed = 0
+    if publish and first <= config.train.steps:
+        await publish(first - 1)
     for number in range(first, config.train.steps + 1):
         chosen = choose(problems, number, config)
         result = await step(number, chosen, sample, task, policy, packer, config, pools)
         failed = failed + 1 if math.isnan(result.metrics.get("generate/reward", math.nan)) else 0
         if failed == BAD_STEPS:
             raise RunError(f"every rollout of {BAD_STEPS} steps failed or is unscored: {why(result.records)}")
+        if publish:
+            start = time.perf_counter()
+            await publish(number)
+            result.metrics["seconds/publish"] = time.perf_counter() - start
+            check_mismatch(result.metrics.get("mismatch_kl", 0.0), number)
         records.append_json_lines(run_dir / "metrics.jsonl", [plain(result.metrics)])
         records.append(run_dir / "traces.jsonl", result.records)
         report(result.metrics)
@@ -57,6 +70,18 @@ async def train(
         if stopping and number < config.train.steps:
             return False
     return True
+
+
+def check_mismatch(mismatch: float, number: int) -> None:
+    """Warn when the engine samples from something else than the trainer's policy; RunError when it is another model."""
+    if mismatch > OTHER_MODEL:
+        raise RunError(
+            f"step {number}: the engine samples from other weights than the trainer's (mismatch {mismatch:.2f} nats)"
+        )
+    if mismatch > MISMATCH:
+        warnings.warn(
+            f"step {number}: mismatch_kl = {mismatch:.4f} between engine and trainer, above {MISMATCH}", stacklevel=2
+        )
 
 
 def resume(policy: Policy, run_dir: Path) -> int:

@@ -76,6 +76,8 @@ class Policy:
             "clipped": merged["clipped"],
             "mismatch_kl": merged["mismatch"],
             "kl": merged["kl"],
+            "weight": merged["weight"],
+            "truncated_weights": merged["truncated"],
         }
 
     def loss(self, batch: Batch, kl_constants: dict[str, float]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -92,6 +94,7 @@ class Policy:
             batch.credit,
             clip_low=train.clip_low,
             clip_high=train.clip_high,
+            truncate=train.weight_cap if self.config.engine.rollout == "vllm" else None,
             reference_logprobs=reference,
             kl_weight=train.kl * constants[batch.stages],
         )

@@ -128,7 +128,9 @@ def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Ten
 def warmup(config: WarmupConfig, say: Callable[[str], None] = print) -> Path:
     """Train from nothing, or on from an interrupted run's checkpoint, and write the model; return its folder."""
     if config.task.name != "countdown":
-        raise UsageError(f"task.name = {config.task.name!r}: demonstrations exist for countdown only; set task.name = 'countdown'")
+        raise UsageError(
+            f"task.name = {config.task.name!r}: demonstrations exist for countdown only; set task.name = 'countdown'"
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
     output = Path(config.output)

@@ -1,0 +1,50 @@
+"""Who samples while a policy trains: this process, or a vLLM server that gets the weights after each step."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paragator.cli import compose
+from paragator.config import Config
+from paragator.engines.vllm import NAME, VllmEngine, served, written
+
+if TYPE_CHECKING:
+    from paragator.train.policy import Policy
+
+Publish = Callable[[int], Awaitable[None]]
+
+
+@asynccontextmanager
+async def rollouts(
+    config: Config, policy: Policy, run_dir: Path, say: Callable[[str], None]
+) -> AsyncIterator[tuple[Any, Publish | None]]:
+    """The engine, and what hands it the weights after a step; None where it samples from the policy itself."""
+    if config.engine.rollout == "transformers":
+        engine = compose.build_engine(config, policy.raw, policy.tokenizer)
+        try:
+            yield engine, None
+        finally:
+            engine.close()
+        return
+    weights = run_dir / "weights"
+    settings = config.engine
+    async with AsyncExitStack() as stack:
+        if settings.launch:
+            say(f"starting vLLM ({settings.vllm_python}); its log is {run_dir / 'logs' / 'vllm.log'}")
+            model = written(policy.export, weights, 0).resolve()
+            log, arguments = run_dir / "logs" / "vllm.log", settings.vllm_arguments
+            url = await stack.enter_async_context(served(settings.vllm_python, model, log, arguments))
+            settings = settings.model_copy(update={"url": url, "model": NAME})
+        endpoint = compose.build_endpoint(settings, compose.samplings(config), policy.tokenizer)
+        stack.push_async_callback(endpoint.close)
+        await endpoint.served_model()
+        remote = VllmEngine(endpoint, weights.resolve())
+        stack.push_async_callback(remote.close)
+
+        async def publish(step: int) -> None:
+            await remote.publish(policy.export, step)
+
+        yield remote, publish
