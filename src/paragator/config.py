@@ -119,8 +119,8 @@ class EngineConfig(Section):
     """vllm: start a server for the run, on this machine, and stop it afterwards; else `url` is one that is running."""
     vllm_python: str = ".venv-vllm/bin/python"
     """vllm: the interpreter of the environment that holds vLLM (`make vllm`)."""
-    vllm_arguments: list[str] = ["--enforce-eager"]
-    """vllm: further arguments of the server that is started."""
+    vllm_arguments: list[str] = ["--enforce-eager", "--distributed-executor-backend", "uni"]
+    """vllm: further arguments of the server that is started (here: no compilation, everything in one process)."""
     recording: str | None = None
     """replay: a JSONL file with fields problem and completions."""
 

@@ -6,7 +6,9 @@ The server needs VLLM_SERVER_DEV_MODE=1 (its weight routes) and --logprobs-mode 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -105,14 +107,34 @@ class VllmEngine:
 
 
 def written(export: Export, folder: Path, version: int) -> Path:
-    """`folder`/version_N, complete or not there."""
+    """`folder`/version_N, untied, complete or not there."""
     target, temporary = folder / f"version_{version}", folder / f"writing_{version}"
     for leftover in (temporary, target):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     export(temporary)
+    untie(temporary)
     temporary.rename(target)
     return target
+
+
+def untie(folder: Path) -> None:
+    """Write the output layer of a model that shares it with its embeddings.
+
+    vLLM's CPU backend packs that layer when it starts and does not pack it again on a reload of tied weights, so the old
+    one would go on to be used (seen with 0.32: log-probabilities off by 1.5, KL 0.09).
+    """
+    config = json.loads((folder / "config.json").read_text())
+    file = folder / "model.safetensors"
+    if not config.get("tie_word_embeddings") or not file.is_file():
+        return
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    if "lm_head.weight" not in tensors:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}, indent=2) + "\n")
 
 
 @asynccontextmanager
@@ -131,7 +153,7 @@ async def served(python: str, model: Path, log: Path, arguments: Sequence[str] =
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "VLLM_SERVER_DEV_MODE": "1"},
+            env={"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **os.environ, "VLLM_SERVER_DEV_MODE": "1"},
             start_new_session=True,
             preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
@@ -159,15 +181,12 @@ async def healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers."""
+    """End the server and whatever it started, also when it ended by itself: its workers may not have."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        if server.poll() is not None and sign == signal.SIGTERM:
-            continue
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(15)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
 
 
 def die_with_parent() -> None:
