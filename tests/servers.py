@@ -60,6 +60,8 @@ class Server:
     script      outcomes of the first completion requests, in order of arrival: "ok", a fault, or (status, error text)
     max_n       choices that it gives at most; `refuse_n` answers 400 to a larger n instead
     context     a prompt of more words is refused with 400
+    max_model_len  listed; prompt and max_tokens together may have so many words, else 400
+    tokenize    POST /tokenize counts words (`counted` of them so far), else 404
     key         requests without this bearer token get 401
     keep        remember calls in `calls` (off for large runs; `outcomes` and `seen` are kept anyhow)
     count_file  gets a line "fingerprint path" a completed request, once its answer is written
@@ -76,6 +78,9 @@ class Server:
     max_n: int | None = None
     refuse_n: bool = False
     context: int | None = None
+    max_model_len: int | None = None
+    tokenize: bool = False
+    counted: int = 0
     key: str | None = None
     keep: bool = True
     count_file: str | None = None
@@ -114,12 +119,18 @@ class Server:
             return 401, f"Incorrect API key provided: {call.headers.get('authorization')}"
         if call.path == "/v1/models":
             return "ok"
+        if call.path == "/tokenize" and self.tokenize:
+            self.counted += 1
+            return "ok"
         if call.path not in ("/v1/completions", "/v1/chat/completions"):
             return 404, f"no such path: {call.path}"
         if self.script:
             return self.script.pop(0)
         if self.context is not None and len(prompt_of(call.body).split()) > self.context:
             return 400, f"This model's maximum context length is {self.context} tokens."
+        words = len(prompt_of(call.body).split())
+        if self.max_model_len is not None and words + call.body["max_tokens"] > self.max_model_len:
+            return 400, f"This model's maximum context length is {self.max_model_len} tokens."
         if self.refuse_n and self.max_n is not None and call.body.get("n", 1) > self.max_n:
             return 400, f"n must be at most {self.max_n}"
         if not self.faults:
@@ -132,7 +143,12 @@ class Server:
     def answer(self, call: Call) -> dict[str, Any]:
         """The body of a good answer."""
         if call.path == "/v1/models":
-            return {"object": "list", "data": [{"id": self.model, "object": "model"}]}
+            return {
+                "object": "list",
+                "data": [{"id": self.model, "object": "model", "max_model_len": self.max_model_len}],
+            }
+        if call.path == "/tokenize":
+            return {"count": len(prompt_of(call.body).split()), "max_model_len": self.max_model_len}
         body, chat = call.body, call.path.endswith("chat/completions")
         prompt = prompt_of(body)
         count = min(body.get("n") or 1, self.max_n or 1_000_000)
@@ -173,7 +189,7 @@ class Server:
         call.outcome = outcome
         self.outcomes[outcome] += 1
         self.in_flight -= 1
-        if outcome == "ok" and self.counts is not None and call.path != "/v1/models":
+        if outcome == "ok" and self.counts is not None and call.path.endswith("completions"):
             os.write(self.counts, f"{call.fingerprint} {call.path}\n".encode())
 
 

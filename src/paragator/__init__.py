@@ -21,10 +21,12 @@ _WHERE = {
     "Plan": "core.types",
     "Problem": "core.types",
     "Prompt": "core.types",
+    "Solution": "evals.solve",
     "Task": "tasks",
     "Templates": "core.prompts",
     "Trace": "core.types",
     "run": "core.scaffold",
+    "solve": "cli.solve",
     "train": "cli.train",
 }
 

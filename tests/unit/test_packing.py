@@ -97,3 +97,17 @@ def test_the_budget_holds_and_the_record_is_complete(budget: int) -> None:
 def test_a_budget_needs_a_counter() -> None:
     with pytest.raises(UsageError, match="max_tokens = 9 without count"):
         Packer(max_tokens=9)
+
+
+def test_a_problem_that_leaves_no_room_says_so() -> None:
+    packed = Packer(max_tokens=3, count=length).pack(PROBLEM, [(0, "a" * 99)], TEMPLATES)
+    assert packed.misfit == "context length: the problem leaves no room for an attempt in 3 tokens of prompt"
+    assert Packer().pack(PROBLEM, [(0, "<think>")], TEMPLATES).misfit is None  # nothing to show is another matter
+
+
+def test_attempts_can_be_counted_apart() -> None:
+    weights = {"a": 1, "b": 7, "c": 2}
+    packer = Packer(max_tokens=10, count=length, count_attempt=lambda text: weights[text[-1]])
+    assert packer.pack(PROBLEM, [(0, "a"), (1, "b")], TEMPLATES).pool == (0, 1)
+    packed = packer.pack(PROBLEM, [(0, "a"), (1, "b"), (2, "c")], TEMPLATES)
+    assert packed.pool == (0, 1) and packed.reductions == ("tail:0.125", "dropped:1")

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from inspect import isawaitable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paragator.cli import compose
 from paragator.config import Config
-from paragator.core.errors import DataError, UsageError
+from paragator.core.errors import DataError, ParagatorError, UsageError
 from paragator.core.packing import Packer
-from paragator.core.types import Problem, Prompt, Sample
+from paragator.core.types import Failure, Group, Problem, Prompt, Sample, Stage
+from paragator.engines.fitting import Counter, Fitted, estimated_tokens
 from paragator.engines.journal import Journal, at_most, one_by_one
 from paragator.engines.replay import Replay
 from paragator.evals.run import is_complete
 from paragator.tasks import Task
 
+if TYPE_CHECKING:
+    from paragator.engines.openai import OpenAIEngine
+
 CALLS = "calls.jsonl"
 BILL = "usage.json"
 DECIDED = ("correct", "incorrect")
-CHARS_PER_TOKEN = 3
-"""Few enough that an endpoint's prompt is rather shorter than estimated: English has four, formulas and digits fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +96,79 @@ async def endpoint(
     config: Config, problems: list[Problem], run_dir: Path, stop: Callable[[], bool]
 ) -> tuple[Rollout, Any]:
     """A server: a finished call is one request for one completion."""
-    engine = compose.build_endpoint(config.engine, compose.samplings(config))
+    engine = await reached(config)
     try:
-        model = config.engine.model or await engine.served_model()
+        model = str(engine.model)
         bill = Bill(run_dir / BILL, model, lambda: asdict(engine.usage))
         journal = Journal(engine, run_dir / CALLS, settings=settings_of(config, model))
+        most = config.engine.max_in_flight
+        sample, packer = fitted(config, problems, engine, one_by_one(at_most(journal, most, stop)))
     except BaseException:
         await engine.close()
         raise
-    most = config.engine.max_in_flight
-    sample = one_by_one(at_most(journal, most, stop))
-    return Rollout(sample, estimating_packer(config), most, journal, bill), engine
+    return Rollout(sample, packer, most, journal, bill), engine
+
+
+async def reached(config: Config) -> OpenAIEngine:
+    """The engine of the server that answers at engine.url; it knows its model, and the context if the server tells."""
+    engine = compose.build_endpoint(config.engine, compose.samplings(config))
+    try:
+        if config.engine.model is None:
+            await engine.served_model()
+        else:  # a server that lists nothing, or nothing under this name, may serve it all the same
+            with suppress(ParagatorError):
+                if await engine.served_model() != config.engine.model:
+                    engine.context = None
+    except BaseException:
+        await engine.close()
+        raise
+    return engine
+
+
+def fitted(config: Config, problems: list[Problem], engine: OpenAIEngine, sample: Sample) -> tuple[Sample, Packer]:
+    """`sample` and a packer that keep to the server's context, where it tells that."""
+    if engine.context is None:
+        return sample, estimating_packer(config)
+    kept = Fitted(
+        sample,
+        Counter(engine.endpoint, str(engine.model), config.engine.extra_body),
+        engine.context,
+        max_tokens={"generate": config.generate.max_tokens, "aggregate": config.aggregate.max_tokens},
+        templates=config.model.templates(),
+        problems=problems,
+        pool_size=config.eval.pool_size,
+        strip_thinking=config.rollout.strip_thinking,
+        limit=config.rollout.max_prompt_tokens,
+    )
+    return kept, kept.packer
+
+
+@asynccontextmanager
+async def open_sample(config: Config, problem: Problem) -> AsyncIterator[Rollout]:
+    """An engine for one problem, closed at the end. Nothing is kept: no journal, no bill."""
+    engine: Any
+    if config.engine.rollout == "transformers":
+        from paragator.engines import loading
+
+        engine = compose.build_engine(config, *loading.load(config.model))
+        compose.check_prompts(config, [problem], engine)
+        rollout = Rollout(engine, compose.build_packer(config, engine))
+    else:
+        engine = await reached(config)
+    try:
+        if config.engine.rollout != "transformers":
+            most = config.engine.max_in_flight
+            sample, packer = fitted(config, [problem], engine, at_most(engine, most))
+            rollout = Rollout(sample, packer, most)
+        yield rollout
+    finally:
+        if isawaitable(closing := engine.close()):
+            await closing
+
+
+async def nobody(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+    """A `Sample` where no engine is connected yet."""
+    return Group(prompt, (Failure("no engine is connected"),) * n, stage=stage)
 
 
 def settings_of(config: Config, model: str) -> str:
@@ -115,14 +178,9 @@ def settings_of(config: Config, model: str) -> str:
 
 
 def estimating_packer(config: Config) -> Packer:
-    """Without a tokenizer: rollout.max_prompt_tokens in estimated tokens, else no budget."""
+    """Without tokenizer and context: rollout.max_prompt_tokens in estimated tokens, else no budget."""
     limit = config.rollout.max_prompt_tokens
     return Packer(config.rollout.strip_thinking, limit, None if limit is None else estimated_tokens)
-
-
-def estimated_tokens(prompt: Prompt) -> int:
-    """A prompt's length where nobody counts it, rather too long than too short: three characters a token."""
-    return math.ceil(len(prompt.text) / CHARS_PER_TOKEN)
 
 
 class Bill:

@@ -13,6 +13,7 @@ from paragator.core.errors import ParagatorError, UsageError
 VERBS = {
     "train": "train a model by a config, with an evaluation before and after and a report",
     "eval": "run iterated aggregation on held-out problems and print accuracy by round",
+    "solve": "one problem, its rounds on screen, over any engine",
     "grade": "the verdict on one answer, or on every row of a JSONL file",
     "compare": "runs side by side: table and pictures",
     "sample": "write candidate pools of the initial model for offline_aggregation",

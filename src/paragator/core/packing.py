@@ -9,14 +9,21 @@ from paragator.core.errors import UsageError
 from paragator.core.prompts import Templates
 from paragator.core.types import Problem, Prompt
 
+KEEPS = (0.5, 0.25, 0.125)
+"""Shares of an attempt that are tried, in this order, where it does not fit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """An aggregation prompt, the population indices that it shows in order, and what was reduced to make it fit."""
+    """An aggregation prompt, the population indices that it shows in order, and what was reduced to make it fit.
+
+    `misfit` says why not even one attempt fits beside the problem; then the prompt shows none.
+    """
 
     prompt: Prompt
     pool: tuple[int, ...]
     reductions: tuple[str, ...] = ()
+    misfit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +33,14 @@ class Packer:
     strip_thinking  show an attempt without its <think>...</think>; one whose thinking never ends has nothing to show
     max_tokens      the aggregation prompt's budget in tokens; None is unlimited
     count           counts a prompt's tokens; needed with max_tokens
+    count_attempt   counts one attempt as it is shown, with what its template adds; then a prompt's length is `count` of
+                    the prompt without attempts plus these
     """
 
     strip_thinking: bool = True
     max_tokens: int | None = None
     count: Callable[[Prompt], int] | None = None
+    count_attempt: Callable[[str], int] | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.count is None:
@@ -47,8 +57,8 @@ class Packer:
         shown = [(i, text) for i, text in shown if text]
         notes = [f"empty:{empty}"] if empty else []
         full, keep = shown, 1.0
-        while shown and not self.fits(prompt := templates.for_aggregation(problem, [t for _, t in shown])):
-            if keep > 0.125:
+        while shown and not self.fits(problem, [text for _, text in shown], templates):
+            if keep > KEEPS[-1]:
                 keep /= 2
                 shown = [(i, tail(text, keep)) for i, text in full[: len(shown)]]
             else:
@@ -57,12 +67,19 @@ class Packer:
             notes.append(f"tail:{keep}")
         if len(shown) < len(full):
             notes.append(f"dropped:{len(full) - len(shown)}")
-        if not shown:
-            prompt = templates.for_aggregation(problem, [])
-        return Packed(prompt, tuple(i for i, _ in shown), tuple(notes))
+        misfit = None
+        if full and not shown:
+            misfit = f"context length: the problem leaves no room for an attempt in {self.max_tokens} tokens of prompt"
+        prompt = templates.for_aggregation(problem, [text for _, text in shown])
+        return Packed(prompt, tuple(i for i, _ in shown), tuple(notes), misfit)
 
-    def fits(self, prompt: Prompt) -> bool:
-        return self.max_tokens is None or self.count is None or self.count(prompt) <= self.max_tokens
+    def fits(self, problem: Problem, texts: Sequence[str], templates: Templates) -> bool:
+        if self.max_tokens is None or self.count is None:
+            return True
+        if self.count_attempt is None:
+            return self.count(templates.for_aggregation(problem, texts)) <= self.max_tokens
+        bare = self.count(templates.for_aggregation(problem, []))
+        return bare + sum(map(self.count_attempt, texts)) <= self.max_tokens
 
 
 def strip_thinking(text: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from paragator.grading import regions, units
 from paragator.grading.names import (
     as_printed,
+    defines,
     folded,
     is_equation,
     is_name,
     is_renamed,
+    same_argument,
     same_name,
     same_parameter,
     solutions,
@@ -225,7 +227,7 @@ def same_equation(reference: Node, answer: Node, kind: str | None) -> bool:
     if is_equation(reference) and is_equation(answer):
         return both_equations(reference, answer, kind) or both_equations(folded(reference), folded(answer), kind)
     if is_equation(reference):
-        if not is_name(reference.args[0]):
+        if not defines(reference):
             return False
         return any(equal(part, strip_names(answer), kind) for part in reference.args[1:])
     if answer.op != "rel":
@@ -248,6 +250,7 @@ def same_step(reference: Node, step: Node) -> bool:
 
 def both_equations(reference: Node, answer: Node, kind: str | None) -> bool:
     if same_name(reference.args[0], answer.args[0]):
+        answer = same_argument(reference, answer)
         return all(any(equal_or_not(r, a) for r in reference.args[1:]) for a in answer.args[1:])
     if len(reference.args) > 2 or len(answer.args) > 2:
         pairs_ = ((reference.args, answer.args), (answer.args, reference.args))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from paragator.grading.tree import Node
 from paragator.grading.values import symbols
 
+DIFFERENTIAL = frozenset(("d", "Delta", "delta", "partial", "dot", "ddot", "angle", "triangle"))
+
 
 def is_equation(node: Node) -> bool:
     return node.op == "rel" and set(node.value) == {"="}
@@ -12,7 +14,9 @@ def is_equation(node: Node) -> bool:
 
 def is_name(node: Node) -> bool:
     """What a definition may have on its left: x, f(x), x_1, a + b, (x, y), \\text{area}; not 2x."""
-    if node.op in ("sym", "text", "call", "det", "big"):
+    if node.op == "call":
+        return node.args[0].value not in symbols(node.args[1])  # x(x - 1) is a product
+    if node.op in ("sym", "text", "det", "big"):
         return True
     if node.op in ("func", "abs", "unit"):
         return bool(symbols(node)) or node.op == "unit"
@@ -25,12 +29,42 @@ def is_name(node: Node) -> bool:
     )
 
 
+def defines(equation: Node) -> bool:
+    """Whether an equation gives its left side a value, so that the value says it all; x^2 + y^2 = 25 does not."""
+    name, last = equation.args[0], equation.args[-1]
+    if not is_name(name):
+        return False
+    if is_one_thing(name):
+        return True
+    return bool(symbols(last)) and not symbols(last) & symbols(name)
+
+
+def is_one_thing(node: Node) -> bool:
+    """x, f(x), (x, y), AB, Delta x, dy/dx, <s>: one quantity, whatever letters it is written with."""
+    if node.op in ("paren", "list", "ratio"):
+        return all(is_one_thing(child) for child in node.args)
+    if node.op == "mul":
+        letters = [child.value for child in factors(node) if child.op == "sym"]
+        return len(letters) == len(factors(node)) and (
+            letters[0] in DIFFERENTIAL or all(x[0].isupper() for x in letters)
+        )
+    if node.op == "div":
+        return all(child.op == "mul" and is_one_thing(child) for child in node.args)
+    return node.op in ("sym", "call", "text", "det", "unit", "big")
+
+
+def factors(node: Node) -> list[Node]:
+    return [leaf for child in node.args for leaf in factors(child)] if node.op == "mul" else [node]
+
+
 def same_name(a: Node, b: Node) -> bool:
     """What is defined: the same name, or y and f(x), or one that differs only in case or by a subscript that one leaves out."""
     if not is_name(a) or not is_name(b):
         return False
     if a == b:
         return True
+    if a.op == b.op == "call" and a.args[1] != b.args[1] and not a.args[1].op == b.args[1].op == "sym":
+        return False
     heads = [node.args[0] if node.op == "call" else node for node in (a, b)]
     if any(head.op != "sym" for head in heads):
         return False
@@ -63,9 +97,7 @@ def lowered(node: Node) -> Node:
 
 def solutions(node: Node, any_name: bool = False) -> Node:
     """x = 1 or x = 2, as the list 1, 2; other names may differ too where a tuple is asked for."""
-    if node.op not in ("list", "or") or not all(
-        is_equation(c) and len(c.args) == 2 and is_name(c.args[0]) for c in node.args
-    ):
+    if node.op not in ("list", "or") or not all(is_equation(c) and len(c.args) == 2 and defines(c) for c in node.args):
         return node
     if not any_name and len({c.args[0] for c in node.args}) > 1:
         return node
@@ -97,6 +129,15 @@ def as_printed(reference: Node, answer: Node) -> Node:
     for printed, constant in (("E", "e"), ("I", "i")):
         if printed in symbols(answer) and printed not in symbols(reference):
             answer = renamed(answer, printed, constant)
+    return answer
+
+
+def same_argument(reference: Node, answer: Node) -> Node:
+    """f(t) = ..., written as f(x) = ... where the reference calls its variable x."""
+    ours, theirs = reference.args[0], answer.args[0]
+    if ours.op == theirs.op == "call" and ours.args[1].op == theirs.args[1].op == "sym":
+        new = ours.args[1].value
+        return renamed(answer, theirs.args[1].value, new) if new not in symbols(answer) else answer
     return answer
 
 

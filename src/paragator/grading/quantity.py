@@ -109,13 +109,18 @@ def proportional(f: Node, g: Node, *, positive: bool) -> bool:
     names = symbols(f, g)
     if not names or symbols(f) != symbols(g):
         return False
-    ratios = [ratio(f, g, env) for env in points(names)]
-    known = [r for r in ratios if r is not None]
-    if len(known) < 2 or any(r == 0 for r in known):
+    envs = list(points(names))
+    ratios = [ratio(f, g, env) for env in envs]
+    known = [(r, env) for r, env in zip(ratios, envs, strict=True) if r is not None]
+    if len(known) < 2 or any(r == 0 for r, _ in known):
         return False
-    if all(close(r, known[0]) for r in known):
-        return not positive or mp.re(known[0]) > 0
-    return not positive and all(is_factor(f, g, name) for name in names)
+    if positive:
+        return all(close(r, known[0][0]) for r, _ in known) and mp.re(known[0][0]) > 0
+    powers = {name: factor_power(f, g, name) for name in names}
+    if None in powers.values():
+        return False
+    rests = [r / mp.fprod(env[name] ** power for name, power in powers.items()) for r, env in known]
+    return all(close(rest, rests[0]) for rest in rests)
 
 
 def ratio(f: Node, g: Node, env: Env) -> Any:
@@ -127,8 +132,8 @@ def ratio(f: Node, g: Node, env: Env) -> Any:
     return mp.mpf(0) if min(abs(a), abs(b)) < mp.mpf(10) ** -30 else a / b
 
 
-def is_factor(f: Node, g: Node, name: str) -> bool:
-    """Whether f / g holds `name` only as a power c name^k, where name = 0 solves neither f = 0 nor g = 0."""
+def factor_power(f: Node, g: Node, name: str) -> int | None:
+    """k where f / g holds `name` only as name^k, and name = 0 solves neither f = 0 nor g = 0; None otherwise."""
     powers = set()
     for env in points(symbols(f, g)):
         first, second = ratio(f, g, env), ratio(f, g, {**env, name: 2 * env[name]})
@@ -137,14 +142,13 @@ def is_factor(f: Node, g: Node, name: str) -> bool:
         power = mp.log(abs(second / first)) / mp.log(2)
         powers.add(int(mp.nint(power)) if abs(power - mp.nint(power)) < mp.mpf(10) ** -20 else None)
     if len(powers) != 1 or None in powers:
-        return False
-    if powers == {0}:
-        return True
+        return None
+    (found,) = powers
     env = {**next(points(symbols(f, g))), name: mp.mpf(0)}
-    for side in (f, g):
+    for side in (f, g) if found else ():
         try:
             if abs(value(side, env)) < mp.mpf(10) ** -30:
-                return False
+                return None
         except UndefinedError:
             pass
-    return True
+    return found

@@ -1,0 +1,214 @@
+"""One problem through the scaffold, watched: what each round has given so far, and the solution that comes out."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from paragator.core import select
+from paragator.core.errors import RunError
+from paragator.core.packing import Packer, strip_thinking
+from paragator.core.prompts import Templates
+from paragator.core.scaffold import run
+from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage, Trace
+from paragator.engines.journal import one_by_one
+from paragator.grading.decide import canonical
+from paragator.grading.extract import final_answer
+from paragator.records import Graded
+
+
+def answer_of(completion: Completion) -> str | None:
+    """The final answer in the spelling under which it votes; None without one, as in a solution cut before its box."""
+    if completion.finish_reason == "length" and r"\boxed" not in completion.text:
+        return None
+    found = final_answer(completion.text)
+    return (canonical(found) or None) if found is not None else None
+
+
+@dataclass(slots=True)
+class Round:
+    """What one round has given so far.
+
+    asked    solutions asked for
+    answers  of the solutions that arrived, in order of arrival; None is a solution without an answer
+    failed   requests that failed for good
+    tokens   of prompts and completions, where the engine knows them
+    """
+
+    number: int
+    asked: int
+    start: float = field(default_factory=time.perf_counter)
+    end: float | None = None
+    groups: list[Group] = field(default_factory=list)
+    answers: list[str | None] = field(default_factory=list)
+    failed: int = 0
+    truncated: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def done(self) -> int:
+        """Solutions that arrived or failed."""
+        return len(self.answers) + self.failed
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def seconds(self) -> float:
+        """From the first request to the last answer, or to now."""
+        return (self.end or time.perf_counter()) - self.start
+
+    @property
+    def votes(self) -> dict[str, int]:
+        """Answer -> solutions that gave it, the commonest first."""
+        return dict(Counter(answer for answer in self.answers if answer is not None).most_common())
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why requests failed, the commonest first."""
+        failures = Counter(o.reason for g in self.groups for o in g.outputs if isinstance(o, Failure))
+        return [reason for reason, _ in failures.most_common()]
+
+    def take(self, group: Group) -> None:
+        """Count what one request gave."""
+        self.groups.append(group)
+        self.prompt_tokens += group.prompt_length or 0
+        for completion in group.completions:
+            self.answers.append(answer_of(completion))
+            self.truncated += completion.finish_reason == "length"
+            self.completion_tokens += completion.length or 0
+        self.failed += len(group.outputs) - len(group.completions)
+        if self.done >= self.asked:
+            self.end = time.perf_counter()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        names = ("asked", "done", "answers", "votes", "truncated", "failed", "reasons", "tokens")
+        return {"round": self.number} | {n: getattr(self, n) for n in names} | {"seconds": round(self.seconds, 3)}
+
+
+class Watch:
+    """Satisfies `Sample` by `sample` and notes in `rounds` what arrives. For one problem.
+
+    split  ask for one completion at a time, so that each is seen when it arrives; for an endpoint
+    seen   called when a round begins and whenever something arrives
+    """
+
+    def __init__(
+        self, sample: Sample, plan: Plan, *, split: bool = False, seen: Callable[[Round], None] = lambda round_: None
+    ) -> None:
+        self.sample, self.plan, self.split, self.seen = sample, plan, split, seen
+        self.rounds: list[Round] = []
+        self.calls = 0
+
+    async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+        """What `sample` gives; every aggregation round asks once for each of its pools."""
+        number = 0 if stage == "generate" else 1 + self.calls // self.plan.pools
+        self.calls += stage == "aggregate"
+        if number == len(self.rounds):
+            asked = self.plan.aggregations if number else self.plan.candidates
+            self.rounds.append(Round(number, asked))
+            self.seen(self.rounds[-1])
+        round_ = self.rounds[number]
+
+        async def part(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+            group = await self.sample(prompt, n, stage=stage, seed=seed)
+            round_.take(group)
+            self.seen(round_)
+            return group
+
+        return await (one_by_one(part) if self.split else part)(prompt, n, stage=stage, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """What came out for one problem; printing it prints the solution's text and its answer.
+
+    answer   the last round's commonest answer; None where no solution has one
+    text     the first solution with that answer, without thinking
+    votes    answer -> solutions of that round, the commonest first
+    trace    all rounds; `trace.failure` says why later ones are missing
+    tokens   of prompts and completions, where the engine knows them
+    cost     by engine.price_in and engine.price_out; None without prices
+    """
+
+    answer: str | None
+    text: str
+    votes: dict[str, int]
+    trace: Trace
+    tokens: int
+    seconds: float
+    cost: float | None = None
+
+    def __str__(self) -> str:
+        return visible(f"{self.text}\n\nAnswer: {self.answer if self.answer is not None else '(none)'}")
+
+
+def visible(text: str) -> str:
+    """`text` for a terminal: control characters made visible, lines and tabs left."""
+    text = text.replace("\r\n", "\n")
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+async def solve(
+    problem: Problem,
+    watch: Watch,
+    *,
+    templates: Templates,
+    packer: Packer,
+    seed: int = 0,
+    prices: tuple[float, float] = (0.0, 0.0),
+) -> Solution:
+    """Run the watch's plan on one problem. RunError with the commonest reason when no request gave a solution."""
+    trace = await run(problem, watch, watch.plan, templates=templates, packer=packer, seed=seed)
+    return solution_of(trace, watch.rounds, prices)
+
+
+def stopped(problem: Problem, watch: Watch, seed: int, prices: tuple[float, float] = (0.0, 0.0)) -> Solution | None:
+    """The solution by what has arrived, after an interruption; None if nothing has."""
+    rounds = tuple(tuple(round_.groups) for round_ in watch.rounds)
+    if not any(group.completions for groups in rounds for group in groups):
+        return None
+    return solution_of(Trace(problem, watch.plan, seed, rounds, failure="interrupted"), watch.rounds, prices)
+
+
+def solution_of(trace: Trace, rounds: list[Round], prices: tuple[float, float]) -> Solution:
+    """The majority of the last round that has a solution, by answer; its first solution where none has an answer."""
+    last = max((t for t in range(len(trace.rounds)) if trace.population(t)), default=None)
+    if last is None:
+        reasons = [reason for round_ in rounds for reason in round_.reasons]
+        raise RunError(f"no solution: {reasons[0] if reasons else trace.failure}")
+    solutions = trace.population(last)
+    answers = [answer_of(solution) for solution in solutions]
+    chosen = select.majority(answers, random.Random(f"{trace.seed}:{trace.problem.id}:select"))
+    best = solutions[chosen or 0]
+    prompt_tokens, completion_tokens = sum(r.prompt_tokens for r in rounds), sum(r.completion_tokens for r in rounds)
+    return Solution(
+        answers[chosen or 0],
+        strip_thinking(best.text) or best.text.strip(),
+        dict(Counter(answer for answer in answers if answer is not None).most_common()),
+        trace,
+        prompt_tokens + completion_tokens,
+        max((r.start + r.seconds for r in rounds), default=0.0) - min((r.start for r in rounds), default=0.0),
+        (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6 if any(prices) else None,
+    )
+
+
+def unscored(trace: Trace) -> Graded:
+    """A record of a trace that nobody graded; the answers stand in it."""
+    grades = tuple(
+        tuple(tuple(grade_of(output) for output in group.outputs) for group in groups) for groups in trace.rounds
+    )
+    return Graded(trace, grades)
+
+
+def grade_of(output: Completion | Failure) -> Grade | None:
+    if isinstance(output, Failure):
+        return None
+    return Grade("unscored", answer_of(output), "no reference")
