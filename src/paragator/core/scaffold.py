@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from paragator.core.packing import Packer
 from paragator.core.prompts import Templates
-from paragator.core.types import Completion, Group, Plan, Problem, Sample, Trace, population
+from paragator.core.types import Completion, Failure, Group, Plan, Problem, Sample, Trace, population
 
 
 async def run(
@@ -59,6 +59,9 @@ async def aggregate(
     rng = random.Random(f"{seed}:{problem.id}:{round_}:{index}")
     pool = rng.sample(range(len(solutions)), min(plan.pool_size, len(solutions)))
     packed = packer.pack(problem, [(i, solutions[i].text) for i in pool], templates)
+    if packed.misfit:
+        failed = (Failure(packed.misfit),) * (plan.aggregations // plan.pools)
+        return Group(packed.prompt, failed, stage="aggregate", reductions=packed.reductions)
     group = await sample(
         packed.prompt,
         plan.aggregations // plan.pools,

@@ -126,6 +126,8 @@ def modulus(r: Reader) -> Node:
 
 def words(r: Reader) -> Node:
     words_ = r.text()
+    if words_.strip().lower() in ("all real numbers", "all reals", "real numbers", "reals"):
+        return Node("sym", value="set R")
     number = NUMBER.fullmatch(words_.strip())
     return Node("num", value=Fraction(number[0].replace(",", ""))) if number else Node("text", value=words_)
 
@@ -184,6 +186,8 @@ def cell_content(r: Reader) -> Node:
 
 def as_cases(rows: list[list[Node]]) -> Node:
     """Rows of (value, condition); a row without a condition is the rest."""
+    if all(len(row) == 1 and row[0].op == "rel" for row in rows):
+        return Node("list", tuple(row[0] for row in rows), "and")  # a system
     cases = []
     for row in rows:
         value, *conditions = row

@@ -36,6 +36,10 @@ CHOSEN = re.compile(
     r"\(?\[?\s*([A-Ja-j])\s*[\])]?(?![A-Za-z'])(.*)",
     re.DOTALL | re.IGNORECASE,
 )
+MORE_SAID = re.compile(
+    r"\b(?:not|wrong|but|actually|maybe|unless|nor)\b|^\W*(?:or|and|if)\b|^\s*[;?&/]|\\ne\b|(?:^|[\s;,.(])[B-HJ][.?;,)]*(?:\s|$)"
+)
+RULED_OUT = re.compile(r"^\W*(?:it|this)\s+(?:can't|cannot|can not|doesn't|does not|isn't)\b")
 OTHER_CHOICE = re.compile(r"^\s*(?:[,/&]|or\b|and\b|\+)?\s*\(?\[?[A-Ja-j]\b[\])]?", re.IGNORECASE)
 HEDGE = re.compile(
     r"\b(?:maybe|perhaps|possibly|probably|either|not sure|or maybe|alternatively|equivalently|approximately|about|roughly)\b",
@@ -140,7 +144,11 @@ def compare_choice(answer: str, reference: str) -> Finding:
     if not wanted or not match:
         same = plain_text(answer) == plain_text(reference)
         return ("correct" if same else "incorrect"), ""
-    if OTHER_CHOICE.match(match[2]) or re.match(r"\s*[-+*/^=]", match[2]):
+    if (
+        (MORE_SAID.search(match[2]) and not RULED_OUT.search(match[2]))
+        or OTHER_CHOICE.match(match[2])
+        or re.match(r"\s*[-+*/^=]", match[2])
+    ):
         return "incorrect", "more than one choice"
     return ("correct" if match[1].upper() == wanted[1].upper() else "incorrect"), ""
 
@@ -207,7 +215,7 @@ def compare_unread(answer: str, reference: str, wanted: Node | None) -> Finding:
         return math_verify(answer, reference)
     defined = [part.partition("=")[0].strip(" &\n") for part in PARTS.split(answer) if "=" in part]
     defined = [name for name in defined if name]
-    if wanted.op != "rel" or "\\" not in answer or len(set(defined)) < len(defined):
+    if wanted.op != "rel" or "\\" not in answer or re.search(r"\d\s+\d", answer) or len(set(defined)) < len(defined):
         return "incorrect", "unsure: the answer is not read"
     return math_verify(answer, reference)
 

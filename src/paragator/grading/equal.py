@@ -18,7 +18,7 @@ from paragator.grading.names import (
 )
 from paragator.grading.quantity import difference, proportional, same_quantity, same_ratio
 from paragator.grading.tree import Node
-from paragator.grading.values import UndefinedError, has, same_value, symbols
+from paragator.grading.values import UndefinedError, exact, has, same_value, symbols, value
 
 INEQUALITIES = frozenset(("<", ">", "<=", ">=", "!=", "in", "notin"))
 
@@ -32,6 +32,8 @@ def equal(reference: Node, answer: Node, kind: str | None = None) -> bool:
         if is_condition(node):
             return same_condition(reference, answer)
     if is_rounded(reference) or is_rounded(answer):
+        if is_false_rounding(answer):
+            return False
         return any(
             equal(r, a, kind) for r in exact_parts(reference, first=False) for a in exact_parts(answer, first=True)
         )
@@ -97,8 +99,6 @@ def same_collection(
 ) -> bool:
     if ours is None or theirs is None:
         ours, theirs = ours or [reference], theirs or [answer]
-        if len(ours) == 1 and answer.op == "list" and all(item == theirs[0] for item in theirs):
-            theirs = theirs[:1]  # the same, said again
         return (
             len(ours) == len(theirs) == 1
             and reference.op in ("set", "list", "sym", "num")
@@ -146,7 +146,7 @@ def equal_or_not(a: Node, b: Node) -> bool:
 
 def same_set(reference: Node, answer: Node, kind: str | None) -> bool:
     if (
-        reference.op == answer.op
+        reference.op == answer.op != "sym"
         and len(reference.args) == len(answer.args)
         and all(equal_or_not(a, b) for a, b in zip(reference.args, answer.args, strict=True))
     ):
@@ -163,7 +163,7 @@ def as_rows(node: Node) -> list[list[Node]] | None:
         return [list(row.args) for row in node.args]
     if node.op in ("mul", "neg", "div") and sum(child.op == "matrix" for child in node.args) == 1:
         return [
-            [Node(node.op, tuple(cell if c.op == "matrix" else c for c in node.args)) for cell in row.args]
+            [simple(Node(node.op, tuple(cell if c.op == "matrix" else c for c in node.args))) for cell in row.args]
             for row in the_matrix(node).args
         ]
     if (
@@ -174,6 +174,12 @@ def as_rows(node: Node) -> list[list[Node]] | None:
     ):
         return [list(row.args) for row in node.args]
     return None
+
+
+def simple(node: Node) -> Node:
+    """An entry that is a rational number, as that number."""
+    found = exact(node)
+    return node if found is None else Node("num", value=found)
 
 
 def the_matrix(node: Node) -> Node:
@@ -201,6 +207,17 @@ def same_vector(reference: Node, answer: Node, rows: list[list[Node]], kind: str
 
 def is_rounded(node: Node) -> bool:
     return node.op == "rel" and "~" in node.value and set(node.value) <= {"=", "~"}
+
+
+def is_false_rounding(node: Node) -> bool:
+    """12 ~ 99: the sides differ by more than a twentieth."""
+    try:
+        values = (
+            [value(part, {}) for part in node.args[-2:]] if is_rounded(node) and not symbols(*node.args[-2:]) else []
+        )
+    except UndefinedError:
+        return False
+    return bool(values) and abs(values[0] - values[1]) > abs(values[0]) / 20
 
 
 def exact_parts(node: Node, *, first: bool) -> list[Node]:
@@ -290,7 +307,7 @@ def same_condition(reference: Node, answer: Node) -> bool:
     if names[0] and names[1] and names[0] != names[1]:
         return False
     try:
-        if len(names[0] | names[1]) <= 1:
+        if len(names[0] | names[1]) == 1:
             return regions.same_region(reference, answer)
     except UndefinedError:
         pass
@@ -325,7 +342,7 @@ def pairs(node: Node) -> list[tuple[Node, str, Node]]:
 def same_comparison(a: tuple[Node, str, Node], b: tuple[Node, str, Node]) -> bool:
     if a[1] != b[1]:
         return False
-    if a[1] not in ("<", "<=", "=", "!="):
+    if a[1] not in ("<", "<=", "=", "!=") or not symbols(a[0], a[2], b[0], b[2]):
         return equal_or_not(a[0], b[0]) and equal_or_not(a[2], b[2])
     return proportional(difference(a[0], a[2]), difference(b[0], b[2]), positive=a[1] in ("<", "<="))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from paragator.core.packing import strip_thinking
+from paragator.grading.tokens import NAMES
 from paragator.grading.units import is_counting
 
 MAX_CHARS = 20_000
@@ -17,10 +18,14 @@ HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
 LAST_LINE = re.compile(
     r"(?:\*\*|#+ )?\s*(?:A|(?:[Ff]inal )?(?:[Aa]ns|[Aa]nswer|ANSWER)\s*=?)\s*(?:\*\*)?\s*:\s*(?:\*\*)?\s*(\S.{0,300})"
 )
+NEGATED = re.compile(
+    r"(?:\w+\s+){0,2}(?:not|never|less than|more than|greater than|at least|at most|between|unknown)\b", re.I
+)
+DENIED = re.compile(r"\b(?:not|cannot|can't|isn't|never|less than|more than|greater than|at least|at most)\b", re.I)
 SENTENCE_CHARS = 2_000
 """A solution without a box announces its answer in its last characters, or not at all."""
 ANNOUNCED = re.compile(
-    r"(?:answer|solution|result|resposta|respuesta|réponse|antwort|答案|答)(?:\s*(?:\*\*)?\s*(?:is|are|be|es|est|ist|为|是|:|=)+\s*(?:\*\*)?\s*:?\s*|\s+(?=\$))",
+    r"(?:answers?|solutions?|results?|resposta|respuesta|réponse|antwort|答案|答)(?:\s*(?:\*\*)?\s*(?:is|are|be|es|est|ist|为|是|:|=)+\s*(?:\*\*)?\s*:?\s*|\s+(?=\$))",
     re.IGNORECASE,
 )
 INLINE = re.compile(r"(?<!\\)\$\$?((?:\\.|[^$\\]){1,2000})\$\$?|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
@@ -36,7 +41,11 @@ FORMULA_WORDS = frozenset(
 
 def is_sentence(text: str) -> bool:
     """Words around the answer: two of them, or one and a formula in dollars."""
-    words = [w for w in WORD.findall(QUOTED.sub(" ", text)) if w.lower() not in FORMULA_WORDS and not is_counting(w)]
+    words = [
+        w
+        for w in WORD.findall(QUOTED.sub(" ", text))
+        if w not in NAMES and w.lower() not in FORMULA_WORDS and not is_counting(w)
+    ]
     return len(words) > 1 or (bool(words) and bool(INLINE.search(text)))
 
 
@@ -140,11 +149,13 @@ def announced(text: str) -> str:
     marks = [match.end() for match in ANNOUNCED.finditer(shown) if match.end() < len(shown)]
     if marks:
         rest = shown[marks[-1] :].strip()
+        if NEGATED.match(rest):
+            return shown
         formula = INLINE.match(rest)
         shown = formula[0] if formula else SENTENCE_END.split(rest, maxsplit=1)[0].strip()
         if not is_sentence(shown):
             return shown
-    return last_value(shown)
+    return shown if DENIED.search(shown) else last_value(shown)
 
 
 def last_value(text: str) -> str:

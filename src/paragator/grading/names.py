@@ -49,7 +49,9 @@ def is_one_thing(node: Node) -> bool:
             letters[0] in DIFFERENTIAL or all(x[0].isupper() for x in letters)
         )
     if node.op == "div":
-        return all(child.op == "mul" and is_one_thing(child) for child in node.args)
+        return all(is_one_thing(child) and (child.op == "mul" or str(child.value)[0].isupper()) for child in node.args)
+    if node.op == "abs":
+        return node.args[0].op == "mul" and is_one_thing(node.args[0])
     return node.op in ("sym", "call", "text", "det", "unit", "big")
 
 
@@ -63,8 +65,8 @@ def same_name(a: Node, b: Node) -> bool:
         return False
     if a == b:
         return True
-    if a.op == b.op == "call" and a.args[1] != b.args[1] and not a.args[1].op == b.args[1].op == "sym":
-        return False
+    if a.op == b.op == "call" and a.args[1] != b.args[1]:
+        return a.args[0] == b.args[0] and all(n.args[1].op == "sym" and str(n.args[1].value).islower() for n in (a, b))
     heads = [node.args[0] if node.op == "call" else node for node in (a, b)]
     if any(head.op != "sym" for head in heads):
         return False
@@ -72,8 +74,10 @@ def same_name(a: Node, b: Node) -> bool:
     if first == second or {first, second} == {"y", "f"}:
         return True
     (stem, _, below), (other, _, index) = first.partition("_"), second.partition("_")
-    below, index = below.removeprefix("list("), index.removeprefix("list(")
-    return stem == other and (below.startswith(index) or index.startswith(below))
+    parts = [text.removeprefix("list(").removesuffix(")").split(",") for text in (below, index)]
+    return stem == other and (
+        not below or not index or parts[0] == parts[1][: len(parts[0])] or parts[1] == parts[0][: len(parts[1])]
+    )
 
 
 def is_renamed(a: Node, b: Node, formula: Node) -> bool:
@@ -101,7 +105,12 @@ def solutions(node: Node, any_name: bool = False) -> Node:
         return node
     if not any_name and len({c.args[0] for c in node.args}) > 1:
         return node
-    return Node("list", tuple(child.args[1] for child in node.args))
+    children = (
+        sorted(node.args, key=lambda c: str(c.args[0].value))
+        if any_name and all(c.args[0].op == "sym" for c in node.args)
+        else node.args
+    )
+    return Node("list", tuple(child.args[1] for child in children))
 
 
 def parameter(node: Node) -> str | None:
@@ -136,8 +145,8 @@ def same_argument(reference: Node, answer: Node) -> Node:
     """f(t) = ..., written as f(x) = ... where the reference calls its variable x."""
     ours, theirs = reference.args[0], answer.args[0]
     if ours.op == theirs.op == "call" and ours.args[1].op == theirs.args[1].op == "sym":
-        new = ours.args[1].value
-        return renamed(answer, theirs.args[1].value, new) if new not in symbols(answer) else answer
+        new, old = str(ours.args[1].value), str(theirs.args[1].value)
+        return renamed(renamed(answer, new, f"{new} "), old, new) if new != old else answer
     return answer
 
 

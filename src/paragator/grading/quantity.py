@@ -21,6 +21,8 @@ def same_quantity(reference: Node, answer: Node) -> bool:
         return same_units(reference, answer)
     if not all(units.is_unit(node.value) for node in (reference, answer) if node.op == "unit"):
         return reference == answer
+    if {reference.op, answer.op} == {"unit", "percent"}:
+        return False
     if reference.op == "unit" or answer.op == "unit":
         return same_quantity(without(reference, "unit"), without(answer, "unit"))
     if reference.op == "sym" and answer.op == "num" and reference.value.partition("_")[0].isdigit():

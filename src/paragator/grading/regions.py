@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,7 @@ MAX_CRITICAL = 400
 MAX_CHANGES = 24
 ZERO = mp.mpf(10) ** -18
 SCAN = [mp.mpf(n) * mp.mpf("0.37") + mp.mpf("0.011") for n in range(-130, 131)]
-SCAN = [mp.mpf(-(10**k)) for k in (6, 5, 4, 3, 2)] + SCAN + [mp.mpf(10**k) for k in (2, 3, 4, 5, 6)]
+SCAN = [mp.mpf(-(10**k)) for k in (4, 3, 2)] + SCAN + [mp.mpf(10**k) for k in (2, 3, 4)]
 COMPARED = ("<", ">", "<=", ">=", "=", "!=")
 
 
@@ -152,7 +152,9 @@ def comparison(left: Node, sign: str, right: Node, name: str, env: Env) -> Regio
         try:
             here = {**env, name: x}
             a, b = value(left, here), value(right, here)
-        except UndefinedError:
+        except (UndefinedError, OverLimitError):
+            return None
+        if any(mp.isinf(y) and not is_infinity(side) for y, side in ((a, left), (b, right))):
             return None
         real_ = all(abs(mp.im(y)) <= ZERO * max(1, abs(y)) for y in (a, b)) and not mp.isnan(a - b)
         return (mp.re(a), mp.re(b)) if real_ else None
@@ -171,7 +173,14 @@ def comparison(left: Node, sign: str, right: Node, name: str, env: Env) -> Regio
         return bool({"<": below, ">": above, "<=": not above, ">=": not below, "=": equal, "!=": not equal}[sign])
 
     ends = [end for side in (left, right) for end in constants(side, env)]
-    return Region(holds, tuple(ends) + tuple(changes(difference)))
+    if all(sides(x) is None for x in SCAN[::13]):
+        raise UndefinedError("a comparison that has no sides")
+    spots = [spot for side in (left, right) for spot in vanishing(side, name, env)]
+    return Region(holds, tuple(ends) + tuple(changes(difference, spots)))
+
+
+def is_infinity(node: Node) -> bool:
+    return node.op == "sym" or (node.op == "neg" and node.args[0].op == "sym")
 
 
 def constants(node: Node, env: Env) -> list[Any]:
@@ -185,10 +194,32 @@ def constants(node: Node, env: Env) -> list[Any]:
     return [mp.re(found)] if abs(mp.im(found)) <= ZERO and not mp.isinf(found) else []
 
 
-def changes(f: Callable[[Any], Any]) -> list[Any]:
-    """Where f is zero, or changes sign, or begins or ends to have a value: the roots of a polynomial, else by scanning."""
+def changes(f: Callable[[Any], Any], spots: Sequence[Any] = ()) -> list[Any]:
+    """Where f is zero, or changes sign, or begins or ends to have a value: the roots of a polynomial, else by scanning.
+
+    `spots` are places where its parts vanish: they are looked at closely.
+    """
     found = polynomial_roots(f)
-    return scanned(f) if found is None else found
+    return [*spots, *scanned(f, spots)] if found is None else found
+
+
+def vanishing(node: Node, name: str, env: Env) -> list[Any]:
+    """Where the parts of a tree that are polynomials vanish: kinks of |...|, ends of roots and logarithms, poles."""
+    out: list[Any] = []
+    parts = [
+        c for n in node.walk() if n.op in ("abs", "div", "func", "pow", "mul") for c in n.args if name in symbols(c)
+    ]
+    for part in parts[:12]:
+
+        def f(x: Any, part: Node = part) -> Any:
+            try:
+                found = value(part, {**env, name: x})
+            except (UndefinedError, OverLimitError):
+                return None
+            return mp.re(found) if abs(mp.im(found)) <= ZERO else None
+
+        out += polynomial_roots(f) or []
+    return out
 
 
 def polynomial_roots(f: Callable[[Any], Any]) -> list[Any] | None:
@@ -213,23 +244,35 @@ def polynomial_roots(f: Callable[[Any], Any]) -> list[Any] | None:
         shifted[-1] += table[i]
         coefficients = shifted
     coefficients = coefficients[-degree - 1 :]
-    probe = mp.mpf("7.654321")
-    there = f(probe)
-    if there is None or not close(mp.polyval(coefficients, probe) / scale + 1, there / scale + 1):
-        return None
+    for probe in (mp.mpf("7.654321"), mp.mpf("-123.4567"), mp.mpf("123.4567"), mp.mpf("54321.09")):
+        there = f(probe)
+        if there is None or mp.isinf(there) or not agrees(mp.polyval(coefficients, probe), there):
+            return None
     if degree == 0:
         return []
     try:
         roots = mp.polyroots(coefficients, maxsteps=200, extraprec=200)
     except mp.NoConvergence:
         return None
-    return [mp.re(r) for r in roots if abs(mp.im(r)) < mp.mpf(10) ** -15 * max(1, abs(r))]
+    return [rounded(mp.re(r)) for r in roots if abs(mp.im(r)) < mp.mpf(10) ** -15 * max(1, abs(r))]
 
 
-def scanned(f: Callable[[Any], Any]) -> list[Any]:
-    found = []
-    states = [state(f(x)) for x in SCAN]
-    for left, right, a, b in zip(SCAN, SCAN[1:], states, states[1:], strict=False):
+def agrees(a: Any, b: Any) -> bool:
+    return bool(abs(a - b) <= mp.mpf(10) ** -30 * max(1, abs(a), abs(b)))
+
+
+def scanned(f: Callable[[Any], Any], spots: Sequence[Any] = ()) -> list[Any]:
+    found: list[Any] = []
+    near_spots = [
+        s + sign * mp.mpf(k) * mp.mpf(10) ** j
+        for s in spots[:8]
+        for sign in (1, -1)
+        for j in range(-3, 5)
+        for k in (1, 3)
+    ]
+    places = sorted([*SCAN, *near_spots])
+    states = [state(f(x)) for x in places]
+    for left, right, a, b in zip(places, places[1:], states, states[1:], strict=False):
         if a != b:
             found.append(bisected(f, left, right, a))
         if len(found) > MAX_CHANGES:
@@ -309,7 +352,7 @@ def dense(critical: tuple[Any, ...]) -> Iterator[Any]:
     for left, right in pairwise(sparse):
         for share in ("0.21", "0.63"):
             yield left + (right - left) * mp.mpf(share)
-    for step in ("0.413", "2.718", "7.39"):
+    for step in ("0.413", "2.718", "7.39", "31.7", "317.3", "31700.9"):
         yield sparse[0] - mp.mpf(step)
         yield sparse[-1] + mp.mpf(step)
 

@@ -17,6 +17,8 @@ RELATIONS = {
     r"\ll": "<<", r"\gg": ">>", r"\sim": "sim",
 }  # fmt: skip
 SET_OPERATORS = {r"\cup": "cup", r"\cap": "cap", r"\setminus": "setminus"}
+SEPARATORS = (",", ";", "or", "and", r"\cup", r"\cap")
+OPENING = ("(", "[", "{", r"\{")
 WORDS = {
     "or": "or",
     "and": "and",
@@ -36,6 +38,12 @@ def parse(text: str) -> Node:
     if reader.at != len(reader.tokens):
         raise SyntaxError(f"unexpected {reader.tokens[reader.at].value!r}")
     return node
+
+
+def even_groups(items: list[Node], starts: list[int]) -> bool:
+    """Whether "and" parts equations into groups of one size: p = 5, q = 2 and p = 7, q = 3."""
+    sizes = {end - start for start, end in zip(starts, [*starts[1:], len(items)], strict=True)}
+    return len(starts) > 1 and len(sizes) == 1 and min(sizes) > 1 and all(item.op == "rel" for item in items)
 
 
 class Reader:
@@ -70,12 +78,23 @@ class Reader:
 
     def alternatives(self) -> Node:
         """A, B; C  or  A or B."""
-        items, separators = [self.relation()], set()
-        while separator := self.take(",", ";", "or", "and"):
-            while more := self.take(",", ";", "or", "and"):
+        items, separators, groups, and_groups = [self.relation()], set(), [0], [0]
+        while separator := self.take(*SEPARATORS):
+            while more := self.take(*SEPARATORS):
                 separator = more if more in ("or", "and") else separator
+            separator = {r"\cup": "or", r"\cap": "and"}.get(separator, separator)
+            if separator == ";":
+                groups.append(len(items))
+            if separator == "and":
+                and_groups.append(len(items))
             separators.add(separator)
             items.append(self.relation())
+        if "and" in separators and ";" not in separators:
+            groups = and_groups
+        if ({",", ";"} <= separators) or even_groups(items, groups):  # groups of several: a, b; c, d
+            parts = [items[start:end] for start, end in zip(groups, [*groups[1:], len(items)], strict=True)]
+            items = [part[0] if len(part) == 1 else Node("list", tuple(part)) for part in parts]
+            separators = {";"}
         if not separators:
             return items[0]
         if "or" in separators and all(i.op == "rel" for i in items):
@@ -95,9 +114,23 @@ class Reader:
 
     def union(self) -> Node:
         node = self.ratio()
-        while operator := self.take(*SET_OPERATORS):
+        while not self.joins_relations() and (operator := self.take(*SET_OPERATORS)):
             node = Node(SET_OPERATORS[operator], (node, self.ratio()))
         return node
+
+    def joins_relations(self) -> bool:
+        """Whether a union stands between inequalities (x < 1 \\cup x > 2) rather than sets."""
+        if self.peek() not in SET_OPERATORS:
+            return False
+        depth, ahead = 0, 1
+        while sign := self.peek(ahead):
+            depth += (sign in OPENING) - (sign in (")", "]", "}", r"\}"))
+            if depth < 0 or (depth == 0 and (sign in SET_OPERATORS or sign in (",", ";", "or", "and"))):
+                return False
+            if depth == 0 and sign in RELATIONS:
+                return True
+            ahead += 1
+        return False
 
     def ratio(self) -> Node:
         parts = [self.sum()]

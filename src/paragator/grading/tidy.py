@@ -44,7 +44,7 @@ DROPPED = re.compile(
 NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 FONTS = re.compile(
     r"\\(?:mathbf|mathit|mathsf|mathcal|boldsymbol|bm|mathnormal|vec|hat|bar|overline|underline|tilde|mathop|displaylines|ensuremath)"
-    r"(?![a-zA-Z])\s*"
+    r"(?![a-zA-Z])\s*(?!\{?[\d.]+\}?)"
 )
 TEXTS = re.compile(
     r"\\(?:mathrm|textrm|textbf|textit|textsf|texttt|mbox|hbox|textnormal|operatorname\*?|emph|rm)\s*(?=\{)"
@@ -63,16 +63,21 @@ SAME = {
     r"\langle": "(", r"\rangle": ")", r"\textendash": "-", r"\textminus": "-", r"\doteq": "=", r"\coloneqq": "=",
 }  # fmt: skip
 GLUED = re.compile(r"(?<=[\d)}])(or|and)(?=[A-Za-z(]{1,2}[^A-Za-z])")
+REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d{1,30})\}|(\d))")
+PERCENT = re.compile(r"\\text\s*\{\s*(?:percent|per cent)\s*\}|(?<=\d)\s*percent\b")
 COMMAND = re.compile(r"\\\\|\\[a-zA-Z]+")
 LEADING = re.compile(r"^\s*(?:=|\\approx|\\simeq)(?![=a-zA-Z])\s*")
-LABEL = re.compile(r"^\\text\s*\{[^{}]*:\s*\}|\\text\s*\{\s*\}")
+LABEL = re.compile(
+    r"^\\text\s*\{[^{}]*(?:answer|solution|result|thus|therefore|option)(?:\s+(?:is|are))?\s*:?\s*\}|\\text\s*\{\s*\}",
+    re.IGNORECASE,
+)
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\s*\\!\s*|,\s*\\,|\\,|\\!,|\\ )\s*\d{3})+(?![\d])")
 SPACED_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d.])")
 LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 ROMAN = re.compile(r"\{?\\rm\s+([A-Za-z/ ]{1,40})\}?")
 ROMAN_LETTER = re.compile(r"\\(?:mathrm|operatorname)\s*\{\s*([dei])\s*\}")
 DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:begin|frac|dfrac|sqrt|text|left|cdot|times|pi|infty|cup)(?![a-z]))")
-SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+\.\d+|\d+(?=[eE][+-]))[eE]([+-]?\d{1,4})(?![\d.A-Za-z])")
+SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+\.\d+|\d+)[eE]([+-]?\d{1,4})(?![\d.A-Za-z])")
 INNER_MATH = re.compile(r"\\text\s*\{\s*\$([^$]*)\$\s*\}")
 HIDDEN = re.compile(
     r"\\(?:phantom(?!\s*-)|hphantom|vphantom|color|textcolor|newcommand|def|let|renewcommand|iffalse|input|include|write|catcode|cancel"
@@ -103,7 +108,7 @@ def unwrap(text: str) -> str:
     while before != text:
         before = text
         text = text.strip().strip("\u3002").strip().rstrip("\\").strip()
-        if text.endswith((".", ",", ";", ":")) and not text.endswith(("\\,", "\\;", "\\:")):
+        if text.endswith((".", ",", ";", ":")) and not text.endswith("..") and not text.endswith(("\\,", "\\;", "\\:")):
             text = text[:-1]
         for opening, closing in WRAPPERS:
             inner = text[len(opening) : -len(closing)]
@@ -122,6 +127,7 @@ def tidy(answer: str) -> str:
     text = SUPERSCRIPTS.sub(lambda m: "^{" + m[0].translate(SUPERSCRIPT) + "}", text)
     text = SUBSCRIPTS.sub(lambda m: "_{" + m[0].translate(SUBSCRIPT) + "}", text)
     text = unwrap(text.translate(LOOKALIKE))
+    text = REPEATING.sub(repeating, text)
     if DOUBLED.search(text):
         text = text.replace("\\\\", "\\")
     text = INNER_MATH.sub(r"\1", ROMAN.sub(r"\\text{\1}", text))
@@ -131,10 +137,20 @@ def tidy(answer: str) -> str:
     text = DROPPED.sub(" ", FONTS.sub("", text))
     text = TEXTS.sub(r"\\text", ROMAN_LETTER.sub(r"\1", text))
     text = COMMAND.sub(lambda m: spelled(m[0]), text)
+    text = PERCENT.sub("%", text).replace("\\not =", "\\ne ").replace("\\not=", "\\ne ")
     text = GLUED.sub(r" \1 ", text)
     text = SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
     text = ESCAPED.sub(lambda m: {"$": "", " ": " "}.get(m[1], m[1]), text).replace("$", "")
     return " ".join(unwrap(LEADING.sub("", LABEL.sub("", text))).split())
+
+
+def repeating(match: re.Match[str]) -> str:
+    """0.1\\overline{6} as the fraction that it is."""
+    whole, fixed, again = match[1] or "0", match[2], match[3] or match[4]
+    if len(whole + fixed) > 60:
+        return match[0]
+    top = int(whole + fixed + again) - int(whole + fixed)
+    return f"\\frac{{{top}}}{{{(10 ** len(again) - 1) * 10 ** len(fixed)}}}"
 
 
 def spelled(command: str) -> str:

@@ -28,6 +28,7 @@ TABLE = {
         "L l liter liters litre litres = 1; mL ml milliliter milliliters = 1/1000; "
         "gal gallon gallons = 473176473/125000000"
     ),
+    "euro": "euro euros = 1",
     "money": "dollar dollars usd = 1; cent cents = 1/100",
     "angle": "degree degrees deg = 1",
     "radian": "radian radians rad = 1",
@@ -74,7 +75,7 @@ COUNTED = frozenset(
     ]
 )
 TRAILING = re.compile(
-    r"^(?P<number>.*[\d})])\s*(?P<unit>(?:(?:square|cubic|sq|per|[A-Za-z]{2,})[ ./]*)+(?:\^\{?\d\}?)?)$", re.S
+    r"^(?P<number>.*[\d})])\s*(?P<unit>(?:(?:square|cubic|sq|per|[A-Za-z]{2,})[ ./]*)+(?:\^\{?\d\}?|/[hs])?)$", re.S
 )
 PART = re.compile(r"(/?)\s*([A-Za-z]+)(?:\s*\^\s*(-?\d+))?")
 ARTICLES = re.compile(r"\b(?:the|a|an)\b")
@@ -82,7 +83,10 @@ COMMANDS = re.compile(r"\\(?:text|mathrm|mathbf|mbox|textbf|operatorname)\s*|[{}
 
 
 RESERVED = re.compile(
-    r"\b(?:or|and|not|more|less|than|least|most|but|if|maybe|between|to|mod|otherwise)\b", re.IGNORECASE
+    r"\b(?:or|and|not|no|is|more|less|than|least|most|but|if|maybe|between|to|mod|otherwise|hundred|thousand|million|billion|trillion"
+    r"|dozen|wrong|false|incorrect|plus|minus|squared|cubed|factorial|half|halves|thirds?|quarters?|root|pi|i|e|x|(?-i:k)|am|pm)\b"
+    r"|[ap]\.m\.|(?<![\^\d(-])\d|[+!?=<>*]",
+    re.IGNORECASE,
 )
 
 
@@ -102,7 +106,7 @@ def plain_unit(text: str) -> str:
     if not match:
         return text
     words = re.findall(r"[A-Za-z]+", match["unit"])
-    if all(is_counting(word) or word == "per" for word in words):
+    if all(is_counting(word) or word in ("per", "h", "s") for word in words):
         return f"{match['number']} \\text{{{match['unit']}}}"
     return text
 
@@ -129,5 +133,6 @@ def canonical(unit: str) -> Scale | str:
 def plain_text(text: str) -> str:
     """Words in lower case without articles, punctuation and LaTeX's text commands."""
     text = COMMANDS.sub(" ", text).lower()
-    text = re.sub(r"[.,;:?\"'`]+(?=\s|$)", " ", text)
+    if re.search(r"[a-z]{2}", text):
+        text = re.sub(r"[.,;:?\"'`]+(?=\s|$)", " ", text)
     return " ".join(ARTICLES.sub(" ", text).split())

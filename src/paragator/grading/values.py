@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 import mpmath
@@ -13,8 +14,8 @@ import mpmath
 from paragator.grading.tidy import OverLimitError
 from paragator.grading.tree import Node
 
-DIGITS = 60
-TOLERANCE = 40
+DIGITS = 100
+TOLERANCE = 75
 """Digits in which two values must agree."""
 MAX_EXPONENT = 100_000
 MAX_FACTORIAL = 3_000
@@ -134,8 +135,11 @@ def value(node: Node, env: Env) -> Any:
 
 
 def is_opaque(node: Node) -> bool:
-    """f(...) or I(0): an unknown function rather than a product."""
-    return node.op == "call" and (node.args[0].value in ("f", "g", "h", "F", "G", "H") or node.args[1].op == "num")
+    """f(x) or I(0): an unknown function rather than a product; h(a + b) and x(3) are products."""
+    if node.op != "call" or node.args[1].op not in ("sym", "num"):
+        return False
+    name = str(node.args[0].value)
+    return name in ("f", "g", "h", "F", "G", "H") or (node.args[1].op == "num" and name[0].isupper())
 
 
 def compute(node: Node, env: Env) -> Any:
@@ -295,6 +299,27 @@ def points(names: set[str]) -> Iterator[dict[str, Any]]:
         yield env
 
 
+KINKED = ("abs", "mod")
+KINKED_FUNCTIONS = ("floor", "ceil", "max", "min", "sgn", "sign", "root", "abs")
+
+
+def has_kinks(node: Node) -> bool:
+    """Whether its formula may change from place to place."""
+    return any(n.op in KINKED or (n.op == "func" and n.value in KINKED_FUNCTIONS) for n in node.walk())
+
+
+def far_points(names: set[str], *nodes: Node) -> Iterator[dict[str, Any]]:
+    """Large assignments, and ones on either side of each number in the trees."""
+    numbers = {abs(n.value) for node in nodes for n in node.walk() if n.op == "num"}
+    spots = [31.7, 317.3, 31700.9, *(float(x) for x in sorted(numbers)[:8] if x < 10**9)]
+    for spot in spots:
+        for sign, step in ((1, 0.37), (1, -0.37), (-1, 0.37), (1, 0.003), (1, -0.003)):
+            env: dict[str, Any] = {"#": spot}
+            for name in sorted(names):
+                env[name] = mp.mpf(sign * spot + step + random.Random(f"far:{name}").uniform(0, 0.002))
+            yield env
+
+
 def integer_points(names: set[str]) -> Iterator[dict[str, Any]]:
     for index in range(1, 7):
         yield {name: mp.mpf(index + random.Random(name).randrange(4)) for name in names}
@@ -310,6 +335,8 @@ def same_value(a: Node, b: Node) -> bool:
         return agree(a, b, integer_points(names), real=False)
     if not names:
         return agree(a, b, iter([{}]), real=False)
+    if has_kinks(a) or has_kinks(b):
+        return agree(a, b, chain(points(names), far_points(names, a, b)), real=True)
     complex_ = any(n.op == "sym" and n.value == "i" for node in (a, b) for n in node.walk())
     return agree(a, b, points(names), real=not complex_)
 
