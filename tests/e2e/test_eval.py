@@ -103,7 +103,7 @@ def test_what_cannot_be_is_refused_before_a_run_directory(recording: str, line: 
 
 
 def test_training_over_an_endpoint_is_refused(recording: str) -> None:
-    with pytest.raises(UsageError, match=r"engine.rollout = 'openai': training samples in this process"):
+    with pytest.raises(UsageError, match=r"engine.rollout = 'openai': training needs exact tokens"):
         run(["train", "--engine.rollout", "openai", "--engine.url", "http://localhost:1/v1"])
 
 

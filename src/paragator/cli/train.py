@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from paragator.cli import compose, connect, show
 from paragator.cli.main import parse, run_parser
@@ -99,16 +100,7 @@ async def job(
     policy = Policy(model, tokenizer, config)
     size = sum(p.numel() for p in model.parameters())
     say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
-    tracked = config.tracker != "none"
-    if tracked:
-        policy.accelerator.init_trackers("paragator", config.model_dump(mode="json"))
-    progress = show.Steps(config.train.steps, say)
-
-    def tell(metrics: dict[str, float]) -> None:
-        progress(metrics)
-        if tracked:
-            policy.accelerator.log(metrics, step=int(metrics["step"]))
-
+    tell = teller(config, policy, say)
     async with rollouts(config, policy, run_dir, say) as (engine, publish):
         compose.check_prompts(config, problems + held_out, engine)
         packer = compose.build_packer(config, engine)
@@ -136,12 +128,27 @@ async def job(
         if finished:
             policy.export(run_dir / "model")
             finished = not evaluating or await evaluated("eval_after")
-    if tracked:
+    if config.tracker != "none":
         policy.accelerator.end_training()
     say(f"report: {write_report(run_dir)}")
     if not finished:
         say(f"interrupted; go on with --resume (run directory {run_dir})")
     return 0 if finished else 130
+
+
+def teller(config: Config, policy: Any, say: show.Logger) -> Callable[[dict[str, float]], None]:
+    """What a step's metrics go to: the progress line, and the tracker where one is set."""
+    progress = show.Steps(config.train.steps, say)
+    tracked = config.tracker != "none"
+    if tracked:
+        policy.accelerator.init_trackers("paragator", config.model_dump(mode="json"))
+
+    def tell(metrics: dict[str, float]) -> None:
+        progress(metrics)
+        if tracked:
+            policy.accelerator.log(metrics, step=int(metrics["step"]))
+
+    return tell
 
 
 async def measure(
