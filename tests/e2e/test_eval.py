@@ -263,11 +263,19 @@ def test_another_model_does_not_go_on(fake: Any) -> None:
 
 
 def test_a_prompt_budget_without_a_tokenizer(fake: Any) -> None:
-    assert over(fake, "--rollout.max_prompt_tokens", "60") == 0
+    fake.reply = lambda prompt, seed, index: "so " * 200 + f"\\boxed{{{seed % 7}}}"
+    assert over(fake, "--rollout.max_prompt_tokens", "320") == 0
     found = list(records.read(Path("runs/over/eval.jsonl")))
     groups = [group for record in found for group in record.trace.rounds[1]]
-    assert all(connect.estimated_tokens(group.prompt) <= 60 or not group.pool for group in groups)
+    assert all(connect.estimated_tokens(group.prompt) <= 320 and group.pool for group in groups)
     assert all(group.reductions for group in groups)
+
+
+def test_a_problem_that_leaves_no_room_fails_and_says_so(fake: Any) -> None:
+    assert over(fake, "--rollout.max_prompt_tokens", "60") == 3
+    found = list(records.read(Path("runs/over/eval.jsonl")))
+    outputs = [output for record in found for group in record.trace.rounds[1] for output in group.outputs]
+    assert outputs and all("leaves no room" in getattr(output, "reason", "") for output in outputs)
 
 
 def test_a_judge_stands_behind_the_grader(fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
