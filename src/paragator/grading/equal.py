@@ -27,6 +27,8 @@ def equal(reference: Node, answer: Node, kind: str | None = None) -> bool:
     """Whether `answer` says what `reference` says; UndefinedError or OverLimitError where that cannot be told."""
     if reference == answer:
         return not empty(answer)
+    if answer.op == "list" and reference.op != "list" and answer.args[0].op != "rel" and len(set(answer.args)) == 1:
+        answer = answer.args[0]  # the same, said again
     reference, answer = solutions(reference), same_parameter(reference, solutions(answer, reference.op == "paren"))
     for node in (reference, answer):
         if is_condition(node):
