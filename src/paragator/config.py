@@ -41,6 +41,8 @@ class ModelConfig(Section):
     """"auto", "cpu", "cuda", "mps"."""
     lora_rank: int = Field(0, ge=0)
     """Train LoRA adapters of this rank instead of all weights; 0 is off. Needs the extra `lora`."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more work."""
 
     def templates(self) -> Templates:
         """The prompt templates: a built-in pair with what this config replaces."""
