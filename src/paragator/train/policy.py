@@ -57,6 +57,8 @@ class Policy:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, self.config.train.steps)
         rows = pack(trees, self.config.train.row_tokens)
+        if self.config.model.gradient_checkpointing:
+            self.raw.train()  # sampling left the model in eval mode, where nothing is checkpointed
         total, parts = 0.0, []
         for part in microbatches(rows, self.config.train.batch_tokens):
             batch = collate(part).to(self.accelerator.device)

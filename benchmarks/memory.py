@@ -1,0 +1,197 @@
+"""The memory estimate of `paragator doctor --config` against measured peaks, at small sizes on a CPU.
+
+    python benchmarks/memory.py            # a table, and benchmarks/results/memory.json
+
+Each case is a process of its own with one thread: imports, then a model with random weights, and two optimiser steps of
+two micro-batches each in float32, so that the moments exist and gradients accumulate at the peak. Measured is the
+highest resident size (getrusage) less what was resident after the imports and the same steps of a tiny model.
+glibc is told to give freed blocks back (MALLOC_MMAP_THRESHOLD_): by itself it keeps them, which added 150 MB to the two
+smallest cases and is in no formula.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "memory.json"
+WITHIN = 0.15
+# name, kind, (hidden, inner, layers, heads, kv heads, head size, vocabulary), tied, row, batch, further
+CASES: list[dict[str, Any]] = [
+    {"name": "embedded", "batch": 2048, "row": 320},
+    {
+        "name": "llama 8M",
+        "kind": "Llama",
+        "sizes": (256, 704, 6, 8, 4, 32, 8000),
+        "tied": True,
+        "batch": 1024,
+        "row": 512,
+    },
+    {
+        "name": "qwen3 15M",
+        "kind": "Qwen3",
+        "sizes": (320, 896, 8, 8, 4, 64, 8000),
+        "tied": True,
+        "batch": 2048,
+        "row": 512,
+    },
+    {
+        "name": "llama 27M",
+        "kind": "Llama",
+        "sizes": (448, 1216, 8, 7, 7, 64, 8000),
+        "tied": False,
+        "batch": 512,
+        "row": 512,
+    },
+    {
+        "name": "qwen3 32M",
+        "kind": "Qwen3",
+        "sizes": (384, 1024, 10, 6, 3, 64, 32000),
+        "tied": True,
+        "batch": 1024,
+        "row": 1024,
+    },
+    {
+        "name": "llama 60M",
+        "kind": "Llama",
+        "sizes": (640, 1728, 8, 10, 5, 64, 24000),
+        "tied": True,
+        "batch": 1024,
+        "row": 512,
+    },
+    {"name": "qwen3 32M, checkpointing", "as": "qwen3 32M", "checkpointed": True},
+    {"name": "qwen3 15M, KL", "as": "qwen3 15M", "kl": 0.01},
+    {"name": "qwen3 15M, LoRA 8", "as": "qwen3 15M", "lora": 8},
+    {"name": "qwen3 15M, 2x2048 row", "as": "qwen3 15M", "row": 2048},
+]
+
+
+def case_of(name: str) -> dict[str, Any]:
+    found = next(case for case in CASES if case["name"] == name)
+    return {**case_of(found["as"]), **found} if "as" in found else found
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One case in this process: estimated and measured bytes."""
+    import random
+    import resource
+
+    import torch
+    import transformers
+
+    from paragator.config import Config, ModelConfig, validate
+    from paragator.engines.loading import add_lora, load
+    from paragator.train.estimate import from_json, load_of, memory, stages
+    from paragator.train.policy import Policy
+    from paragator.train.rows import Branch, Tree
+
+    torch.set_num_threads(1)
+    case = case_of(name)
+    config = validate(
+        Config,
+        {
+            "model": {"lora_rank": case.get("lora", 0), "gradient_checkpointing": case.get("checkpointed", False)},
+            "train": {
+                "precision": "float32",
+                "kl": case.get("kl", 0.0),
+                "row_tokens": case["row"],
+                "batch_tokens": case["batch"],
+            },
+            "rollout": {"candidates": 5},
+        },
+    )
+    # every row: a prompt of a fifth, four branches of a fifth each
+    part, rows = case["row"] // 5, 2 * (case["batch"] // case["row"])
+
+    def trained(model: Any, vocabulary: int, part: int, rows: int) -> None:
+        rng = random.Random(0)
+        ids = [tuple(rng.randrange(vocabulary) for _ in range(part)) for _ in range(5)]
+        branches = tuple(Branch(chosen, (-1.0,) * part, 0.001) for chosen in ids[1:])
+        policy = Policy(model, None, config)
+        for step in (1, 2):
+            policy.update([Tree("generate", ids[0], branches)] * rows, step, {"generate": 0.001})
+
+    lora = config.model.lora_rank
+    for small in small_models(transformers):  # whatever is imported late is imported now
+        trained(add_lora(small, 1) if lora else small, 16, 2, 1)
+    before = resident()
+    model = load(ModelConfig(device="cpu"))[0] if "kind" not in case else build(transformers, case)
+    shape = from_json(model.config.to_dict(), name)
+    count = sum(p.numel() for p in model.parameters())
+    trained(add_lora(model, lora) if lora else model, shape.vocabulary, part, rows)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    work = replace(stages(config)[0], prompt=part, row=5 * part)
+    at_once = load_of(work, case["batch"])
+    found = memory(
+        shape,
+        at_once,
+        bfloat16=False,
+        checkpointed=config.model.gradient_checkpointing,
+        lora=lora,
+        kl=config.train.kl > 0,
+    )
+    return {
+        "name": name,
+        "parameters": count,
+        "counted_parameters": shape.parameters,
+        "micro_batch": asdict(at_once),
+        "estimated": found.peak,
+        "measured": peak,
+        "parts": asdict(found),
+        "before": before,
+    }
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def small_models(transformers: Any) -> list[Any]:
+    """One of each architecture, to load its code before anything is measured."""
+    sizes = (16, 16, 1, 2, 2, 8, 16)
+    return [build(transformers, {"kind": kind, "sizes": sizes, "tied": True}) for kind in ("Llama", "Qwen3")]
+
+
+def build(transformers: Any, case: dict[str, Any]) -> Any:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    sizes = dict(zip((*names, "head_dim", "vocab_size"), case["sizes"], strict=True))
+    more = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "attn_implementation": "sdpa"}
+    made = getattr(transformers, f"{case['kind']}Config")(**sizes, **more, tie_word_embeddings=case["tied"])
+    return getattr(transformers, f"{case['kind']}ForCausalLM")(made)
+
+
+def main(names: list[str]) -> int:
+    if names[:1] == ["--one"]:
+        print(json.dumps(measure(names[1])))
+        return 0
+    found = []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+    RESULTS.parent.mkdir(exist_ok=True)
+    print(f"{'case':<26} {'parameters':>11} {'estimated':>10} {'measured':>10}   off")
+    for case in CASES:
+        command = [sys.executable, __file__, "--one", case["name"]]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            print(f"{case['name']:<26} failed: {done.stderr.strip().splitlines()[-1]}")
+            return 1
+        row = json.loads(done.stdout.splitlines()[-1])
+        row["off"] = row["estimated"] / row["measured"] - 1
+        row["within"] = abs(row["off"]) <= WITHIN
+        found.append(row)
+        megabytes = f"{row['estimated'] / 1e6:>7,.0f} MB {row['measured'] / 1e6:>7,.0f} MB"
+        miss = "" if row["within"] else f"  outside {WITHIN:.0%}"
+        print(f"{row['name']:<26} {row['parameters']:>11,} {megabytes} {row['off']:>+6.1%}{miss}", flush=True)
+        RESULTS.write_text(json.dumps({"within": WITHIN, "cases": found}, indent=2) + "\n")
+    print(f"{sum(row['within'] for row in found)} of {len(found)} within {WITHIN:.0%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

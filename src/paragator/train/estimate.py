@@ -1,0 +1,290 @@
+"""Memory and time of a training step from its config alone: no weights, no torch. Lower bounds of time, peaks of memory.
+
+Counted for llama-like decoders (llama, mistral, qwen2, qwen3) as `packed.py`, `policy.py` and torch's sdpa run them.
+FORMULAS says in words what is computed; `benchmarks/memory.py` compares the memory with measured peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from paragator.config import Config, ModelConfig
+from paragator.core.errors import UsageError
+from paragator.core.types import Stage
+from paragator.engines.loading import folder_of, read_json
+from paragator.train.methods import METHODS
+
+LOGITS_AT_ONCE = 2**26
+"""As in `packed.py`, which cannot be imported here: it needs torch."""
+FLOAT = 4
+PROMPT_TOKENS = 256
+"""Assumed length of a problem with its candidate template."""
+
+FORMULAS = {
+    "weights": "4 bytes x parameters (float32), and 2 more for the copies that bfloat16 autocast keeps",
+    "gradients": "4 bytes x trained parameters",
+    "optimiser": "8 bytes x trained parameters (AdamW's two moments)",
+    "reference": "4 bytes x parameters when train.kl > 0; 0 with LoRA, whose adapters are switched off",
+    "activations": "tokens x layers x [e (4 f + 4 q) + 4 heads + norms + e T]: f = intermediate size, q = heads x head size, T = row "
+    "length (each layer keeps the packed mask as numbers), e = 4 bytes, or 2 under bfloat16; norms = 24 h (LoRA 16 h; bfloat16 26 h "
+    "or 18 h) + Qwen3's 8 (q + kv) (LoRA 4; bfloat16 6 or 4). Gradient checkpointing: 4 h a layer, and one whole layer at a time",
+    "working": "the largest of: logits (16 bytes x predicted tokens x vocabulary, 14 under bfloat16; above 2^26 logits 3 e bytes "
+    "x them, + 16 bytes x 2^26); gradients of the logits (e) + of the head (4 V h); a layer's backward 4 (3 f + 3 h) a token "
+    "(+ 4 V h with tied embeddings)",
+    "peak": "weights + gradients + optimiser + reference + max(activations + working, optimiser's temporaries), which are "
+    "8 bytes x the largest matrix on a CPU and 4 bytes x trained parameters on CUDA",
+    "not counted": "the rollout engine (its weights and key-value cache), the libraries themselves, fragmentation, sharding",
+    "flops": "6 N a trained token (8 N with gradient checkpointing; LoRA 4 N, 6 N) + 2 N more with a KL, 2 N a generated or prefilled "
+    "token; and for attention's scores 4 layers q T a token and pass, over the whole row in training, half of it in generation",
+    "seconds": "FLOPs / rate: a lower bound, as generation is bound by memory traffic and small products are slower than large ones",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the formulas need of a decoder's config.json."""
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    tied: bool
+    normed_heads: bool = False
+    biased: bool = False
+
+    @property
+    def q(self) -> int:
+        return self.heads * self.head_size
+
+    @property
+    def kv(self) -> int:
+        return self.kv_heads * self.head_size
+
+    @property
+    def head(self) -> int:
+        """Numbers in the output head."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All weights; a tied head counts once."""
+        h = self.hidden
+        layer = 2 * h * self.q + 2 * h * self.kv + 3 * h * self.inner + 2 * h
+        layer += 2 * self.head_size if self.normed_heads else 0
+        layer += self.q + 2 * self.kv if self.biased else 0
+        return self.layers * layer + h + self.head * (1 if self.tied else 2)
+
+    def adapters(self, rank: int) -> int:
+        """Numbers in LoRA adapters of that rank on every linear layer but the head."""
+        ends = 2 * (self.hidden + self.q) + 2 * (self.hidden + self.kv) + 3 * (self.hidden + self.inner)
+        return self.layers * rank * ends
+
+
+QWEN3_4B = Shape(36, 2560, 9728, 32, 8, 128, 151_936, tied=True, normed_heads=True)
+HUB = {
+    "Qwen/Qwen3-4B": QWEN3_4B,
+    "Qwen/Qwen3-4B-Base": QWEN3_4B,
+    "Qwen/Qwen3-4B-Instruct-2507": QWEN3_4B,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(30, 576, 1536, 9, 3, 64, 49_152, tied=True),
+}
+"""Hub ids whose sizes are known here; any other model needs a local folder."""
+KNOWN_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def shape_of(config: ModelConfig) -> Shape:
+    """The sizes of a config's model from its local config.json, or from HUB. UsageError where neither says them."""
+    folder = folder_of(config)
+    if folder is not None:
+        return from_json(read_json(folder / "config.json"), config.path)
+    if config.path not in HUB:
+        raise UsageError(
+            f"model.path = {config.path!r}: sizes known are those of {', '.join(HUB)}; download it and give its folder"
+        )
+    return HUB[config.path]
+
+
+def from_json(values: dict[str, Any], where: str) -> Shape:
+    """A Shape from the object in config.json."""
+    kind = values.get("model_type")
+    if kind not in KNOWN_TYPES:
+        raise UsageError(
+            f"model.path = {where!r} is of type {kind!r}; the estimate knows {', '.join(KNOWN_TYPES)}: measure a step instead"
+        )
+    try:
+        heads, hidden = int(values["num_attention_heads"]), int(values["hidden_size"])
+        return Shape(
+            int(values["num_hidden_layers"]),
+            hidden,
+            int(values["intermediate_size"]),
+            heads,
+            int(values.get("num_key_value_heads") or heads),
+            int(values.get("head_dim") or hidden // heads),
+            int(values["vocab_size"]),
+            bool(values.get("tie_word_embeddings", False)),
+            normed_heads=kind == "qwen3",
+            biased=kind == "qwen2",
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"model.path = {where!r}: config.json lacks a size ({error!r}); copy the model again"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One micro-batch: `rows` of `length` tokens, padding included, of which `predicted` are branch tokens."""
+
+    rows: int
+    length: int
+    predicted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by part; `peak` is their highest sum at one time."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    reference: float
+    activations: float
+    working: float
+    peak: float
+
+
+def memory(
+    shape: Shape, load: Load, *, bfloat16: bool, checkpointed: bool, lora: int = 0, kl: bool = False, cuda: bool = False
+) -> Memory:
+    """Bytes at the peak of a step in the steady state (moments exist, gradients accumulate). See FORMULAS."""
+    trained = shape.adapters(lora) if lora else shape.parameters
+    total = shape.parameters + (trained if lora else 0)
+    copies = 2 if bfloat16 else 0
+    weights = (FLOAT + copies) * total
+    reference = FLOAT * shape.parameters if kl and not lora else 0
+    activations, layer = kept(shape, load, bfloat16, bool(lora))
+    if checkpointed:
+        activations = FLOAT * shape.hidden * load.rows * load.length * shape.layers
+    work = working(shape, load, bfloat16, layer if checkpointed else 0, bool(lora))
+    temporaries = FLOAT * trained if cuda else 2 * FLOAT * (0 if lora else shape.head)
+    static = weights + 3 * FLOAT * trained + reference
+    peak = static + max(activations + work, temporaries)
+    return Memory(weights, FLOAT * trained, 2 * FLOAT * trained, reference, activations, work, peak)
+
+
+def kept(shape: Shape, load: Load, bfloat16: bool, lora: bool) -> tuple[float, float]:
+    """Bytes that the forward pass keeps for the backward one: of all layers, and of one."""
+    e = 2 if bfloat16 else FLOAT
+    norms = (26 if bfloat16 else 24) - (8 if lora else 0)
+    inside = (6 if bfloat16 else 8) - (2 if bfloat16 else 4) * lora
+    token = e * (4 * shape.inner + 4 * shape.q + load.length) + norms * shape.hidden + FLOAT * shape.heads
+    token += inside * (shape.q + shape.kv) if shape.normed_heads else 0
+    layer = float(token * load.rows * load.length)
+    return shape.layers * layer, layer
+
+
+def working(shape: Shape, load: Load, bfloat16: bool, recomputed: float, lora: bool) -> float:
+    """Bytes of the largest temporaries beside what is kept: at the logits, at the head, or in one layer's backward."""
+    e = 2 if bfloat16 else FLOAT
+    logits = load.predicted * shape.vocabulary
+    at_logits = (14 if bfloat16 else 16) * logits
+    if logits > LOGITS_AT_ONCE:
+        at_logits = 3 * e * logits + 16 * LOGITS_AT_ONCE
+    head = 0 if lora else FLOAT * shape.head
+    at_head = e * logits + head
+    in_layer = FLOAT * 3 * (shape.inner + shape.hidden) * load.rows * load.length + recomputed
+    return max(at_logits, at_head, in_layer + (head if shape.tied else 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One stage's tokens in a step."""
+
+    stage: Stage
+    prompt: int
+    completion: int
+    generated: int
+    prefilled: int
+    trained: int
+    row: int
+
+
+def stages(config: Config, *, prompt: int = PROMPT_TOKENS, fill: float = 1.0) -> list[Work]:
+    """What each stage samples and trains on in a step, every completion `fill` of its longest length."""
+    method, n = METHODS[config.method.name], config.rollout.candidates
+    out, attempt = [], round(fill * config.generate.max_tokens)
+    room = config.rollout.max_prompt_tokens
+    names: Sequence[Stage] = ("generate", "aggregate") if method.aggregate else ("generate",)
+    for name in names:
+        if name == "aggregate":
+            prompt += config.rollout.pool_size * attempt
+            prompt = min(prompt, room) if room else prompt
+        completion = max(1, round(fill * getattr(config, name).max_tokens))
+        sampled = 0 if name == "generate" and method.pools == "offline" else config.train.problems
+        per_row = max(1, min(n, (config.train.row_tokens - prompt) // completion))
+        trained = config.train.problems * (n * completion + -(-n // per_row) * prompt) if method.scheme(name) else 0
+        row = prompt + per_row * completion
+        out.append(Work(name, prompt, completion, sampled * n * completion, sampled * prompt, trained, row))
+    return out
+
+
+def load_of(work: Work, batch_tokens: int) -> Load:
+    """The fullest micro-batch of a stage: as many rows as the budget holds, one at least."""
+    rows = max(1, batch_tokens // work.row)
+    return Load(rows, work.row, rows * (work.row - work.prompt))
+
+
+def flops(config: Config, shape: Shape, works: Sequence[Work]) -> dict[str, float]:
+    """Floating-point operations of a step by part: generate (rollouts of both stages) and update. See FORMULAS."""
+    lora, again = bool(config.model.lora_rank), config.model.gradient_checkpointing
+    passes = (2 if lora else 3) + again + (config.train.kl > 0)
+    scores = 4 * shape.layers * shape.q
+    sampling = update = 0.0
+    for work in works:
+        tokens = work.generated + work.prefilled
+        sampling += tokens * (2 * shape.parameters + scores * (work.prompt + work.completion) / 2)
+        update += work.trained * (2 * shape.parameters * passes + scores * work.row * (passes + lora))
+    return {"generate": sampling, "update": update}
+
+
+def estimate(
+    config: Config, *, bfloat16: bool, cuda: bool, rate: float, prompt: int = PROMPT_TOKENS, fill: float = 1.0
+) -> dict[str, Any]:
+    """Everything that `paragator doctor --config` prints, as plain numbers: bytes, tokens, FLOPs and seconds.
+
+    `rate` in FLOP/s; `prompt` tokens of a problem; `fill` is the mean completion length over the longest.
+    """
+    if rate <= 0 or not 0 < fill <= 1 or prompt < 1:
+        raise UsageError(f"flops = {rate}, fill = {fill}, prompt = {prompt}: use flops > 0, 0 < fill <= 1, prompt >= 1")
+    shape = shape_of(config.model)
+    options = {"bfloat16": bfloat16, "checkpointed": config.model.gradient_checkpointing, "cuda": cuda}
+    full = stages(config, prompt=prompt)
+    found = [
+        memory(
+            shape, load_of(w, config.train.batch_tokens), lora=config.model.lora_rank, kl=config.train.kl > 0, **options
+        )
+        for w in full
+        if w.trained
+    ]
+    works = stages(config, prompt=prompt, fill=fill)
+    work = flops(config, shape, works)
+    return {
+        "model": config.model.path,
+        "parameters": shape.parameters,
+        "trained_parameters": shape.adapters(config.model.lora_rank) if config.model.lora_rank else shape.parameters,
+        "precision": "bfloat16" if bfloat16 else "float32",
+        "memory_bytes": asdict(max(found, key=lambda m: m.peak)) if found else {},
+        "micro_batch": {w.stage: asdict(load_of(w, config.train.batch_tokens)) for w in full if w.trained},
+        "tokens_per_step": {
+            w.stage: {"generated": w.generated, "prefilled": w.prefilled, "trained": w.trained} for w in works
+        },
+        "flops_per_step": work,
+        "flops_per_second": rate,
+        "seconds_per_step": {name: value / rate for name, value in work.items()},
+        "assumed": {"prompt_tokens": prompt, "fill": fill},
+        "formulas": FORMULAS,
+    }
