@@ -42,7 +42,7 @@ def equal(reference: Node, answer: Node, kind: str | None = None) -> bool:
     if is_equation(reference) or is_equation(answer):
         return same_equation(reference, answer, kind)
     if has(reference, "pm", "mp") or has(answer, "pm", "mp"):
-        return same_members(both_signs(reference), both_signs(answer), kind)
+        return same_members(both_signs(reference), both_signs(answer))
     return same_object(reference, answer, kind)
 
 
@@ -54,11 +54,11 @@ def same_object(reference: Node, answer: Node, kind: str | None) -> bool:
         return reference.op == answer.op and same_cases(reference, answer)
     a, b = as_rows(reference), as_rows(answer)
     if a and b:
-        return same_rows(a, b, kind)
+        return same_rows(a, b)
     if a or b:
-        return a == b is None or same_vector(reference, answer, a or b or [], kind)
+        return a == b is None or same_vector(reference, answer, a or b or [])
     if any(node.op in ("cup", "cap", "setminus", "builder") or node.value == "set R" for node in (reference, answer)):
-        return same_set(reference, answer, kind)
+        return same_set(reference, answer)
     ours, theirs = members(reference), members(answer)
     if ours is not None or theirs is not None:
         return same_collection(reference, answer, ours, theirs, kind)
@@ -108,7 +108,7 @@ def same_collection(
         )
     ordered = reference.op == "paren" or answer.op == "paren"
     if not ordered:
-        return same_members(ours, theirs, kind)
+        return same_members(ours, theirs)
     if len(ours) != len(theirs):
         return False
     pair = {reference.op, answer.op}
@@ -126,7 +126,7 @@ def same_collection(
     return all(equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def same_members(ours: list[Node], theirs: list[Node], kind: str | None) -> bool:
+def same_members(ours: list[Node], theirs: list[Node]) -> bool:
     """Equal one to one in any order; nothing missing, nothing twice."""
     if len(ours) != len(theirs):
         return False
@@ -146,7 +146,7 @@ def equal_or_not(a: Node, b: Node) -> bool:
         return False
 
 
-def same_set(reference: Node, answer: Node, kind: str | None) -> bool:
+def same_set(reference: Node, answer: Node) -> bool:
     if (
         reference.op == answer.op != "sym"
         and len(reference.args) == len(answer.args)
@@ -188,13 +188,13 @@ def the_matrix(node: Node) -> Node:
     return next(child for child in node.args if child.op == "matrix")
 
 
-def same_rows(a: list[list[Node]], b: list[list[Node]], kind: str | None) -> bool:
+def same_rows(a: list[list[Node]], b: list[list[Node]]) -> bool:
     if len(a) != len(b) or any(len(x) != len(y) for x, y in zip(a, b, strict=True)):
         return False
     return all(equal(x, y) for row, other in zip(a, b, strict=True) for x, y in zip(row, other, strict=True))
 
 
-def same_vector(reference: Node, answer: Node, rows: list[list[Node]], kind: str | None) -> bool:
+def same_vector(reference: Node, answer: Node, rows: list[list[Node]]) -> bool:
     """A column or a row against a tuple."""
     other = answer if reference.op == "matrix" or as_rows(reference) else reference
     items = members(other)
@@ -358,7 +358,7 @@ def same_cases(reference: Node, answer: Node) -> bool:
         return regions.same_branches(reference, answer)
     except UndefinedError:
         pass
-    return same_members(list(reference.args), list(answer.args), None)
+    return same_members(list(reference.args), list(answer.args))
 
 
 def empty(node: Node) -> bool:

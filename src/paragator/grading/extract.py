@@ -90,12 +90,12 @@ def final_box(text: str, *, strict: bool = True) -> str | None:
     return contents[0] if len(contents) == 1 else ", ".join(contents)
 
 
-def final_answer(text: str, *, strict: bool = True) -> str | None:
+def final_answer(text: str) -> str | None:
     """The last box outside thinking, else what follows ####, else what the last sentences announce; None when nothing is there."""
     shown = shown_end(text)
     if not shown:
         return None
-    boxed = final_box(shown, strict=strict)
+    boxed = final_box(shown)
     if boxed is not None:
         return inner_box(boxed) or None
     if r"\boxed" in shown:

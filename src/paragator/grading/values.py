@@ -1,4 +1,4 @@
-"""The value of a tree: exactly where it is a rational number, else to 60 digits. No operation grows beyond a bound."""
+"""The value of a tree: exactly where it is a rational number, else to 100 digits. No operation grows beyond a bound."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def function(node: Node, args: list[Any]) -> Any:
 
 
 def close(a: Any, b: Any) -> bool:
-    """Equal to 40 digits, relatively; infinities equal themselves."""
+    """Equal to 75 digits, relatively; infinities equal themselves."""
     if mp.isinf(a) or mp.isinf(b):
         return bool(a == b)
     scale = max(abs(a), abs(b))
@@ -299,13 +299,12 @@ def points(names: set[str]) -> Iterator[dict[str, Any]]:
         yield env
 
 
-KINKED = ("abs", "mod")
 KINKED_FUNCTIONS = ("floor", "ceil", "max", "min", "sgn", "sign", "root", "abs")
 
 
 def has_kinks(node: Node) -> bool:
     """Whether its formula may change from place to place."""
-    return any(n.op in KINKED or (n.op == "func" and n.value in KINKED_FUNCTIONS) for n in node.walk())
+    return any(n.op == "abs" or (n.op == "func" and n.value in KINKED_FUNCTIONS) for n in node.walk())
 
 
 def far_points(names: set[str], *nodes: Node) -> Iterator[dict[str, Any]]:
@@ -331,7 +330,7 @@ def same_value(a: Node, b: Node) -> bool:
     if x is not None and y is not None:
         return x == y
     names = symbols(a, b)
-    if names and has_alternation(a, names) | has_alternation(b, names):
+    if names and (has_alternation(a) or has_alternation(b)):
         return agree(a, b, integer_points(names), real=False)
     if not names:
         return agree(a, b, iter([{}]), real=False)
@@ -341,7 +340,7 @@ def same_value(a: Node, b: Node) -> bool:
     return agree(a, b, points(names), real=not complex_)
 
 
-def has_alternation(node: Node, names: set[str]) -> bool:
+def has_alternation(node: Node) -> bool:
     """Whether it holds something like (-1)^n, which speaks of integers."""
     return any(n.op == "pow" and (exact(n.args[0]) or 0) < 0 and symbols(n.args[1]) for n in node.walk())
 
