@@ -20,7 +20,7 @@ from paragator.tasks import Task
 from paragator.train.methods import METHODS
 from paragator.train.policy import Policy
 from paragator.train.rows import Branch, Tree
-from paragator.train.step import Step, constant, credited, step
+from paragator.train.step import Step, Timeline, constant, credited, step
 
 BASE = (
     "--rollout.candidates=4", "--rollout.pool_size=2", "--method.k=2", "--train.precision=float32",
@@ -289,6 +289,33 @@ def test_a_step_is_reproducible_and_reports_both_stages(make_engine: Any, tokeni
     for name in ("reward", "truncated", "unscored", "failed", "zero_credit"):
         assert {f"generate/{name}", f"aggregate/{name}"} <= set(first.metrics)
     assert first.metrics["step"] == 1 and {"generate/pass_at_k", "pool/has_correct", "tokens"} <= set(first.metrics)
+
+
+def test_the_seconds_of_a_step_belong_to_one_part_each() -> None:
+    at = iter((0.0, 1.0, 3.0, 4.0, 6.0, 7.0, 10.0, 11.0, 16.0, 18.0))
+    timeline = Timeline(lambda: next(at))  # begins at 0
+    with timeline.during("generate"):  # 1: idle so far
+        with timeline.during("aggregate"):  # 3
+            pass  # 4: one second of both
+        with timeline.during("grade"):  # 6
+            pass  # 7: hidden behind sampling
+    with timeline.during("update"):  # 10 to 11 is idle
+        pass  # 16
+    assert timeline.seconds() == {
+        "seconds/idle": 1.0 + 1.0 + 2.0,
+        "seconds/generate": 2.0 + 2.0 + 1.0 + 3.0,
+        "seconds/both": 1.0,
+        "seconds/update": 5.0,
+        "seconds": 18.0,
+    }
+
+
+def test_a_steps_parts_sum_to_its_seconds(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    engine, config = make_engine(), configured()
+    metrics = take_step(Spy(engine.model, tokenizer, config), engine, config).metrics
+    parts = {key: value for key, value in metrics.items() if key.startswith("seconds/")}
+    assert {"seconds/generate", "seconds/aggregate", "seconds/update"} <= set(parts)
+    assert sum(parts.values()) == pytest.approx(metrics["seconds"])
 
 
 def test_offline_pools_are_the_candidates(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:

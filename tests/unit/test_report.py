@@ -19,7 +19,7 @@ from paragator.cli.compare import main
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, append, append_json_lines
-from paragator.report.bars import bars, temperatures
+from paragator.report.bars import bars, step_seconds, temperatures
 from paragator.report.compare import compare
 from paragator.report.markup import show
 from paragator.report.page import write_report
@@ -129,7 +129,7 @@ def test_a_whole_run(run: Path) -> None:
     text = check_page(write_report(run))
     assert "method paragator" in text and "30 of 30 steps" in text
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert [base64.b64decode(picture)[:8] for picture in pictures] == [PNG, PNG, PNG]
+    assert [base64.b64decode(picture)[:8] for picture in pictures] == [PNG] * 4
     assert [text.count(f"<h2>{name}</h2>") for name in ("Accuracy", "Tokens and failures", "Accuracy by tokens")] == [
         1
     ] * 3
@@ -229,6 +229,8 @@ def test_pictures_of_nothing_are_none() -> None:
     trace = Trace(Problem("p", "p"), Plan.sampling(1), 0, ((Group(Prompt("p"), (Completion("x"),)),),))
     empty = table([Graded(trace, (((unscored,),),))])
     assert [reward_curves({}), reward_curves({"a": [{"step": 1}]}), accuracy_by_round({}), bars({})] == [None] * 4
+    assert step_seconds([{"step": 1, "seconds": 2.0}]) is None
+    assert step_seconds([{"step": 1, "seconds/generate": 2.0}, {"step": 2, "seconds/update": None}])
     for draw in (accuracy_by_round, accuracy_by_tokens):
         assert draw({"one": empty}) is None
     assert bars({"one": {"b": empty}}) is None and temperatures({"one": {1.0: empty}}) is None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from paragator.core.errors import DataError
 from paragator.records import read
+from paragator.report.bars import step_seconds
 from paragator.report.markup import STYLE, as_details, as_image, as_table, show
 from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, is_number, reward_curves
 from paragator.report.readings import choose_from, readings
@@ -175,6 +176,7 @@ def pictures(metrics: Sequence[dict[str, Any]], tables: Mapping[str, EvalTable])
         "Accuracy by round": accuracy_by_round(tables),
         "Accuracy by tokens": accuracy_by_tokens(tables),
         "Reward over training": reward_curves({"this run": metrics}),
+        "Seconds of a step": step_seconds(metrics),
     }
     return "\n".join(f"<h2>{title}</h2>{as_image(png, title)}" for title, png in drawn.items() if png)
 

@@ -58,7 +58,8 @@ async def train(
         if publish:
             start = time.perf_counter()
             await publish(number)
-            result.metrics["seconds/publish"] = time.perf_counter() - start
+            spent = time.perf_counter() - start
+            result.metrics |= {"seconds/publish": spent, "seconds": result.metrics["seconds"] + spent}
             check_mismatch(result.metrics.get("mismatch_kl", 0.0), number)
         records.append_json_lines(run_dir / "metrics.jsonl", [plain(result.metrics)])
         records.append(run_dir / "traces.jsonl", result.records)

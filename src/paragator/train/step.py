@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from paragator.config import Config, StageConfig
 from paragator.core.estimators import pass_at_k
 from paragator.core.packing import Packer
 from paragator.core.scaffold import run
-from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Sample, Stage
+from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage
 from paragator.records import Graded
 from paragator.tasks import Task, grade_trace
 from paragator.train.methods import METHODS, Method, schemes
 from paragator.train.policy import Policy
 from paragator.train.rows import Branch, Tree
+
+PARTS = ("generate", "aggregate", "update", "grade")
+"""What a step does, in the order in which parts that coincide are named; see `Timeline`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +44,37 @@ async def step(
     pools: Mapping[str, Group] | None = None,
 ) -> Step:
     """THE TRAINING STEP on `problems`; `pools` gives recorded candidates by problem id (offline aggregation)."""
-    clock = Clock()
+    timeline = Timeline()
     method = METHODS[config.method.name]
     n, m = config.rollout.candidates, config.rollout.pool_size
     plan = Plan.training(n, m) if method.aggregate else Plan.sampling(n)
     seed = config.seed * 1_000_003 + number
     templates = config.model.templates()
     recorded = pools or {}
-    traces = await asyncio.gather(
-        *(
-            run(p, sample, plan, templates=templates, packer=packer, seed=seed, candidates=recorded.get(p.id))
-            for p in problems
+
+    async def timed(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+        with timeline.during(stage):
+            return await sample(prompt, n, stage=stage, seed=seed)
+
+    async def rolled_out(problem: Problem) -> Graded:
+        trace = await run(
+            problem,
+            timed,
+            plan,
+            templates=templates,
+            packer=packer,
+            seed=seed,
+            candidates=recorded.get(problem.id),
         )
-    )
-    clock.lap("rollout")
-    records = await asyncio.gather(*(grade_trace(task, trace, {"step": number}) for trace in traces))
-    clock.lap("grade")
+        with timeline.during("grade"):
+            return await grade_trace(task, trace, {"step": number})
+
+    records = await asyncio.gather(*map(rolled_out, problems))
     trees = [tree for record in records for tree in credited(record, method, config, len(problems))]
     constants = {stage: constant(stage, config, len(problems)) for stage in ("generate", "aggregate")}
-    stats = policy.update(trees, number, constants)
-    clock.lap("update")
-    return Step(records, {"step": number, **summary(records, method, config), **stats, **clock.laps()})
+    with timeline.during("update"):
+        stats = policy.update(trees, number, constants)
+    return Step(records, {"step": number, **summary(records, method, config), **stats, **timeline.seconds()})
 
 
 def credited(record: Graded, method: Method, config: Config, num_problems: int) -> list[Tree]:
@@ -154,15 +168,38 @@ def stage_summary(records: Sequence[Graded], round_: int, stage: Stage) -> dict[
     return out
 
 
-class Clock:
-    """Seconds by part of a step."""
+class Timeline:
+    """Where a step's seconds went: every instant belongs to one part.
+
+    While both stages are in flight it is "both"; grading counts only where nothing is being sampled; "idle" is the rest.
+    """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self.now, self.start, self.last = now, now(), now()
-        self.parts: dict[str, Any] = {}
+        self.now, self.start = now, now()
+        self.last = self.start
+        self.active: Counter[str] = Counter()
+        self.parts: dict[str, float] = {}
 
-    def lap(self, part: str) -> None:
-        self.parts[f"seconds/{part}"], self.last = self.now() - self.last, self.now()
+    @contextmanager
+    def during(self, part: str) -> Iterator[None]:
+        """`part` is under way inside the block; blocks may overlap."""
+        self.charge()
+        self.active[part] += 1
+        try:
+            yield
+        finally:
+            self.charge()
+            self.active[part] -= 1
 
-    def laps(self) -> dict[str, float]:
-        return {**self.parts, "seconds": self.now() - self.start}
+    def charge(self) -> None:
+        """Give the time since the last change to what was under way."""
+        on = +self.active
+        part = "both" if "generate" in on and "aggregate" in on else next((p for p in PARTS if p in on), "idle")
+        at = self.now()
+        self.parts[part] = self.parts.get(part, 0.0) + at - self.last
+        self.last = at
+
+    def seconds(self) -> dict[str, float]:
+        """seconds/PART for each part, and their sum."""
+        self.charge()
+        return {**{f"seconds/{part}": spent for part, spent in self.parts.items()}, "seconds": self.last - self.start}
