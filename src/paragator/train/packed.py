@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from paragator.core.errors import DataError, UsageError
 from paragator.train.rows import Tree
 
 STAGES = ("generate", "aggregate")
 LOGITS_AT_ONCE = 2**26
-"""Logits that go through one float32 log-softmax; more are cut into chunks, recomputed in the backward pass."""
+"""Most logits that exist at a time; more are computed in chunks from the hidden states, and again in the backward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,26 +139,59 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float
     """Log-probabilities [B] float32 of the branch tokens under `model`, after each stage's sampling temperature.
 
     Goes through the model's own forward with `logits_to_keep`, which respects adapters, wrappers (DDP, FSDP,
-    Accelerate's autocast) and heads that scale or cap their logits. Raises UsageError for an attention that cannot pack.
+    Accelerate's autocast) and heads that scale or cap their logits; or, where many logits meet a plain head, through
+    its hidden states, so that never more than LOGITS_AT_ONCE logits exist. Raises UsageError for an attention that cannot pack.
     """
     check_attention(model, longest=int(batch.position_ids.max()) + 1)
     keep = torch.zeros(batch.input_ids.numel(), dtype=torch.bool, device=batch.input_ids.device)
     keep[batch.sources] = True
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        logits_to_keep=keep.view_as(batch.input_ids),
-        use_cache=False,
-    ).logits
-    logits = logits.view(-1, logits.shape[-1])
     rows = (keep.cumsum(0) - 1)[batch.sources]
-    scale = _temperatures(temperature).to(logits.device)[batch.stages]
-    if rows.numel() * logits.shape[-1] <= LOGITS_AT_ONCE:
-        return _pick(logits, rows, batch.targets, scale)
-    size = max(1, LOGITS_AT_ONCE // logits.shape[-1])
+    scale = _temperatures(temperature).to(batch.input_ids.device)[batch.stages]
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+    }
+    vocabulary = model_config(model).vocab_size
+    few = rows.numel() * vocabulary <= LOGITS_AT_ONCE
+    head, states = _whole, None
+    if not few and has_plain_head(model):
+        inner = without_adapter_wrapper(model)
+        head, rows = inner.get_output_embeddings(), batch.sources
+        states = inner.base_model(**inputs).last_hidden_state
+    if states is None:
+        states = model(**inputs, logits_to_keep=keep.view_as(batch.input_ids)).logits
+    states = states.view(-1, states.shape[-1])
+    if few:
+        return _pick(head, states, rows, batch.targets, scale)
+    size = max(1, LOGITS_AT_ONCE // vocabulary)
     chunks = zip(*(torch.split(column, size) for column in (rows, batch.targets, scale)), strict=True)
-    return torch.cat([checkpoint(_pick, logits, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([checkpoint(_pick, head, states, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def has_plain_head(model: Any) -> bool:
+    """Whether the logits are the output layer of the last hidden states and nothing else: tried once a model.
+
+    Not so for a head that scales or caps its logits, nor for wrappers (DDP, FSDP) whose forward must be used.
+    """
+    model = without_adapter_wrapper(model)
+    if not isinstance(model, PreTrainedModel):
+        return False
+    known = getattr(model, "_paragator_plain_head", None)
+    if known is None:
+        ids = torch.arange(4, device=model.device)[None]
+        with torch.no_grad():
+            expected = model(input_ids=ids, use_cache=False).logits
+            found = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        known = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+        model._paragator_plain_head = known
+    return bool(known)
+
+
+def without_adapter_wrapper(model: Any) -> Any:
+    """The model inside peft's wrapper; its layers hold the adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def padded_log_probs(model: Any, trees: Sequence[Tree], temperature: Mapping[str, float] | float = 1.0) -> Tensor:
@@ -184,7 +218,7 @@ def padded_log_probs(model: Any, trees: Sequence[Tree], temperature: Mapping[str
 
 def check_attention(model: Any, longest: int) -> None:
     """Raise UsageError unless `model` honours a 4-D mask for sequences of `longest` tokens."""
-    config = getattr(model, "module", model).config.get_text_config()
+    config = model_config(model)
     name = config._attn_implementation
     if name != "sdpa":
         raise UsageError(f"attn_implementation = {name!r} ignores a packed row's mask: load the model with 'sdpa'")
@@ -194,6 +228,11 @@ def check_attention(model: Any, longest: int) -> None:
         raise UsageError(f"layers of type {min(kinds)!r} cannot be packed: use a model with attention in every layer")
     if window and kinds and longest > window:
         raise UsageError(f"{longest} tokens exceed sliding_window = {window}: shorten prompts or completions")
+
+
+def model_config(model: Any) -> Any:
+    """The text model's config, also of a wrapped model."""
+    return getattr(model, "module", model).config.get_text_config()
 
 
 _COLUMNS = {
@@ -253,10 +292,16 @@ def _first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     return [sorted(bin_) for bin_ in bins]
 
 
-def _pick(logits: Tensor, rows: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
-    """log softmax(logits[rows] / scale)[targets], [B], in float32 or better."""
-    precise = logits[rows].to(torch.promote_types(logits.dtype, torch.float32))
+def _pick(head: Any, states: Tensor, rows: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """log softmax(head(states[rows]) / scale)[targets], [B], in float32 or better."""
+    logits = head(states[rows])
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return -functional.cross_entropy(precise / scale[:, None], targets, reduction="none")
+
+
+def _whole(logits: Tensor) -> Tensor:
+    """The head of states that are logits already."""
+    return logits
 
 
 def _temperatures(temperature: Mapping[str, float] | float) -> Tensor:
