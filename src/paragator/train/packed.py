@@ -9,8 +9,8 @@ it has alone. Of the logits only those that predict a branch token are computed.
         batch = collate(part)
         new = log_probs(model, batch, temperature)
 
-The boolean 4-D mask passes through transformers (>= 5.23) untouched to sdpa; eager would add it to the scores and flash
-attention would ignore it, so both are refused. sdpa computes all T x T scores of a row, so on a CPU many short rows are
+The 4-D mask passes through transformers (>= 5.23) untouched to sdpa; flash attention would ignore it, and eager keeps all
+scores, so both are refused. sdpa computes all T x T scores of a row, so on a CPU many short rows are
 faster than a long one: about one tree of a few hundred tokens per row. A FlexAttention block mask, which skips what the
 mask hides, is for CUDA and comes later.
 """
@@ -149,7 +149,7 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float
     scale = _temperatures(temperature).to(batch.input_ids.device)[batch.stages]
     inputs = {
         "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
+        "attention_mask": as_added(batch.attention_mask, model),
         "position_ids": batch.position_ids,
         "use_cache": False,
     }
@@ -168,6 +168,16 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float
     size = max(1, LOGITS_AT_ONCE // vocabulary)
     chunks = zip(*(torch.split(column, size) for column in (rows, batch.targets, scale)), strict=True)
     return torch.cat([checkpoint(_pick, head, states, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def as_added(mask: Tensor, model: Any) -> Tensor:
+    """A boolean mask as numbers to add, 0 or -inf, in the type of the scores.
+
+    sdpa would make them in every layer, and keep every layer's for the backward pass; these are shared.
+    """
+    dtype = torch.get_autocast_dtype(mask.device.type) if torch.is_autocast_enabled(mask.device.type) else None
+    added = torch.zeros(mask.shape, dtype=dtype or next(model.parameters()).dtype, device=mask.device)
+    return added.masked_fill_(~mask, -torch.inf)
 
 
 def has_plain_head(model: Any) -> bool:
