@@ -2,7 +2,8 @@
 # make test         unit tests, then the rest
 # make check        lint, format, types, direction of imports, links in the documents
 # make vllm         vLLM for this CPU in an environment of its own, .venv-vllm (docs/vllm.md)
-# make smollm2      SmolLM2-135M-Instruct in float32 into models/smollm2-135m
+# make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about 2 hours (docs/results/smollm2.md)
+# make weights      only its weights, SmolLM2-135M-Instruct in float32, into models/smollm2-135m
 # make clean        remove the environments and the caches; runs/ and models/ stay
 #
 # PYTHON=python3.12 picks another interpreter for the environment. pip's own settings (PIP_INDEX_URL, ...) are respected.
@@ -16,7 +17,7 @@ VLLM := .venv-vllm/installed
 SMOLLM2 := models/smollm2-135m
 CONFIG := configs/quickstart.toml
 
-.PHONY: help quickstart test check vllm smollm2 clean
+.PHONY: help quickstart test check vllm weights smollm2 clean
 .DELETE_ON_ERROR:
 
 help:
@@ -41,7 +42,12 @@ check: $(DEV)
 
 vllm: $(VLLM)
 
-smollm2: $(SMOLLM2)/config.json
+weights: $(SMOLLM2)/config.json
+
+# Called again after an interruption, it goes on where it stopped.
+smollm2: $(VLLM) $(SMOLLM2)-arithmetic/config.json
+	@OMP_NUM_THREADS=2 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 $(BIN)/paragator train configs/smollm2.toml $(if $(wildcard runs/smollm2),--resume)
+	@echo "report: $(CURDIR)/runs/smollm2/report.html"
 
 clean:
 	rm -rf .venv .venv-vllm build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -72,3 +78,8 @@ $(VLLM): constraints-vllm.txt
 
 $(SMOLLM2)/config.json: | $(CORE)
 	@$(BIN)/python scripts/smollm2.py $(SMOLLM2)
+
+# The development tools bring TRL.
+$(SMOLLM2)-arithmetic/config.json: | $(SMOLLM2)/config.json $(DEV)
+	@echo "cold start: supervised learning on 576 worked sums (about 15 minutes)"
+	@OMP_NUM_THREADS=2 $(BIN)/python scripts/smollm2_cold_start.py configs/smollm2.toml $(SMOLLM2)

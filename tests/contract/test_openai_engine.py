@@ -458,7 +458,7 @@ def test_no_server_is_one_clear_line(host, model):
 
 def test_a_server_that_ends_is_waited_for_and_then_ends_the_run(serve, monkeypatch):
     with running(Server()) as server:
-        engine = engine_of(server, total_timeout_s=0.5)
+        engine = engine_of(server, total_timeout_s=2.0)
         assert only(ask(engine)).text
     assert only(ask(engine)).reason.endswith("the last: connection refused")
     monkeypatch.setattr("paragator.engines.endpoint.PATIENCE_S", 0.0)
@@ -589,21 +589,24 @@ def test_the_gate_keeps_its_limit_its_order_and_starts_few_a_pass():
     async def play() -> None:
         gate, began = Gate(50), []
 
-        async def go(name: str, first: bool) -> None:
-            await gate.enter(first=first)
+        async def go(name: str, lane: Any = "last") -> None:
+            await gate.enter(lane)
             began.append(name)
 
-        tasks = [asyncio.create_task(go(f"{i}", False)) for i in range(50)]
+        tasks = [asyncio.create_task(go(f"{i}")) for i in range(50)]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert 0 < len(began) <= 2 * STARTS_A_PASS
         await asyncio.gather(*tasks)
         assert began == [f"{i}" for i in range(50)] and gate.inside == 50
-        late, retry = asyncio.create_task(go("late", False)), asyncio.create_task(go("retry", True))
+        late, near, retry = (asyncio.create_task(go(lane, lane)) for lane in ("last", "next", "retry"))
         await asyncio.sleep(0.01)
         gate.leave(0, "neither")
         await retry
+        assert not late.done() and not near.done()
+        gate.leave(0, "neither")
+        await near
         assert not late.done()
         late.cancel()
         await asyncio.gather(late, return_exceptions=True)

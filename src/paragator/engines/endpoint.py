@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from paragator.core.errors import RunError, UsageError
-from paragator.engines.gate import Gate, Word
+from paragator.engines.gate import Gate, Lane, Word
 from paragator.engines.wire import Answer, Broken, Unreachable, Wire
 
 REASON_CHARS = 300
@@ -112,25 +112,32 @@ class Endpoint:
         self.gate = Gate(self.max_in_flight)
         self.wire = Wire(self.url)
 
-    async def post(self, path: str, body: Mapping[str, Any], check: Callable[[Any], str | None]) -> dict[str, Any]:
-        """The answer to `body`. Refused when it fails for good; `check` names what makes an answer garbage."""
+    async def post(
+        self, path: str, body: Mapping[str, Any], check: Callable[[Any], str | None], *, lane: Lane = "last"
+    ) -> dict[str, Any]:
+        """The answer to `body`. Refused when it fails for good; `check` names what makes an answer garbage.
+
+        Its first attempt waits for its turn in `lane`, further ones in front of all.
+        """
         data = json.dumps(body).encode()
         clock = Clock(self.total_timeout_s)
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(Again), wait=self.pause, stop=clock.is_over, reraise=True
         )
         try:
-            found: dict[str, Any] = await retrying(self.attempt, path, data, clock, check)
+            found: dict[str, Any] = await retrying(self.attempt, path, data, clock, check, lane)
         except Again as error:
             attempts = f"{clock.sent} attempt{'s' if clock.sent != 1 else ''}"
             raise Refused(f"timeout after {self.total_timeout_s:g} s: {attempts}, the last: {error}") from None
         return found
 
-    async def attempt(self, path: str, data: bytes, clock: Clock, check: Callable[[Any], str | None]) -> Any:
+    async def attempt(
+        self, path: str, data: bytes, clock: Clock, check: Callable[[Any], str | None], lane: Lane
+    ) -> Any:
         """One attempt, in its turn; earlier ones of the same request put it first in the queue."""
         try:
             async with asyncio.timeout(clock.left()):
-                ticket = await self.gate.enter(first=clock.sent > 0)
+                ticket = await self.gate.enter("retry" if clock.sent else lane)
         except TimeoutError:
             raise Again("no turn in time") from None
         clock.start()

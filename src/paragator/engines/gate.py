@@ -9,6 +9,9 @@ from typing import Literal
 from paragator.core.errors import UsageError
 
 Word = Literal["fine", "pushed back", "neither"]
+Lane = Literal["retry", "next", "last"]
+LANES: tuple[Lane, ...] = ("retry", "next", "last")
+"""Another attempt of a request; what brings a problem under way nearer to its end; what begins one."""
 
 STARTS_A_PASS = 8
 """Requests let in during one pass of the event loop, so that ten thousand at once do not hold it up."""
@@ -30,17 +33,14 @@ class Gate:
         self.limit = float(most)
         self.inside = self.most_inside = 0
         self.halvings = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._lanes: dict[Lane, deque[asyncio.Future[None]]] = {lane: deque() for lane in LANES}
         self._opening: asyncio.AbstractEventLoop | None = None
         """The loop that will call `_open`; one that has ended never does."""
 
-    async def enter(self, *, first: bool = False) -> int:
-        """Wait for a place, ahead of the queue when `first`. The ticket is for `leave`."""
+    async def enter(self, lane: Lane = "last") -> int:
+        """Wait for a place; who waits in an earlier lane goes first. The ticket is for `leave`."""
         turn = asyncio.get_running_loop().create_future()
-        if first:
-            self._waiting.appendleft(turn)
-        else:
-            self._waiting.append(turn)
+        self._lanes[lane].append(turn)
         self._open_soon()
         try:
             await turn
@@ -62,15 +62,18 @@ class Gate:
 
     def _open_soon(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._waiting and self._opening is not loop:
+        if any(self._lanes.values()) and self._opening is not loop:
             self._opening = loop
             loop.call_soon(self._open)
 
     def _open(self) -> None:
         self._opening = None
         started = 0
-        while self._waiting and self.inside < int(self.limit) and started < STARTS_A_PASS:
-            turn = self._waiting.popleft()
+        while self.inside < int(self.limit) and started < STARTS_A_PASS:
+            lane = next((lane for lane in self._lanes.values() if lane), None)
+            if lane is None:
+                return
+            turn = lane.popleft()
             if not turn.done():
                 self.inside += 1
                 self.most_inside = max(self.most_inside, self.inside)

@@ -22,6 +22,7 @@ from paragator.core.types import Completion, Failure, Group, Prompt, Stage
 from paragator.engines.choices import completion_of, count_of, is_answer
 from paragator.engines.encoding import encode, misfit
 from paragator.engines.endpoint import Endpoint, Refused, checked_key
+from paragator.engines.gate import Lane
 from paragator.engines.sampling import Sampling
 
 SEED_BITS = 31
@@ -110,7 +111,7 @@ class OpenAIEngine:
             if self.model is None:
                 await self.served_model()
         ids = None if self.tokenizer is None else tuple(encode(self.tokenizer, prompt))
-        asked = Asked(prompt, ids, self.sampling[stage], seed)
+        asked = Asked(prompt, ids, self.sampling[stage], seed, "last" if stage == "generate" else "next")
         if ids is not None and (reason := misfit(len(ids), asked.sampling.max_tokens, self.context)):
             return Group(prompt, (Failure(reason),) * n, ids, stage)
         outputs: list[Completion | Failure] = []
@@ -181,12 +182,12 @@ class OpenAIEngine:
         """The choices of one request, in order, counted."""
         path = "/chat/completions" if asked.prompt.chat and asked.ids is None else "/completions"
         try:
-            found = await self.endpoint.post(path, self._body(asked, n, seed), is_answer)
+            found = await self.endpoint.post(path, self._body(asked, n, seed), is_answer, lane=asked.lane)
         except Refused as error:
             if error.status != 400 or "max_completion_tokens" not in str(error) or self._limit_field != "max_tokens":
                 raise
             self._limit_field = "max_completion_tokens"
-            found = await self.endpoint.post(path, self._body(asked, n, seed), is_answer)
+            found = await self.endpoint.post(path, self._body(asked, n, seed), is_answer, lane=asked.lane)
         usage = found.get("usage") or {}
         prompt_tokens, tokens = count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
         asked.prompt_tokens = prompt_tokens if prompt_tokens is not None else asked.prompt_tokens
@@ -221,12 +222,16 @@ class OpenAIEngine:
 
 @dataclass(slots=True)
 class Asked:
-    """What the siblings of one call share; `prompt_tokens` is the server's count, once it answered."""
+    """What the siblings of one call share; `prompt_tokens` is the server's count, once it answered.
+
+    An aggregation waits in an earlier lane: problems under way end before others begin, and no stage waits for the other.
+    """
 
     prompt: Prompt
     ids: tuple[int, ...] | None
     sampling: Sampling
     seed: int
+    lane: Lane
     prompt_tokens: int | None = None
 
 
