@@ -46,7 +46,7 @@ weights: $(SMOLLM2)/config.json
 
 # Called again after an interruption, it goes on where it stopped.
 smollm2: $(VLLM) $(SMOLLM2)-arithmetic/config.json
-	@OMP_NUM_THREADS=2 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 $(BIN)/paragator train configs/smollm2.toml $(if $(wildcard runs/smollm2),--resume)
+	@OMP_NUM_THREADS=2 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=2 VLLM_NO_USAGE_STATS=1 $(BIN)/paragator train configs/smollm2.toml $(if $(wildcard runs/smollm2),--resume)
 	@echo "report: $(CURDIR)/runs/smollm2/report.html"
 
 clean:

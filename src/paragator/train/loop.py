@@ -59,7 +59,7 @@ async def train(
             start = time.perf_counter()
             await publish(number)
             spent = time.perf_counter() - start
-            result.metrics |= {"seconds/publish": spent, "seconds": result.metrics["seconds"] + spent}
+            result.metrics.update({"seconds/publish": spent, "seconds": result.metrics["seconds"] + spent})
             check_mismatch(result.metrics.get("mismatch_kl", 0.0), number)
         records.append_json_lines(run_dir / "metrics.jsonl", [plain(result.metrics)])
         records.append(run_dir / "traces.jsonl", result.records)
