@@ -304,7 +304,7 @@ def _first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 def _pick(head: Any, states: Tensor, rows: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
     """log softmax(head(states[rows]) / scale)[targets], [B], in float32 or better."""
-    logits = head(states[rows])
+    logits = head(states.index_select(0, rows))  # indexing by [rows] adds gradients up in any order, with several threads
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return -functional.cross_entropy(precise / scale[:, None], targets, reduction="none")
 
