@@ -4,9 +4,11 @@
 # make vllm         vLLM for this CPU in an environment of its own, .venv-vllm (docs/vllm.md)
 # make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about 2 hours (docs/results/smollm2.md)
 # make weights      only its weights, SmolLM2-135M-Instruct in float32, into models/smollm2-135m
+# make bench        every benchmark with a peer, then docs/performance.md; with vLLM where `make vllm` was run
 # make clean        remove the environments and the caches; runs/ and models/ stay
 #
 # PYTHON=python3.12 picks another interpreter for the environment. pip's own settings (PIP_INDEX_URL, ...) are respected.
+# BENCH="--repeats 5" measures every case of `make bench` five times; by default a case ends after 90 s, with three rounds at least.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,8 +18,9 @@ DEV := .venv/installed-dev
 VLLM := .venv-vllm/installed
 SMOLLM2 := models/smollm2-135m
 CONFIG := configs/quickstart.toml
+BENCH ?= --within 90
 
-.PHONY: help quickstart test check vllm weights smollm2 clean
+.PHONY: help quickstart test check vllm weights smollm2 bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,6 +51,14 @@ weights: $(SMOLLM2)/config.json
 smollm2: $(VLLM) $(SMOLLM2)-arithmetic/config.json
 	@OMP_NUM_THREADS=2 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=2 VLLM_NO_USAGE_STATS=1 $(BIN)/paragator train configs/smollm2.toml $(if $(wildcard runs/smollm2),--resume)
 	@echo "report: $(CURDIR)/runs/smollm2/report.html"
+
+bench: $(DEV) $(SMOLLM2)/config.json
+	@for name in startup update step; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
+	@$(BIN)/python benchmarks/grading.py
+	@$(BIN)/python benchmarks/rollout.py $(BENCH) $(if $(wildcard $(VLLM)),--vllm)
+	@$(if $(wildcard $(VLLM)),$(BIN)/python benchmarks/inference.py $(BENCH) --vllm,echo "no benchmarks/inference.py: it needs make vllm")
+	@$(BIN)/python benchmarks/plan.py $(BENCH)
+	@$(BIN)/python benchmarks/report.py
 
 clean:
 	rm -rf .venv .venv-vllm build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -81,5 +92,5 @@ $(SMOLLM2)/config.json: | $(CORE)
 
 # The development tools bring TRL.
 $(SMOLLM2)-arithmetic/config.json: | $(SMOLLM2)/config.json $(DEV)
-	@echo "cold start: supervised learning on 576 worked sums (about 15 minutes)"
+	@echo "cold start: supervised learning on 720 worked sums (about 15 minutes)"
 	@OMP_NUM_THREADS=2 $(BIN)/python scripts/smollm2_cold_start.py configs/smollm2.toml $(SMOLLM2)

@@ -25,8 +25,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Cold start of SmolLM2 on chain arithmetic, by supervised learning.")
     parser.add_argument("config", help="configs/smollm2.toml: its task, prompts and model.path are used")
     parser.add_argument("source", help="the folder of the model to start from")
-    parser.add_argument("--examples", type=int, default=576, help="demonstrations (default: 576)")
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--examples", type=int, default=720, help="demonstrations (default: 720)")
+    parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument(
         "--seed", type=int, default=1000, help="apart from the run's: joint training sees other problems"
     )
@@ -61,7 +61,7 @@ def worked(problem: Problem, rng: Random, error: float = 0.0) -> str:
     for term in rest:
         result = total + int(term.replace(" ", ""))
         if rng.random() < error:
-            result += rng.choice((-1, 1)) * 10 ** rng.randrange(3)
+            result += rng.choice((-1, 1)) * 10 ** rng.randrange(2)
         lines.append(f"{total} {term} = {result}")
         total = result
     return "\n".join([*lines, f"\\boxed{{{total}}}"])

@@ -195,7 +195,7 @@ def has_plain_head(model: Any) -> bool:
             expected = model(input_ids=ids, use_cache=False).logits
             found = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
         known = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
-        model._paragator_plain_head = known
+        model.__dict__["_paragator_plain_head"] = known  # a plain attribute; nn.Module's are tensors and modules
     return bool(known)
 
 
@@ -304,7 +304,9 @@ def _first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 def _pick(head: Any, states: Tensor, rows: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
     """log softmax(head(states[rows]) / scale)[targets], [B], in float32 or better."""
-    logits = head(states.index_select(0, rows))  # indexing by [rows] adds gradients up in any order, with several threads
+    logits = head(
+        states.index_select(0, rows)
+    )  # indexing by [rows] adds gradients up in any order, with several threads
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return -functional.cross_entropy(precise / scale[:, None], targets, reduction="none")
 
