@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from paragator.cli.main import parse, parser_for
@@ -15,6 +16,9 @@ runs of one method (or --label) are a row, and its runs of one benchmark are see
 
   paragator compare runs/base-aime runs/base-hmmt runs/para-aime runs/para-hmmt
   paragator compare a-0 a-1 b-0 b-1 --label a --label a --label b --label b --format latex > table.tex
+
+A folder that `paragator study` left is compared as a study: its primary outcome, tables, metrics and pictures go to
+--output (by default where the study puts them); several are studies of the same cells on different tasks.
 
 tables: main (initial pass@1 and pass@k, pass@1 of each aggregation round), rounds (every measure by round), bars
 (initial, majority, aggregation), temperature (by generate.temperature), differences (each row minus the first);
@@ -30,16 +34,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=("markdown", "latex", "csv"), default="markdown")
     tables = ("main", "rounds", "bars", "temperature", "differences")
     parser.add_argument("--table", choices=tables, default="", help="one table instead of main and differences")
-    parser.add_argument("--output", default="comparison", help="folder for the pictures (default ./comparison)")
+    parser.add_argument("--output", default="", help="folder for the pictures (default ./comparison)")
     flags, rest = parse(parser, arguments)
     if rest:
         raise UsageError(f"unknown option {rest[0]}; see paragator compare --help")
     from paragator.cli.show import printable
     from paragator.report.compare import compare
+    from paragator.report.study import is_study
 
-    found = compare([Path(run) for run in flags.runs], flags.k, flags.label)
+    paths = [Path(run) for run in flags.runs]
+    if any(map(is_study, paths)):
+        return compare_studies(paths, flags)
+    found = compare(paths, flags.k, flags.label)
     text = "" if flags.json else getattr(found, flags.format)(flags.table)
-    drawn, missing = found.draw(Path(flags.output))
+    drawn, missing = found.draw(Path(flags.output or "comparison"))
     if flags.json:
         print(json.dumps({**found.to_dict(), "pictures": [str(path) for path in drawn], "not_drawn": missing}))
         return 0
@@ -47,4 +55,27 @@ def main(arguments: list[str]) -> int:
     print("pictures: " + (", ".join(map(str, drawn)) or "none"), file=sys.stderr)
     for name, why in missing.items():
         print(f"not drawn: {name} ({why})", file=sys.stderr)
+    return 0
+
+
+def compare_studies(paths: list[Path], flags: Namespace) -> int:
+    """Write the results of one study, or of several with their average."""
+    from paragator.cli.show import printable
+    from paragator.report.runs import read_json
+    from paragator.report.study import is_study, write_results
+
+    if other := next((path for path in paths if not is_study(path)), None):
+        raise UsageError(
+            f"{other} is not a study, {next(filter(is_study, paths))} is; compare runs or studies, not both"
+        )
+    if flags.label or flags.table:
+        raise UsageError("--label and --table are for runs; a study names its cells, and all its tables are written")
+    own = read_json(paths[0] / "study.json").get("results") if len(paths) == 1 else "comparison"
+    output = Path(flags.output or own or paths[0] / "results")
+    found = write_results(paths, output)
+    if flags.json:
+        print(json.dumps({"results": str(output), "primary": found.primary_rows()}))
+    else:
+        print(printable(found.primary_text()))
+        print(f"results: {output}", file=sys.stderr)
     return 0

@@ -15,11 +15,13 @@ VERBS = {
     "eval": "run iterated aggregation on held-out problems and print accuracy by round",
     "solve": "one problem, its rounds on screen, over any engine",
     "grade": "the verdict on one answer, or on every row of a JSONL file",
+    "study": "methods by seeds, each run in a process of its own, and their comparison",
     "compare": "runs side by side: table and pictures",
     "sample": "write candidate pools of the initial model for offline_aggregation",
     "warmup": "make the embedded model from nothing by supervised learning",
     "report": "write a run's report.html again",
     "data": "list, check and show benchmarks and training sets",
+    "plan": "tokens, seconds and cost of training on GPUs that are not here, by a stated model",
     "doctor": "what this machine and installation can do",
 }
 

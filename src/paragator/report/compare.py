@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -73,18 +74,22 @@ class Comparison:
             sum(self.size(name) for name in within),
             sum(run.scores.traces for run in runs),
             self.num_rounds(row, place),
-            {key: one.interval() for key, one in found.items() if one is not None},
+            {key: bounded(key, one.interval()) for key, one in found.items() if one is not None},
         )
 
     def paired(self, row: int) -> dict[tuple[str, Pair], Interval]:
         """(place, pair) -> a row minus the first, over the problems that both scored with every seed."""
+        return {key: one.interval() for key, one in self.paired_samples(row).items()}
+
+    def paired_samples(self, row: int) -> dict[tuple[str, Pair], Sampled]:
+        """The same with all draws."""
         by_benchmark = {name: self.paired_at(row, name) for name in self.benchmarks}
         out = {}
         for place in self.places:
             parts = [by_benchmark[name] for name in self.within(place)]
             for key in parts[0]:
                 if (one := average([part.get(key) for part in parts])) is not None:
-                    out[place, key] = one.interval()
+                    out[place, key] = one
         return out
 
     def paired_at(self, row: int, benchmark: str) -> dict[Pair, Sampled]:
@@ -267,6 +272,14 @@ class Comparison:
                 label = row.label if len(runs) == 1 else f"{row.method} ({run.name})"
                 out[str(run.path) if label in out else label] = run.metrics
         return out
+
+
+def bounded(key: Key, cell: Interval) -> Interval:
+    """A share's bounds within 0 and 1, which few and different seeds may draw beyond; a difference as it is."""
+    name, _, minus = key
+    if minus or (name in MEASURES and MEASURES[name].unit != "share") or math.isnan(cell.low):
+        return cell
+    return Interval(cell.mean, max(0.0, cell.low), min(1.0, cell.high))
 
 
 TABLES: dict[str, Callable[[Comparison], list[Sheet]]] = {

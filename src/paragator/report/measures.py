@@ -16,7 +16,7 @@ from paragator.core.packing import strip_thinking
 from paragator.core.types import Completion, Grade
 from paragator.records import Graded
 
-Unit = Literal["share", "tokens", "count"]
+Unit = Literal["share", "tokens", "count", "whole", "probability"]
 Section = Literal["accuracy", "cost", "pools"]
 NAN = math.nan
 

@@ -108,6 +108,10 @@ def show_number(value: float, column: Column) -> str:
     sign = "+" if column.signed else ""
     if column.unit == "share":
         return f"{100 * value:{sign}.1f}"
+    if column.unit == "whole":
+        return f"{value:{sign},.0f}"
+    if column.unit == "probability":
+        return f"{value:.4f}"
     if column.unit == "count":
         return f"{value:{sign}.2f}"
     return f"{value:{sign}.1f}" if abs(value) < 100 else f"{value:{sign},.0f}"

@@ -37,14 +37,15 @@ FORMULAS = {
     "8 bytes x the largest matrix on a CPU and 4 bytes x trained parameters on CUDA",
     "not counted": "the rollout engine (its weights and key-value cache), the libraries themselves, fragmentation, sharding",
     "flops": "6 N a trained token (8 N with gradient checkpointing; LoRA 4 N, 6 N) + 2 N more with a KL, 2 N a generated or prefilled "
-    "token; and for attention's scores 4 layers q T a token and pass, over the whole row in training, half of it in generation",
+    "token, N the parameters that a token uses; and for "
+    "attention's scores 4 layers q T a token and pass, over the whole row in training, half of it in generation",
     "seconds": "FLOPs / rate: a lower bound, as generation is bound by memory traffic and small products are slower than large ones",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the formulas need of a decoder's config.json."""
+    """What the formulas need of a decoder's config.json. A mixture of experts has `experts` of `inner` a layer, `used` a token."""
 
     layers: int
     hidden: int
@@ -56,6 +57,8 @@ class Shape:
     tied: bool
     normed_heads: bool = False
     biased: bool = False
+    experts: int = 1
+    used: int = 1
 
     @property
     def q(self) -> int:
@@ -71,17 +74,33 @@ class Shape:
         return self.vocabulary * self.hidden
 
     @property
+    def ends(self) -> int:
+        """Numbers in the embedding and the head; a tied head counts once."""
+        return self.head * (1 if self.tied else 2)
+
+    @property
     def parameters(self) -> int:
-        """All weights; a tied head counts once."""
+        """All weights."""
+        return self.weights(self.experts)
+
+    @property
+    def active(self) -> int:
+        """The weights that one token uses: all but the experts that it is not sent to."""
+        return self.weights(self.used)
+
+    def weights(self, experts: int) -> int:
+        """Numbers in the model if each layer had that many experts."""
         h = self.hidden
-        layer = 2 * h * self.q + 2 * h * self.kv + 3 * h * self.inner + 2 * h
+        layer = 2 * h * self.q + 2 * h * self.kv + 3 * h * self.inner * experts + 2 * h
+        layer += h * self.experts if self.experts > 1 else 0
         layer += 2 * self.head_size if self.normed_heads else 0
         layer += self.q + 2 * self.kv if self.biased else 0
-        return self.layers * layer + h + self.head * (1 if self.tied else 2)
+        return self.layers * layer + h + self.ends
 
     def adapters(self, rank: int) -> int:
         """Numbers in LoRA adapters of that rank on every linear layer but the head."""
-        ends = 2 * (self.hidden + self.q) + 2 * (self.hidden + self.kv) + 3 * (self.hidden + self.inner)
+        ends = 2 * (self.hidden + self.q) + 2 * (self.hidden + self.kv)
+        ends += 3 * (self.hidden + self.inner) * self.experts
         return self.layers * rank * ends
 
 
@@ -90,6 +109,10 @@ HUB = {
     "Qwen/Qwen3-4B": QWEN3_4B,
     "Qwen/Qwen3-4B-Base": QWEN3_4B,
     "Qwen/Qwen3-4B-Instruct-2507": QWEN3_4B,
+    "Qwen/Qwen3-32B": Shape(64, 5120, 25_600, 64, 8, 128, 151_936, tied=False, normed_heads=True),
+    "Qwen/Qwen3-235B-A22B": Shape(
+        94, 4096, 1536, 64, 4, 128, 151_936, tied=False, normed_heads=True, experts=128, used=8
+    ),
     "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(30, 576, 1536, 9, 3, 64, 49_152, tied=True),
 }
 """Hub ids whose sizes are known here; any other model needs a local folder."""
@@ -181,7 +204,7 @@ def kept(shape: Shape, load: Load, bfloat16: bool, lora: bool) -> tuple[float, f
     e = 2 if bfloat16 else FLOAT
     norms = (26 if bfloat16 else 24) - (8 if lora else 0)
     inside = (6 if bfloat16 else 8) - (2 if bfloat16 else 4) * lora
-    token = e * (4 * shape.inner + 4 * shape.q + load.length) + norms * shape.hidden + FLOAT * shape.heads
+    token = e * (4 * shape.inner * shape.used + 4 * shape.q + load.length) + norms * shape.hidden + FLOAT * shape.heads
     token += inside * (shape.q + shape.kv) if shape.normed_heads else 0
     layer = float(token * load.rows * load.length)
     return shape.layers * layer, layer
@@ -196,7 +219,7 @@ def working(shape: Shape, load: Load, bfloat16: bool, recomputed: float, lora: b
         at_logits = 3 * e * logits + 16 * LOGITS_AT_ONCE
     head = 0 if lora else FLOAT * shape.head
     at_head = e * logits + head
-    in_layer = FLOAT * 3 * (shape.inner + shape.hidden) * load.rows * load.length + recomputed
+    in_layer = FLOAT * 3 * (shape.inner * shape.used + shape.hidden) * load.rows * load.length + recomputed
     return max(at_logits, at_head, in_layer + (head if shape.tied else 0))
 
 
@@ -238,16 +261,32 @@ def load_of(work: Work, batch_tokens: int) -> Load:
     return Load(rows, work.row, rows * (work.row - work.prompt))
 
 
+def pass_flops(shape: Shape, tokens: float, seen: float, predicted: float | None = None) -> float:
+    """FLOPs of one forward pass over `tokens` that attend to `seen` positions each (a mean).
+
+    `predicted` tokens go through the output head; None counts 2 N for every token.
+    """
+    dense = (
+        shape.active * tokens if predicted is None else (shape.active - shape.ends) * tokens + shape.head * predicted
+    )
+    return 2.0 * dense + 4.0 * shape.layers * shape.q * seen * tokens
+
+
+def passes(config: Config) -> tuple[int, int]:
+    """Forward passes' worth of a training step: of the weights' products, and of attention's, which LoRA does not save."""
+    lora = bool(config.model.lora_rank)
+    count = (2 if lora else 3) + config.model.gradient_checkpointing + (config.train.kl > 0)
+    return count, count + lora
+
+
 def flops(config: Config, shape: Shape, works: Sequence[Work]) -> dict[str, float]:
     """Floating-point operations of a step by part: generate (rollouts of both stages) and update. See FORMULAS."""
-    lora, again = bool(config.model.lora_rank), config.model.gradient_checkpointing
-    passes = (2 if lora else 3) + again + (config.train.kl > 0)
-    scores = 4 * shape.layers * shape.q
+    dense, scores = passes(config)
     sampling = update = 0.0
     for work in works:
-        tokens = work.generated + work.prefilled
-        sampling += tokens * (2 * shape.parameters + scores * (work.prompt + work.completion) / 2)
-        update += work.trained * (2 * shape.parameters * passes + scores * work.row * (passes + lora))
+        sampling += pass_flops(shape, work.generated + work.prefilled, (work.prompt + work.completion) / 2)
+        products = pass_flops(shape, work.trained, 0)
+        update += dense * products + scores * (pass_flops(shape, work.trained, work.row) - products)
     return {"generate": sampling, "update": update}
 
 

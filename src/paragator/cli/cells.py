@@ -1,0 +1,295 @@
+"""A study as data: cells (a method with what else it changes) by seeds, each a whole run config, checked to be comparable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from paragator.cli.compose import MAY_CHANGE, flat
+from paragator.config import Config, EvalConfig, Section, validate
+from paragator.core.errors import UsageError
+from paragator.train.methods import METHODS
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Cell(Section):
+    """A method, and what it changes in the base config."""
+
+    method: str
+    """Which method; see docs/algorithm.md."""
+    name: str = Field("", pattern=rf"{NAME}|^$")
+    """Names the cell where several have one method; the method's name without it."""
+    set: dict[str, Any] = Field({})
+    """What differs from the base config, as { method.k = 2 } or { generate.weight = 1.0 }."""
+    matched: Literal["steps", "tokens"] = "steps"
+    """"tokens": this one takes other train.steps than the rest, so that it trains on as many tokens as they do."""
+
+    @property
+    def label(self) -> str:
+        return self.name or self.method
+
+
+class Primary(Section):
+    """The outcome that the study is about, fixed before its first run; a begun study refuses another."""
+
+    measure: Literal["pass_at_1", "pass_at_k", "maj_at_k"] = "pass_at_1"
+    """What is measured."""
+    round: int = Field(3, ge=0)
+    """After which aggregation round."""
+
+
+class Evaluation(EvalConfig):
+    """The evaluation of every run after training; takes the place of the base config's `eval`."""
+
+    rounds: int = Field(10, ge=0)
+    """Aggregation rounds."""
+    around_training: bool = False
+    """Not used: the untrained model is the method `base`."""
+    temperatures: tuple[float, ...] = ()
+    """Further initial temperatures to evaluate at, up to the primary outcome's round; aggregations keep their own."""
+
+
+class Study(Section):
+    """Cells by seeds."""
+
+    name: str = Field("study", pattern=NAME)
+    """Names the folder of its runs."""
+    runs: str = "runs"
+    """Where that folder goes."""
+    results: str | None = None
+    """Where tables, metrics and pictures go; None: the folder `results` among its runs."""
+    base: dict[str, Any] = Field({})
+    """A run's config, as in its own file; a file's path is written base = { file = "quickstart.toml" }, more keys beside it."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """One run a cell and seed."""
+    reference: str = "paragator"
+    """The cell that all others are compared with."""
+    cells: tuple[Cell, ...] = Field(min_length=1)
+    """What is compared."""
+    pools: int | None = Field(None, ge=1)
+    """offline_aggregation: problems to record candidates of, before easy and hard are mixed; None: as many as the others train on."""
+    primary: Primary = Primary()
+    evaluation: Evaluation = Evaluation()
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def path(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def consistent(self) -> Study:
+        labels = [cell.label for cell in self.cells]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"two cells are called {twice}: give one a name of its own")
+        if self.reference not in labels:
+            raise ValueError(f"reference = {self.reference!r} is not a cell; cells: {', '.join(labels)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)} holds one twice; name each once")
+        if self.primary.round > self.evaluation.rounds:
+            raise ValueError(
+                f"primary.round = {self.primary.round} is after the last of evaluation.rounds = {self.evaluation.rounds}"
+            )
+        if any(not t > 0 for t in self.evaluation.temperatures):
+            raise ValueError(f"evaluation.temperatures = {list(self.evaluation.temperatures)}: all must be above 0")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+    @property
+    def results_dir(self) -> Path:
+        return Path(self.results) if self.results else self.folder / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One cell with one seed: its folder holds train/, eval/ and an evaluation for each further temperature."""
+
+    cell: Cell
+    seed: int
+    config: Config
+    folder: Path
+    pools_count: int
+    """How many problems to record candidates of, where it trains on such."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def trained(self) -> bool:
+        method = METHODS[self.config.method.name]
+        return bool(method.generate or method.aggregate)
+
+    @property
+    def pools(self) -> Path | None:
+        """The recorded candidates that this run trains on; None for a method that samples its own."""
+        return Path(str(self.config.method.pools)) if METHODS[self.config.method.name].pools == "offline" else None
+
+
+def units(study: Study, beside: Path = Path()) -> list[Unit]:
+    """Every run of a study, seed by seed; UsageError where cells cannot be compared. `beside` is the study file's folder."""
+    base = base_values(study, beside)
+    out = [unit(study, base, cell, seed) for seed in study.seeds for cell in study.cells]
+    check_comparable(out[: len(study.cells)])
+    return out
+
+
+def base_values(study: Study, beside: Path) -> dict[str, Any]:
+    """The base config's own values, a named file's first."""
+    values = dict(study.base)
+    if (named := values.pop("file", None)) is None:
+        return values
+    path = beside / str(named)
+    try:
+        from_file = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"base file {path}: {error.strerror or error}; name a run's TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"base file {path} is not TOML: {error}; mend it") from None
+    return merged(from_file, values)
+
+
+def unit(study: Study, base: Mapping[str, Any], cell: Cell, seed: int) -> Unit:
+    """A cell's run with one seed. All runs take the same threads and precision: what is fastest now may differ later."""
+    folder = study.folder / f"{cell.label}-seed{seed}"
+    if cell.method not in METHODS:
+        raise UsageError(f"cell {cell.label}: method = {cell.method!r}; known: {', '.join(METHODS)}")
+    for key in ("name", "runs", "seed"):
+        if key in cell.set:
+            raise UsageError(f"cell {cell.label} sets {key}: the study gives every run its own; take it out")
+    values = merged(base, cell.set)
+    values = merged(values, {"method": {"name": cell.method}, "name": "train", "runs": str(folder), "seed": seed})
+    train = values.setdefault("train", {})
+    train["threads"] = train.get("threads") or 1
+    if train.get("precision", "auto") == "auto":
+        train["precision"] = "float32"
+    if "eval" in cell.set:
+        raise UsageError(f"cell {cell.label} sets eval: all cells are evaluated alike; set it in [evaluation]")
+    evaluation = study.evaluation.model_dump(exclude={"temperatures"}, exclude_unset=True)
+    values["eval"] = {**evaluation, "rounds": study.evaluation.rounds, "around_training": False}
+    offline = METHODS[cell.method].pools == "offline"
+    if offline:
+        values["method"] = {"pools": "to be sampled", **values["method"]}
+    try:
+        config = validate(Config, values)
+    except UsageError as error:
+        raise UsageError(f"cell {cell.label}: {error}") from None
+    if offline and config.method.pools == "to be sampled":
+        values["method"]["pools"] = str(study.folder / pools_name(config))
+        config = validate(Config, values)
+    count = study.pools or max(1, min(config.train.pool, config.train.steps * config.train.problems))
+    return Unit(cell, seed, config, folder, count)
+
+
+def pools_name(config: Config) -> str:
+    """One file for all that would sample the same candidates."""
+    stage = {f"generate.{name}" for name in SHARED_OF_A_STAGE} | {"rollout.candidates"}
+    values = flat(config.model_dump(mode="json"))
+    own = [item for item in sorted(values.items()) if item[0] in stage or item[0].startswith(("model.", "task."))]
+    return f"pools-seed{config.seed}-{hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]}.jsonl"
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values, those of `over` first."""
+    out = dict(under)
+    for key, value in over.items():
+        old = out.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        out[key] = merged(old, value) if both else merged({}, value) if isinstance(value, Mapping) else value  # type: ignore[arg-type]
+    return out
+
+
+SHARED = ("model.", "task.", "engine.", "judge.", "eval.", "train.pool", "train.threads", "train.precision")
+SHARED_OF_A_STAGE = ("max_tokens", "temperature", "top_p", "top_k")
+
+
+def is_shared(key: str, cell: Cell) -> bool:
+    """Whether a key may not differ between cells: the problems, the model, the evaluation, and how much is sampled."""
+    section, _, name = key.partition(".")
+    if key == "train.steps":
+        return cell.matched == "steps"
+    return key.startswith(SHARED) or (section in ("generate", "aggregate") and name in SHARED_OF_A_STAGE)
+
+
+def check_comparable(cells: list[Unit]) -> None:
+    """UsageError unless all cells share problems, rollouts and lengths a step, steps and evaluation."""
+    first = next((one for one in cells if one.cell.matched == "steps"), cells[0])
+    wanted = flat(first.config.model_dump(mode="json"))
+    per_step = rollouts(first.config)
+    for one in cells:
+        own = flat(one.config.model_dump(mode="json"))
+        for key in sorted(own.keys() | wanted.keys()):
+            if own.get(key) != wanted.get(key) and is_shared(key, one.cell):
+                hint = ', or say matched = "tokens"' if key == "train.steps" else ""
+                raise UsageError(
+                    f"cell {one.cell.label}: {key} = {own.get(key)!r}, but {wanted.get(key)!r} in {first.cell.label}: "
+                    f"cells must not differ in it; set it in [base]{hint}"
+                )
+        if one.trained and first.trained and rollouts(one.config) != per_step:
+            raise UsageError(
+                f"cell {one.cell.label}: {one.config.train.problems} problems by {one.config.rollout.candidates} candidates "
+                f"are {rollouts(one.config)} rollouts a step, but {per_step} in {first.cell.label}; change train.problems too"
+            )
+
+
+def rollouts(config: Config) -> int:
+    """Candidates a step; as many aggregations where the method trains them."""
+    return config.train.problems * config.rollout.candidates
+
+
+def tokens_at_most(config: Config) -> int:
+    """Most tokens that a step samples."""
+    method = METHODS[config.method.name]
+    if not (method.generate or method.aggregate):
+        return 0
+    own = config.generate.max_tokens if method.pools == "online" else 0
+    return rollouts(config) * (own + (config.aggregate.max_tokens if method.aggregate else 0))
+
+
+def digest(one: Unit, *more: object) -> str:
+    """Tells whether what is finished is what the study asks for now; where and how fast it runs is left out."""
+    ignored = (MAY_CHANGE - {"train.steps"}) | {"method.pools"}
+    values = {k: v for k, v in flat(one.config.model_dump(mode="json")).items() if k not in ignored}
+    if not one.trained:
+        values = {k: v for k, v in values.items() if not k.startswith(("train.", "optimizer.", "method."))}
+    recorded = one.pools_count if one.pools else 0
+    text = json.dumps([sorted(values.items()), recorded, *more], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Nested plain values as TOML: keys first, then a table each; None is left out."""
+    plain = {k: v for k, v in values.items() if not isinstance(v, Mapping) and v is not None}
+    tables = {k: v for k, v in values.items() if isinstance(v, Mapping) and v}
+    lines = [f"{toml_key(k)} = {toml_value(v)}" for k, v in plain.items()]
+    for name, table in tables.items():
+        lines += ["", f"[{toml_key(name)}]", *(f"{toml_key(k)} = {toml_value(v)}" for k, v in known(table))]
+    return "\n".join(lines) + "\n"
+
+
+def known(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    return ((k, v) for k, v in table.items() if v is not None)
+
+
+def toml_key(key: str) -> str:
+    return key if key.isascii() and key.replace("_", "").replace("-", "").isalnum() else json.dumps(key)
+
+
+def toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{toml_key(k)} = {toml_value(v)}" for k, v in known(value)) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)
