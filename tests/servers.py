@@ -193,6 +193,64 @@ class Server:
             os.write(self.counts, f"{call.fingerprint} {call.path}\n".encode())
 
 
+@dataclass
+class VllmServer(Server):
+    """With vLLM's own routes for changing weights, which it notes in `told` and obeys as far as a label goes.
+
+    routes    those it has; an older vLLM has fewer
+    refused   what /collective_rpc answers instead of obeying: (status, error text)
+    deaf      ignores /update_weight_version, as if someone else came after
+    paused    holds nothing back, only says whether it was resumed
+    die_at    completion requests until it is gone: it drops this one, all that follow, and takes no connection any more
+    """
+
+    routes: Sequence[str] = (
+        "/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/weight_info", "/resume",
+    )  # fmt: skip
+    refused: tuple[int, str] | None = None
+    deaf: bool = False
+    paused: bool = False
+    die_at: int | None = None
+    asked: int = 0
+    weights: str | None = None
+    label: str = "default"
+    told: list[str] = field(default_factory=list)
+
+    async def start(self) -> asyncio.Server:
+        self.listening = await super().start()
+        return self.listening
+
+    def choose(self, call: Call) -> str | tuple[int, str]:
+        if self.die_at is not None and self.asked >= self.die_at:
+            return "reset"
+        if call.path in self.routes:
+            self.told.append(call.path)
+            return self.refused if self.refused and call.path == "/collective_rpc" else "ok"
+        if call.path == "/v1/completions":
+            self.asked += 1
+            if self.asked == self.die_at:
+                self.listening.close()
+                return "reset"
+        return super().choose(call)
+
+    def answer(self, call: Call) -> dict[str, Any]:
+        if call.path not in self.routes:
+            return super().answer(call)
+        if call.path in ("/pause?mode=wait", "/resume"):
+            self.paused = call.path != "/resume"
+        elif call.path == "/collective_rpc":
+            self.load(call.body["kwargs"]["weights_path"])
+        elif call.path == "/reset_prefix_cache":
+            return {"success": not self.in_flight > 1}
+        elif call.path == "/update_weight_version":
+            self.label = self.label if self.deaf else call.body["new_version"]
+        return {"weight_version": self.label}
+
+    def load(self, folder: str) -> None:
+        """Take the weights of a folder."""
+        self.weights = folder
+
+
 def prompt_of(body: Any) -> str:
     """The prompt as one text; token ids are written out as words."""
     if "messages" in body:

@@ -97,8 +97,8 @@ class TaskConfig(Section):
 class EngineConfig(Section):
     rollout: Literal["transformers", "openai", "vllm", "replay"] = "transformers"
     """Who samples: this process, an OpenAI-compatible server, a vLLM that gets the trained weights, or recorded completions."""
-    url: str | None = None
-    """openai: the server's base URL, as http://localhost:8000/v1."""
+    url: str | list[str] | None = None
+    """openai, vllm: the server's base URL, as http://localhost:8000/v1, or a list of several that serve the same model."""
     model: str | None = None
     """openai: the name under which the server knows the model; None takes the first that it lists."""
     key_env: str = "OPENAI_API_KEY"
@@ -106,7 +106,7 @@ class EngineConfig(Section):
     key_file: str | None = None
     """openai: a file that holds the key, instead of the environment."""
     max_in_flight: int = Field(64, ge=1)
-    """openai: most requests in flight; fewer while the server pushes back."""
+    """openai: most requests in flight at a server; fewer while it pushes back."""
     request_timeout_s: float = Field(600, gt=0)
     """openai: longest one attempt may take."""
     total_timeout_s: float = Field(1800, gt=0)
@@ -121,10 +121,15 @@ class EngineConfig(Section):
     """vllm: start a server for the run, on this machine, and stop it afterwards; else `url` is one that is running."""
     vllm_python: str = ".venv-vllm/bin/python"
     """vllm: the interpreter of the environment that holds vLLM (`make vllm`)."""
-    vllm_arguments: list[str] = ["--enforce-eager", "--distributed-executor-backend", "uni"]
-    """vllm: further arguments of the server that is started (here: no compilation, everything in one process)."""
+    vllm_arguments: list[str] = ["--enforce-eager", "--no-enable-chunked-prefill", "--distributed-executor-backend=uni"]
+    """vllm: further arguments of the server that is started (here: no compilation, one process, and see docs/vllm.md)."""
     recording: str | None = None
     """replay: a JSONL file with fields problem and completions."""
+
+    @property
+    def urls(self) -> list[str]:
+        """The servers, none where no URL is set."""
+        return [self.url] if isinstance(self.url, str) and self.url else list(self.url or ())
 
 
 class JudgeConfig(Section):

@@ -6,9 +6,10 @@ import asyncio
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Prompt
 from paragator.engines.openai import OpenAIEngine
 from paragator.engines.sampling import Sampling
+from paragator.engines.spread import Spread
 from paragator.engines.vllm import VllmEngine, served, written
+from servers import VllmServer, running
 
 ROOT = Path(__file__).parents[2]
 PYTHON, MODEL = ROOT / ".venv-vllm" / "bin" / "python", ROOT / "models" / "smollm2-135m"
@@ -30,15 +33,17 @@ def exported(folder: Path, *, tied: bool = True, scale: float = 1.0) -> None:
     (folder / "config.json").write_text(json.dumps({"tie_word_embeddings": tied, "hidden_size": 2}))
 
 
-class Told(VllmEngine):
-    """Keeps what the server would be told."""
+OLD = ("/collective_rpc", "/reset_prefix_cache")
+"""The routes of a vLLM that neither pauses nor knows versions."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(OpenAIEngine("http://localhost:1/v1", "policy", sampling=SAMPLING), folder)
-        self.told: list[tuple[str, Mapping[str, Any]]] = []
 
-    async def tell(self, path: str, body: Mapping[str, object]) -> None:
-        self.told.append((path, body))
+@contextmanager
+def fleet(*servers: VllmServer, folder: Path) -> Iterator[VllmEngine]:
+    """An engine over some servers that run until the block ends."""
+    with ExitStack() as stack:
+        urls = [stack.enter_context(running(server)).url for server in servers]
+        engines = [OpenAIEngine(url, "policy", sampling=SAMPLING, one_by_one=False) for url in urls]
+        yield VllmEngine(Spread(engines), folder)
 
 
 def test_a_version_is_written_whole_and_untied(tmp_path: Path) -> None:
@@ -63,23 +68,187 @@ def test_an_export_that_fails_leaves_no_version(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("version_*"))
 
 
-def test_publishing_reloads_then_forgets_prefixes_and_keeps_one_version(tmp_path: Path) -> None:
-    engine = Told(tmp_path)
-    for version in (0, 1):
-        asyncio.run(engine.publish(exported, version))
+# ---- publishing ------------------------------------------------------------------------------------------------------
+
+
+def test_publishing_reloads_forgets_prefixes_names_the_version_and_keeps_one(tmp_path: Path) -> None:
+    server = VllmServer()
+    with fleet(server, folder=tmp_path) as engine:
+        for version in (0, 1):
+            asyncio.run(engine.publish(exported, version))
     assert engine.version == 1 and [p.name for p in tmp_path.iterdir()] == ["version_1"]
-    assert [path for path, _ in engine.told[-2:]] == ["/collective_rpc", "/reset_prefix_cache"]
-    assert engine.told[-2][1]["kwargs"] == {"weights_path": str(tmp_path / "version_1")}
+    assert server.weights == server.label == str(tmp_path / "version_1") and not server.paused
+    assert server.told[:5] == [*server.routes[:4], "/resume"] and server.told[5] == "/weight_info"
+    assert len(server.told) == 6 + 7  # the second time it is looked at before, too
+
+
+def test_all_servers_get_a_version_at_once_and_the_step_waits_for_the_last(tmp_path: Path) -> None:
+    slow = VllmServer(latency_s=0.2)
+    servers = [VllmServer(), slow, VllmServer()]
+    with fleet(*servers, folder=tmp_path) as engine:
+        asyncio.run(engine.publish(exported, 4))
+        assert {server.label for server in servers} == {str(tmp_path / "version_4")}
+        asyncio.run(engine.publish(exported, 4))
+    assert [len(server.told) for server in servers] == [6, 6, 6]  # what they have is not sent again
+
+
+def test_a_server_that_reports_another_version_ends_the_run(tmp_path: Path) -> None:
+    with (
+        fleet(VllmServer(), VllmServer(deaf=True), folder=tmp_path) as engine,
+        pytest.raises(RunError, match=r"reports weights 'default' where it was given '.*version_1'"),
+    ):
+        asyncio.run(engine.publish(exported, 1))
+    assert engine.version is None
+
+
+def test_a_server_restarted_between_two_steps_is_noticed(tmp_path: Path) -> None:
+    server = VllmServer()
+    with fleet(server, folder=tmp_path) as engine:
+        asyncio.run(engine.publish(exported, 1))
+        server.label = "default"
+        with pytest.raises(RunError, match="it was restarted, or another run publishes to it"):
+            asyncio.run(engine.publish(exported, 2))
+
+
+def test_an_older_vllm_is_told_of_once_and_goes_on(tmp_path: Path) -> None:
+    server = VllmServer(routes=OLD)
+    with fleet(server, folder=tmp_path) as engine, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for version in (0, 1, 2):
+            asyncio.run(engine.publish(exported, version))
+    assert sum("mismatch_kl alone" in str(w.message) for w in caught) == 1
+    assert server.weights == str(tmp_path / "version_2") and server.told == [*OLD] * 3
+
+
+def test_a_server_without_weight_routes_says_how_to_start_it(tmp_path: Path) -> None:
+    with (
+        fleet(VllmServer(routes=()), folder=tmp_path) as engine,
+        pytest.raises(UsageError, match="VLLM_SERVER_DEV_MODE=1"),
+    ):
+        asyncio.run(engine.publish(exported, 0))
+
+
+def test_a_reload_that_fails_is_one_line_and_the_server_goes_on(tmp_path: Path) -> None:
+    server = VllmServer(refused=(500, "collective_rpc method failed"))
+    with fleet(server, folder=tmp_path) as engine, pytest.raises(RunError) as caught:
+        asyncio.run(engine.publish(exported, 0))
+    assert str(caught.value) == (
+        f"engine.url = {server.url}: /collective_rpc failed (http 500: collective_rpc method failed); "
+        "start the server again and --resume"
+    )
+    assert not server.paused and server.told[-1] == "/resume"
+
+
+def test_a_server_that_is_gone_when_weights_come(tmp_path: Path) -> None:
+    with fleet(VllmServer(), folder=tmp_path) as engine:
+        pass
+    with pytest.raises(RunError, match=r"engine.url = http://.*: /pause.* failed \(connection refused\)"):
+        asyncio.run(engine.publish(exported, 0))
 
 
 def test_no_rollout_spans_two_versions(tmp_path: Path) -> None:
-    engine = Told(tmp_path)
-    engine.flying = 1
-    with pytest.raises(RunError, match="1 rollouts are under way"):
-        asyncio.run(engine.publish(exported, 1))
-    engine.flying, engine.publishing = 0, True
-    with pytest.raises(RunError, match="two versions"):
-        asyncio.run(engine(Prompt("x"), 1, stage="generate", seed=0))
+    with fleet(VllmServer(), folder=tmp_path) as engine:
+        engine.engines.flying[0] = 1
+        with pytest.raises(RunError, match="1 rollouts are under way"):
+            asyncio.run(engine.publish(exported, 1))
+        engine.engines.flying[0], engine.publishing = 0, True
+        with pytest.raises(RunError, match="two versions"):
+            asyncio.run(engine(Prompt("x"), 1, stage="generate", seed=0))
+
+
+# ---- several servers -------------------------------------------------------------------------------------------------
+
+
+def prompts_of(server: VllmServer) -> list[str]:
+    return [call.body["prompt"] for call in server.calls if call.path == "/v1/completions"]
+
+
+def test_prompts_are_spread_and_siblings_stay_together(tmp_path: Path) -> None:
+    servers = [VllmServer(latency_s=0.05) for _ in range(3)]
+    with fleet(*servers, folder=tmp_path) as engine:
+
+        async def ask() -> None:
+            parts = [engine(Prompt(f"p{i}"), 4, stage="generate", seed=i) for i in range(9)]
+            siblings = [engine(Prompt(f"p{i}"), 1, stage="generate", seed=100 + i) for i in range(9)]
+            groups = await asyncio.gather(*parts, *siblings)
+            assert all(len(g.completions) == len(g.outputs) for g in groups)
+
+        asyncio.run(ask())
+    assert [sorted(set(prompts_of(server))) for server in servers] == [
+        [f"p{i + 3 * j}" for j in range(3)] for i in range(3)
+    ]
+    assert [len(prompts_of(server)) for server in servers] == [6, 6, 6] and engine.engines.flying == [0, 0, 0]
+    assert engine.engines.usage.calls == 18
+
+
+def test_a_busy_server_gets_less(tmp_path: Path) -> None:
+    servers = [VllmServer(), VllmServer()]
+    with fleet(*servers, folder=tmp_path) as engine:
+        engine.engines.flying[0] = 9
+
+        async def ask() -> None:
+            await asyncio.gather(*(engine(Prompt(f"p{i}"), 4, stage="generate", seed=i) for i in range(4)))
+
+        asyncio.run(ask())
+    assert [len(prompts_of(server)) for server in servers] == [1, 3]
+
+
+def test_the_memory_of_homes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paragator.engines.spread.MOST_HOMES", 3)
+    spread = Spread([OpenAIEngine("http://a/v1", sampling=SAMPLING)])
+    for i in range(9):
+        spread.home(Prompt(str(i)))
+    assert len(spread.homes) == 3
+
+
+def test_one_server_named_twice_and_servers_of_two_models() -> None:
+    twice = [OpenAIEngine(url, sampling=SAMPLING) for url in ("http://a/v1", "http://a/v1/")]
+    with pytest.raises(UsageError, match="names http://a/v1 twice"):
+        Spread(twice)
+    two = Spread([OpenAIEngine(f"http://{name}/v1", name, sampling=SAMPLING) for name in "ab"])
+    with pytest.raises(UsageError, match="serve a, b"):
+        _ = two.model
+
+
+# ---- a server of one's own -------------------------------------------------------------------------------------------
+
+FAKE = """\
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("content-length", "0"); self.end_headers()
+    def do_POST(self):
+        print("RuntimeError: out of memory\\n", flush=True)
+        import os; os._exit(7)
+    def log_message(self, *words): pass
+
+HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+def test_a_server_of_ones_own_that_dies_is_told_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "fake" / "vllm" / "entrypoints" / "openai"
+    folder.mkdir(parents=True)
+    (folder / "api_server.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    monkeypatch.setattr("paragator.engines.endpoint.PATIENCE_S", 0.2)
+
+    async def trial() -> None:
+        async with served(sys.executable, tmp_path, tmp_path / "vllm.log") as url:
+            engine = OpenAIEngine(url, "policy", sampling=SAMPLING, backoff_s=0.01)
+            with suppress(UsageError):
+                await engine.served_model()
+            await engine(Prompt("x"), 1, stage="generate", seed=0)
+
+    with pytest.raises(RunError) as caught:
+        asyncio.run(trial())
+    assert str(caught.value) == (
+        f"vLLM ended with code 7 (RuntimeError: out of memory); see {tmp_path / 'vllm.log'}; then go on with --resume"
+    )
 
 
 def test_a_server_that_ends_at_once_says_where_to_look(tmp_path: Path) -> None:
@@ -87,7 +256,7 @@ def test_a_server_that_ends_at_once_says_where_to_look(tmp_path: Path) -> None:
         async with served(sys.executable, tmp_path, tmp_path / "vllm.log"):
             pass
 
-    with pytest.raises(RunError, match=r"vLLM ended with code \d+ before it was ready; see .*vllm.log"):
+    with pytest.raises(RunError, match=r"vLLM ended with code \d+ before it was ready \(.+\); see .*vllm.log"):
         asyncio.run(start())
 
 
@@ -122,7 +291,7 @@ def test_real_vllm_samples_from_the_published_weights(tmp_path: Path) -> None:
         async with served(str(PYTHON), first, tmp_path / "vllm.log", arguments) as url:
             endpoint = OpenAIEngine(url, "policy", sampling=SAMPLING, tokenizer=tokenizer)
             await endpoint.served_model()
-            engine = VllmEngine(endpoint, tmp_path / "weights")
+            engine = VllmEngine(Spread([endpoint]), tmp_path / "weights")
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.mul_(1 + 0.05 * torch.randn_like(parameter))

@@ -30,6 +30,7 @@ from paragator.tasks import load as load_task
 if TYPE_CHECKING:
     from paragator.engines.openai import OpenAIEngine
     from paragator.engines.replay import Replay
+    from paragator.engines.spread import Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,8 @@ def check(config: Config, *, training: bool, task: Task | None = None) -> Checke
     if config.engine.rollout == "replay":
         candidates = map(config.model.templates().for_candidate, held_out(config, task))
         recording(config).check(eval_plan(config), candidates)
-    if config.engine.rollout == "openai":
-        build_endpoint(config.engine, samplings(config))
+    if config.engine.rollout in ("openai", "vllm"):
+        build_endpoints(config.engine, samplings(config))
     if config.judge.mode != "off":
         if not config.judge.url:
             raise UsageError("judge.url is not set: name the judge's server, or set judge.mode = 'off'")
@@ -96,7 +97,7 @@ def facts_of(config: Config) -> Facts:
     if engine.rollout == "openai":
         if not engine.url:
             raise UsageError("engine.url is not set: name the server, as --url http://localhost:8000/v1")
-        return Facts(None, None, f"{engine.model or 'first listed'}@{engine.url}")
+        return Facts(None, None, f"{engine.model or 'first listed'}@{' '.join(engine.urls)}")
     if engine.recording is None:
         raise UsageError("engine.recording is not set: name the recording, as --recording FILE.jsonl")
     path = Path(engine.recording)
@@ -150,30 +151,36 @@ def samplings(config: Config) -> dict[Stage, Sampling]:
     return {"generate": sampling_of(config.generate), "aggregate": sampling_of(config.aggregate)}
 
 
-def build_endpoint(config: EngineConfig, sampling: Mapping[Stage, Sampling], tokenizer: Any = None) -> OpenAIEngine:
-    """The engine of a server, in token mode with a tokenizer; nothing is sent yet."""
+def build_endpoints(config: EngineConfig, sampling: Mapping[Stage, Sampling], tokenizer: Any = None) -> Spread:
+    """The engines of the servers as one, in token mode with a tokenizer; nothing is sent yet."""
     from paragator.engines.openai import OpenAIEngine, read_key
+    from paragator.engines.spread import Spread
 
-    return OpenAIEngine(
-        str(config.url),
-        config.model,
-        sampling=sampling,
-        tokenizer=tokenizer,
-        key=read_key(config),
-        max_in_flight=config.max_in_flight,
-        request_timeout_s=config.request_timeout_s,
-        total_timeout_s=config.total_timeout_s,
-        extra_body=config.extra_body,
-        price_in=config.price_in,
-        price_out=config.price_out,
-    )
+    key = read_key(config)
+    engines = [
+        OpenAIEngine(
+            url,
+            config.model,
+            sampling=sampling,
+            tokenizer=tokenizer,
+            key=key,
+            max_in_flight=config.max_in_flight,
+            request_timeout_s=config.request_timeout_s,
+            total_timeout_s=config.total_timeout_s,
+            extra_body=config.extra_body,
+            price_in=config.price_in,
+            price_out=config.price_out,
+        )
+        for url in config.urls
+    ]
+    return Spread(engines)
 
 
 def build_judge_engine(config: JudgeConfig) -> OpenAIEngine:
     """The judge's server, asked without chance."""
     server = EngineConfig(rollout="openai", url=config.url, model=config.model, key_env=config.key_env)
     once = Sampling(temperature=0, max_tokens=config.max_tokens)
-    return build_endpoint(server, {"generate": once, "aggregate": once})
+    return build_endpoints(server, {"generate": once, "aggregate": once}).engines[0]
 
 
 def recording(config: Config) -> Replay:
@@ -263,6 +270,9 @@ MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.threads", "tracker
     f"engine.{name}"  # where the model is served, how fast it may be asked and what it costs, not what it answers
     for name in (
         "url",
+        "launch",
+        "vllm_python",
+        "vllm_arguments",
         "key_env",
         "key_file",
         "max_in_flight",

@@ -24,6 +24,7 @@ from paragator.tasks import Task
 
 if TYPE_CHECKING:
     from paragator.engines.openai import OpenAIEngine
+    from paragator.engines.spread import Spread
 
 CALLS = "calls.jsonl"
 BILL = "usage.json"
@@ -95,13 +96,13 @@ async def in_process(
 async def endpoint(
     config: Config, problems: list[Problem], run_dir: Path, stop: Callable[[], bool]
 ) -> tuple[Rollout, Any]:
-    """A server: a finished call is one request for one completion."""
+    """Servers: a finished call is one request for one completion."""
     engine = await reached(config)
     try:
         model = str(engine.model)
         bill = Bill(run_dir / BILL, model, lambda: asdict(engine.usage))
         journal = Journal(engine, run_dir / CALLS, settings=settings_of(config, model))
-        most = config.engine.max_in_flight
+        most = config.engine.max_in_flight * len(engine.engines)
         sample, packer = fitted(config, problems, engine, one_by_one(at_most(journal, most, stop)))
     except BaseException:
         await engine.close()
@@ -109,23 +110,28 @@ async def endpoint(
     return Rollout(sample, packer, most, journal, bill), engine
 
 
-async def reached(config: Config) -> OpenAIEngine:
-    """The engine of the server that answers at engine.url; it knows its model, and the context if the server tells."""
-    engine = compose.build_endpoint(config.engine, compose.samplings(config))
+async def reached(config: Config) -> Spread:
+    """The servers at engine.url, which answer; they know their model, and the context if they tell."""
+    engines = compose.build_endpoints(config.engine, compose.samplings(config))
     try:
-        if config.engine.model is None:
-            await engine.served_model()
-        else:  # a server that lists nothing, or nothing under this name, may serve it all the same
-            with suppress(ParagatorError):
-                if await engine.served_model() != config.engine.model:
-                    engine.context = None
+        for engine in engines.engines:
+            await reach(engine, config.engine.model)
     except BaseException:
-        await engine.close()
+        await engines.close()
         raise
-    return engine
+    return engines
 
 
-def fitted(config: Config, problems: list[Problem], engine: OpenAIEngine, sample: Sample) -> tuple[Sample, Packer]:
+async def reach(engine: OpenAIEngine, model: str | None) -> None:
+    if model is None:
+        await engine.served_model()
+        return
+    with suppress(ParagatorError):  # a server that lists nothing, or nothing under this name, may serve it all the same
+        if await engine.served_model() != model:
+            engine.context = None
+
+
+def fitted(config: Config, problems: list[Problem], engine: Spread, sample: Sample) -> tuple[Sample, Packer]:
     """`sample` and a packer that keep to the server's context, where it tells that."""
     if engine.context is None:
         return sample, estimating_packer(config)
@@ -157,7 +163,7 @@ async def open_sample(config: Config, problem: Problem) -> AsyncIterator[Rollout
         engine = await reached(config)
     try:
         if config.engine.rollout != "transformers":
-            most = config.engine.max_in_flight
+            most = config.engine.max_in_flight * len(engine.engines)
             sample, packer = fitted(config, [problem], engine, at_most(engine, most))
             rollout = Rollout(sample, packer, most)
         yield rollout

@@ -19,6 +19,7 @@ from paragator.cli.train import Stop, measure
 from paragator.config import Config, load, to_json
 from paragator.core.errors import UsageError
 from paragator.core.types import Failure
+from paragator.evals.run import recorded
 from paragator.records import Graded
 
 SHORT = {
@@ -135,10 +136,11 @@ async def job(config: Config, checked: compose.Checked, run_dir: Path, say: show
     from paragator.report.page import write_report
 
     problems = compose.held_out(config, checked.task)
+    output, total = run_dir / "eval.jsonl", len(problems) * config.eval.repeats
     async with (
         connect.judging(config, checked.task, run_dir, say) as task,
         connect.build_sample(config, problems, run_dir, stop) as rollout,
-        Progress(say, rollout).shown() as progress,
+        Progress(say, rollout, finished_in(output), total).shown() as progress,
     ):
         judged, sample, packer = replace(checked, task=task), rollout.sample, rollout.packer
         found = await measure(
@@ -159,6 +161,11 @@ async def job(config: Config, checked: compose.Checked, run_dir: Path, say: show
     return 0
 
 
+def finished_in(output: Path) -> int:
+    """Traces of earlier attempts that need not be tried again."""
+    return sum(why is None for _, why in recorded(output)) if output.exists() else 0
+
+
 def main_reason(failed: Sequence[Graded]) -> str:
     """The commonest reason of calls that failed; of traces where no call did."""
     outputs = [o for r in failed for groups in r.trace.rounds for group in groups for o in group.outputs]
@@ -169,10 +176,10 @@ def main_reason(failed: Sequence[Graded]) -> str:
 class Progress:
     """Counts traces; while `shown`, says every ten seconds how far a long evaluation is, and keeps the bill current."""
 
-    def __init__(self, say: show.Logger, rollout: connect.Rollout) -> None:
+    def __init__(self, say: show.Logger, rollout: connect.Rollout, finished: int, total: int) -> None:
         self.say, self.rollout = say, rollout
         self.start = time.perf_counter()
-        self.taken = self.finished = self.total = 0
+        self.taken, self.finished, self.total = 0, finished, total
 
     def __call__(self, finished: int, total: int) -> None:
         self.taken += 1
@@ -200,7 +207,7 @@ class Progress:
     def line(self) -> str:
         """Traces done, calls and tokens a second of this attempt, and the time left once a trace is done."""
         seconds = time.perf_counter() - self.start
-        parts = [f"{self.finished}/{self.total or '?'} traces"]
+        parts = [f"{self.finished}/{self.total} traces"]
         if journal := self.rollout.journal:
             parts += [f"{journal.asked / seconds:,.1f} calls/s", f"{journal.tokens / seconds:,.0f} tokens/s"]
         if self.taken:

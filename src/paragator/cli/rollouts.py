@@ -38,13 +38,16 @@ async def rollouts(
             log, arguments = run_dir / "logs" / "vllm.log", settings.vllm_arguments
             url = await stack.enter_async_context(served(settings.vllm_python, model, log, arguments))
             settings = settings.model_copy(update={"url": url, "model": NAME})
-        endpoint = compose.build_endpoint(settings, compose.samplings(config), policy.tokenizer)
-        stack.push_async_callback(endpoint.close)
-        await endpoint.served_model()
-        remote = VllmEngine(endpoint, weights.resolve())
+        engines = compose.build_endpoints(settings, compose.samplings(config), policy.tokenizer)
+        stack.push_async_callback(engines.close)
+        for engine in engines.engines:
+            await engine.served_model()
+        remote = VllmEngine(engines, weights.resolve())
         stack.push_async_callback(remote.close)
 
         async def publish(step: int) -> None:
             await remote.publish(policy.export, step)
 
+        if not (run_dir / "checkpoints").exists():  # an evaluation comes first, of these weights
+            await publish(0)
         yield remote, publish

@@ -27,8 +27,10 @@ from paragator.engines.wire import Answer, Broken, Unreachable, Wire
 
 REASON_CHARS = 300
 LONGEST_PAUSE_S = 60.0
-PATIENCE_S = 60.0
-"""A server that was there and then refuses connections for this long has ended."""
+PATIENCE_S = 20.0
+"""A server that was there and then takes no connection for this long has ended."""
+PERSISTENCE = 10
+"""How often it is tried meanwhile."""
 RETRIED = frozenset({408, 409, 425, 429})
 TOO_LONG = re.compile(
     r"context.?(length|window)|max(imum)?.?(model|context|prompt).?len|prompt is too long|too many (input )?tokens",
@@ -91,6 +93,7 @@ class Endpoint:
     retries  attempts after a first one
     good     good answers
     heard    when the server last took a connection
+    lost     since when it takes none; None while it does
     """
 
     url: str
@@ -105,6 +108,7 @@ class Endpoint:
     retries: int = 0
     good: int = 0
     heard: float | None = None
+    lost: float | None = None
 
     def __post_init__(self) -> None:
         self.url = checked_url(self.url)
@@ -164,11 +168,11 @@ class Endpoint:
         except TimeoutError:
             raise Again(f"timeout of one attempt after {limit_s:.3g} s", word="pushed back") from None
         except Broken as error:
-            self.heard = time.monotonic()
+            self.connected()
             raise Again(str(error)) from None
         except Unreachable as error:
             raise self.gone(str(error)) from None
-        self.heard = time.monotonic()
+        self.connected()
         if answer.status != 200:
             raise self.trouble(answer)
         try:
@@ -189,7 +193,7 @@ class Endpoint:
             raise self.nobody("no answer in time") from None
         except (Broken, Unreachable) as error:
             raise self.nobody(str(error)) from None
-        self.heard = time.monotonic()
+        self.connected()
         if answer.status in (401, 403):
             raise self.trouble(answer)
         return answer
@@ -237,9 +241,16 @@ class Endpoint:
         """No connection: never one is the caller's mistake; none for long, a server that ended; else another attempt."""
         if self.heard is None:
             return self.nobody(reason)
-        if time.monotonic() - self.heard > PATIENCE_S:
-            return RunError(f"engine.url = {self.url}: the server is gone ({reason}); start it again and --resume")
-        return Again(reason, word="pushed back")
+        now = time.monotonic()
+        self.lost = now if self.lost is None else self.lost
+        if now - self.lost > PATIENCE_S:
+            return RunError(
+                f"engine.url = {self.url}: the server is gone (for {PATIENCE_S:g} s: {reason}); start it again and --resume"
+            )
+        return Again(reason, after=PATIENCE_S / PERSISTENCE, word="pushed back")
+
+    def connected(self) -> None:
+        self.heard, self.lost = time.monotonic(), None
 
     def nobody(self, reason: str) -> UsageError:
         return UsageError(f"engine.url = {self.url}: no server answers there ({reason}); start it or correct the URL")

@@ -15,50 +15,54 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from paragator.core.errors import RunError, UsageError
+from paragator.core.errors import ParagatorError, RunError, UsageError
 from paragator.core.types import Group, Prompt, Stage
 from paragator.engines.encoding import misfit
-from paragator.engines.endpoint import Endpoint, Refused
-from paragator.engines.openai import OpenAIEngine
+from paragator.engines.endpoint import Endpoint, said_in
+from paragator.engines.spread import Spread
+from paragator.engines.wire import Broken, Unreachable
 
 START_TIMEOUT_S = 900.0
-RELOAD_TIMEOUT_S = 600.0
+ROUTE_TIMEOUT_S = 600.0
+"""Longest wait for a server to finish what it serves, or to load a model."""
 NAME = "policy"
+LOG_CHARS = 200
+LINGER_S = 3.0
+"""How long a server that fails may take to end."""
 PR_SET_PDEATHSIG = 1
 Export = Callable[[Path], None]
 """Writes the policy as a folder of safetensors, config and tokenizer."""
 
 
 class VllmEngine:
-    """Satisfies `Sample` through `engine` (in token mode) and takes new weights between requests, never during one.
+    """Satisfies `Sample` with one or more vLLM servers, which take new weights between requests, never during one.
 
-    folder   where versions of the weights are handed over; the server reads it, so both share this file system
-    version  the step whose weights the server samples from; None before the first `publish`
+    engines  the servers in token mode; see `Spread` for which prompt goes where
+    folder   where versions of the weights are handed over; the servers read it, so all share this file system
+    version  the step whose weights the servers sample from; None before the first `publish`
     """
 
-    def __init__(self, engine: OpenAIEngine, folder: Path) -> None:
-        self.engine, self.folder = engine, folder
-        parts = urlsplit(engine.endpoint.url)
-        root = f"{parts.scheme}://{parts.netloc}"
-        key = engine.endpoint.key
-        self.admin = Endpoint(root, key, 1, RELOAD_TIMEOUT_S, RELOAD_TIMEOUT_S)
+    def __init__(self, engines: Spread, folder: Path) -> None:
+        self.engines, self.folder = engines, folder
+        self.servers = [Weights(engine.endpoint) for engine in engines.engines]
         self.version: int | None = None
-        self.flying = 0
         self.publishing = False
 
     @property
     def context(self) -> int | None:
         """Tokens that prompt and completion may have together."""
-        return self.engine.context
+        return self.engines.context
 
     def count(self, prompt: Prompt) -> int:
         """A prompt's length in tokens."""
-        return self.engine.count(prompt)
+        return self.engines.count(prompt)
 
     def misfit(self, prompt_tokens: int, max_tokens: int) -> str | None:
         """Why a prompt of this length cannot be sampled, or None."""
@@ -67,43 +71,119 @@ class VllmEngine:
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         if self.publishing:
             raise RunError("a rollout was asked for while weights were being published: it would span two versions")
-        self.flying += 1
-        try:
-            return await self.engine(prompt, n, stage=stage, seed=seed)
-        finally:
-            self.flying -= 1
+        return await self.engines(prompt, n, stage=stage, seed=seed)
 
     async def publish(self, export: Export, version: int) -> None:
-        """Write a version atomically, let the server load it and forget cached prefixes. RunError when it does not."""
-        if self.flying:
-            raise RunError(f"{self.flying} rollouts are under way: weights are published between steps")
+        """Write a version atomically and have every server load it; returns when all report it, else RunError."""
+        if flying := sum(self.engines.flying):
+            raise RunError(f"{flying} rollouts are under way: weights are published between steps")
+        if version == self.version:
+            return
         self.publishing = True
         try:
             target = written(export, self.folder, version)
-            weights = {"method": "reload_weights", "kwargs": {"weights_path": str(target)}}
-            for path, body in (("/collective_rpc", weights), ("/reset_prefix_cache", {})):
-                await self.tell(path, body)
+            found = await asyncio.gather(*(server.load(target) for server in self.servers), return_exceptions=True)
+            for error in found:
+                if error is not None:
+                    raise error
             self.version = version
-            for old in self.folder.glob("version_*"):
+            self.engines.homes.clear()  # the servers forgot their prefixes
+            for old in self.folder.iterdir():
                 if old != target:
                     shutil.rmtree(old, ignore_errors=True)
         finally:
             self.publishing = False
 
-    async def tell(self, path: str, body: Mapping[str, object]) -> None:
-        try:
-            await self.admin.post(path, body, lambda found: None)
-        except Refused as error:
-            if error.status == 404:
-                raise UsageError(
-                    f"engine.url = {self.engine.endpoint.url}: the server has no {path}; start vLLM with VLLM_SERVER_DEV_MODE=1"
-                ) from None
-            raise RunError(f"{path} failed ({error}); the run can go on with --resume") from None
-
     async def close(self) -> None:
-        """Close the connections; the server goes on."""
-        self.admin.wire.close()
-        await self.engine.close()
+        """Close the connections; the servers go on."""
+        for server in self.servers:
+            server.admin.wire.close()
+        await self.engines.close()
+
+
+class Weights:
+    """The weights of one server, by vLLM's own routes, which are at its root.
+
+    label  what the server was last told that its weights are called: the folder they came from
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        parts = urlsplit(endpoint.url)
+        self.url = endpoint.url
+        self.admin = Endpoint(f"{parts.scheme}://{parts.netloc}", endpoint.key)
+        self.label: str | None = None
+
+    async def load(self, target: Path) -> None:
+        """Load a folder of weights while no request is being served, forget cached prefixes, and see that it is so."""
+        self.admin.wire.close()  # vLLM drops what was idle while the trainer computed
+        await self.check()
+        paused = await self.ask("POST", "/pause?mode=wait") is not None
+        try:
+            await self.reload(target)
+        except ParagatorError:
+            if paused:
+                with contextlib.suppress(RunError):  # the first error tells more
+                    await self.ask("POST", "/resume")
+            raise
+        if paused:
+            await self.ask("POST", "/resume")
+        await self.check()
+
+    async def reload(self, target: Path) -> None:
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(target)}}
+        if await self.ask("POST", "/collective_rpc", body) is None:
+            raise UsageError(
+                f"engine.url = {self.url}: the server has no /collective_rpc; start vLLM with VLLM_SERVER_DEV_MODE=1"
+            )
+        forgotten = await self.ask("POST", "/reset_prefix_cache")
+        if forgotten is not None and forgotten.get("success") is False:
+            raise RunError(f"engine.url = {self.url}: it serves others while its weights change; give the run its own")
+        if await self.ask("POST", "/update_weight_version", {"new_version": str(target)}) is None:
+            warnings.warn(
+                f"engine.url = {self.url}: this vLLM has no weight versions; mismatch_kl alone tells whether a step "
+                "was sampled from the weights it was given",
+                stacklevel=2,
+            )
+            return
+        self.label = str(target)
+
+    async def check(self) -> None:
+        """RunError when the server does not report the version that it was last given."""
+        if self.label is None:
+            return
+        found = (await self.ask("GET", "/weight_info") or {}).get("weight_version")
+        if found != self.label:
+            raise RunError(
+                f"engine.url = {self.url}: the server reports weights {found!r} where it was given {self.label!r}: "
+                "it was restarted, or another run publishes to it; give the run a server of its own and --resume"
+            )
+
+    async def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any] | None:
+        """One attempt: the answer's JSON object, {} for another body, None where there is no such route; else RunError."""
+        data = b"" if body is None else json.dumps(body).encode()
+        try:
+            async with asyncio.timeout(ROUTE_TIMEOUT_S):
+                answer = await self.admin.wire.send(method, path, self.admin.headers(), data)
+        except TimeoutError:
+            reason = f"no answer within {ROUTE_TIMEOUT_S:.0f} s"
+        except (Broken, Unreachable) as error:
+            reason = str(error)
+        else:
+            if answer.status == 404:
+                return None
+            if answer.status == 200:
+                return fields_of(answer.body)
+            reason = f"http {answer.status}: {self.admin.clean(said_in(answer.body))}"
+        raise RunError(f"engine.url = {self.url}: {path} failed ({reason}); start the server again and --resume")
+
+
+def fields_of(body: bytes) -> dict[str, Any]:
+    """A JSON object; an empty one for anything else."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def written(export: Export, folder: Path, version: int) -> Path:
@@ -159,9 +239,24 @@ async def served(python: str, model: Path, log: Path, arguments: Sequence[str] =
         )
     try:
         await healthy(server, port, log)
-        yield f"http://127.0.0.1:{port}/v1"
+        try:
+            yield f"http://127.0.0.1:{port}/v1"
+        except ParagatorError as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(LINGER_S)
+            if server.poll() is None:
+                raise
+            raise RunError(f"{ended(server, log)}; then go on with --resume") from error
     finally:
         stop(server)
+
+
+def ended(server: subprocess.Popen[bytes], log: Path, when: str = "") -> str:
+    """That a server ended, with the last line of its log and where that is."""
+    lines = log.read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+    said = "".join(char for char in last if char.isprintable())[:LOG_CHARS]
+    return f"vLLM ended with code {server.returncode}{when} ({said}); see {log}"
 
 
 async def healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -169,7 +264,7 @@ async def healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None
     probe = Endpoint(f"http://127.0.0.1:{port}")
     for _ in range(int(START_TIMEOUT_S)):
         if server.poll() is not None:
-            raise RunError(f"vLLM ended with code {server.returncode} before it was ready; see {log}")
+            raise RunError(ended(server, log, " before it was ready"))
         try:
             if (await probe.get("/health", 5)).status == 200:
                 probe.wire.close()

@@ -92,9 +92,10 @@ class Wire:
         return answer
 
     def close(self) -> None:
-        """Close the connections that wait for a next request."""
+        """Close the connections that wait for a next request; those of an event loop that has ended are forgotten."""
         for line in self._idle:
-            line.writer.close()
+            if self._loop and not self._loop.is_closed():
+                line.writer.close()
         self._idle.clear()
 
     async def _line(self) -> Line:

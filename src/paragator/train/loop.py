@@ -11,7 +11,7 @@ from random import Random
 
 from paragator import records
 from paragator.config import Config
-from paragator.core.errors import DataError, RunError
+from paragator.core.errors import DataError, ParagatorError, RunError
 from paragator.core.packing import Packer
 from paragator.core.types import Group, Problem, Sample
 from paragator.tasks import Task
@@ -40,25 +40,26 @@ async def train(
 ) -> bool:
     """Take the steps that the run directory does not have yet; False when `stop()` ended it early.
 
-    Each step appends to metrics.jsonl and traces.jsonl; every `checkpoint_every` steps, and when stopped, a checkpoint
-    is written from which a later call goes on with the same draws as if nothing had happened. `publish(step)` hands the
-    weights after a step to an engine that samples elsewhere.
+    Each step appends to metrics.jsonl and traces.jsonl; every `checkpoint_every` steps, when stopped, and when the
+    engine ends the run, a checkpoint is written from which a later call goes on with the same draws as if nothing had
+    happened. `publish(step)` hands the weights after a step to an engine that samples elsewhere.
     """
     run_dir = config.run_dir
     first = resume(policy, run_dir) + 1
     failed = 0
-    if publish and first <= config.train.steps:
-        await publish(first - 1)
     for number in range(first, config.train.steps + 1):
         chosen = choose(problems, number, config)
-        result = await step(number, chosen, sample, task, policy, packer, config, pools)
+        try:
+            spent = await timed(publish, number - 1)
+            result = await step(number, chosen, sample, task, policy, packer, config, pools)
+        except ParagatorError:  # before the update: the policy is as the step before left it
+            if number > first:
+                save(policy, run_dir, number - 1)
+            raise
         failed = failed + 1 if math.isnan(result.metrics.get("generate/reward", math.nan)) else 0
         if failed == BAD_STEPS:
             raise RunError(f"every rollout of {BAD_STEPS} steps failed or is unscored: {why(result.records)}")
         if publish:
-            start = time.perf_counter()
-            await publish(number)
-            spent = time.perf_counter() - start
             result.metrics.update({"seconds/publish": spent, "seconds": result.metrics["seconds"] + spent})
             check_mismatch(result.metrics.get("mismatch_kl", 0.0), number)
         records.append_json_lines(run_dir / "metrics.jsonl", [plain(result.metrics)])
@@ -66,11 +67,25 @@ async def train(
         report(result.metrics)
         stopping = stop()
         if stopping or number % config.train.checkpoint_every == 0 or number == config.train.steps:
-            policy.save(run_dir / "checkpoints" / f"step_{number}", {"step": number})
-            checkpoint.keep_newest(run_dir / "checkpoints", 2)
+            save(policy, run_dir, number)
         if stopping and number < config.train.steps:
             return False
+    await timed(publish, config.train.steps)
     return True
+
+
+async def timed(publish: Callable[[int], Awaitable[None]] | None, number: int) -> float:
+    """Hand over the weights after a step, if to anybody; the seconds that it took."""
+    start = time.perf_counter()
+    if publish:
+        await publish(number)
+    return time.perf_counter() - start
+
+
+def save(policy: Policy, run_dir: Path, number: int) -> None:
+    """The checkpoint of a step, of which the newest two are kept."""
+    policy.save(run_dir / "checkpoints" / f"step_{number}", {"step": number})
+    checkpoint.keep_newest(run_dir / "checkpoints", 2)
 
 
 def check_mismatch(mismatch: float, number: int) -> None:

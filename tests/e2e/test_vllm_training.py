@@ -1,0 +1,156 @@
+"""Training with vLLM rollouts end to end, on a fake vLLM that samples from the weights it was handed: death and resumption."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pytest
+import torch
+
+from paragator import records
+from paragator.config import ModelConfig
+from paragator.core.errors import RunError
+from paragator.engines import loading
+from servers import VllmServer, running
+
+Cli = Callable[..., int]
+pytestmark = pytest.mark.e2e
+STEPS = 4
+CALLS = 4 * 2
+"""Completion requests of a step: candidates and aggregations of four problems."""
+
+LOADING = Lock()
+"""transformers loads one model at a time in a process."""
+
+
+@dataclass
+class Sampler(VllmServer):
+    """Answers in tokens of the published policy; an answer depends on weights, prompt, seed and index alone."""
+
+    model: Any = "policy"
+    policy: Any = None
+    tokenizer: Any = None
+
+    def load(self, folder: str) -> None:
+        super().load(folder)
+        with LOADING:
+            self.policy, self.tokenizer = loading.load(ModelConfig(path=folder))
+        settings = json.loads((Path(folder) / "generation_config.json").read_text())["eos_token_id"]
+        self.ends = set(settings if isinstance(settings, list) else [settings])
+
+    def choice(self, body: Any, prompt: str, index: int, chat: bool) -> dict[str, Any]:
+        rng = random.Random(f"{prompt}:{body['seed']}:{index}")
+        ids, logprobs = list(body["prompt"]), []
+        start = len(ids)
+        while len(logprobs) < body["max_tokens"] and not (logprobs and ids[-1] in self.ends):
+            with torch.no_grad():
+                found = torch.log_softmax(self.policy(torch.tensor([ids])).logits[0, -1].float(), -1)
+            ids.append(rng.choices(range(len(found)), weights=found.exp().tolist())[0])
+            logprobs.append(float(found[ids[-1]]))
+        sampled, ended = ids[start:], ids[-1] in self.ends
+        return {
+            "index": index,
+            "finish_reason": "stop" if ended else "length",
+            "text": self.tokenizer.decode(sampled, skip_special_tokens=True),
+            "words": len(sampled),
+            "token_ids": sampled,
+            "prompt_token_ids": ids[:start],
+            "logprobs": {"token_logprobs": logprobs},
+        }
+
+
+def trained(cli: Cli, name: str, *servers: Sampler, words: tuple[str, ...] = ()) -> Path:
+    """A run of STEPS steps over some servers, which live as long."""
+    with ExitStack() as stack:
+        urls = [stack.enter_context(running(server)).url for server in servers]
+        settings = {
+            "name": name,
+            "engine.rollout": "vllm",
+            "engine.url": json.dumps(urls if len(urls) > 1 else urls[0]),
+            "train.steps": str(STEPS),
+            "train.checkpoint_every": "100",
+            "eval.around_training": "false",
+        }
+        assert cli("train", *(word for key, value in settings.items() for word in (f"--{key}", value)), *words) == 0
+    return Path("runs") / name
+
+
+def rows(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a file of a run, without seconds."""
+    found = records.read_json_lines(run_dir / name)
+    return [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in found]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return loading.load(ModelConfig(path=str(run_dir / "model")))[0].state_dict()
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    assert rows(one, "metrics.jsonl") == rows(other, "metrics.jsonl")
+    assert rows(one, "traces.jsonl") == rows(other, "traces.jsonl")
+    first, second = weights(one), weights(other)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paragator.engines.endpoint.PATIENCE_S", 0.2)
+
+
+def test_two_servers_train_as_one(cli: Cli) -> None:
+    both = Sampler(), Sampler()
+    run_dir = trained(cli, "two", *both)
+    found = rows(run_dir, "metrics.jsonl")
+    assert [row["step"] for row in found] == [1, 2, 3, 4]
+    assert all(row["mismatch_kl"] < 1e-5 and row["updated"] == 1 for row in found)
+    assert all(server.asked >= STEPS for server in both) and sum(server.asked for server in both) == STEPS * CALLS
+    assert {server.label for server in both} == {str((run_dir / "weights" / "version_4").resolve())}
+    assert [path.name for path in (run_dir / "weights").iterdir()] == ["version_4"]
+    assert all("seconds/publish" in row for row in records.read_json_lines(run_dir / "metrics.jsonl"))
+    assert_equal_runs(run_dir, trained(cli, "one", Sampler()))
+
+
+def test_a_server_that_dies_leaves_the_last_step_and_resuming_ends_like_an_unbroken_run(cli: Cli) -> None:
+    dying = Sampler(die_at=CALLS + 3)  # of two servers that share the calls: in the third step or so
+    with pytest.raises(RunError) as caught:
+        trained(cli, "broken", dying, Sampler())
+    assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
+    assert f"engine.url = {dying.url}: the server is gone" in str(caught.value) and "--resume" in str(caught.value)
+    run_dir = Path("runs/broken")
+    last = rows(run_dir, "metrics.jsonl")[-1]["step"]
+    assert 1 <= last < STEPS
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step_{last}"]
+    assert [path.name for path in (run_dir / "weights").iterdir()] == [f"version_{last}"]
+    assert trained(cli, "broken", Sampler(), words=("--resume",)) == run_dir
+    assert_equal_runs(run_dir, trained(cli, "whole", Sampler()))
+
+
+def test_a_server_that_fails_to_load_weights(cli: Cli) -> None:
+    class Failing(Sampler):
+        def load(self, folder: str) -> None:
+            super().load(folder)
+            if folder.endswith("version_1"):
+                self.refused = (500, "out of memory")
+
+    with pytest.raises(RunError, match=r"/collective_rpc failed \(http 500: out of memory\)"):
+        trained(cli, "broken", Failing())
+    run_dir = Path("runs/broken")
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_2"]
+    trained(cli, "broken", Sampler(), words=("--resume",))
+    assert_equal_runs(run_dir, trained(cli, "whole", Sampler()))
+
+
+def test_death_in_the_first_step_starts_again(cli: Cli) -> None:
+    with pytest.raises(RunError, match="the server is gone"):
+        trained(cli, "broken", Sampler(die_at=2))
+    run_dir = Path("runs/broken")
+    assert not (run_dir / "checkpoints").exists() and not (run_dir / "metrics.jsonl").exists()
+    trained(cli, "broken", Sampler(), words=("--resume",))
+    assert_equal_runs(run_dir, trained(cli, "whole", Sampler()))
