@@ -9,15 +9,13 @@ are started before the clock is. Ours is isolated in processes with limits; math
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-import math_verify
+import common
 from math_verify import parse, verify
 
 from paragator import grading
@@ -25,7 +23,8 @@ from paragator.grading.workers import Pool
 
 Pairs = list[tuple[str, str, bool]]
 """Text, reference, whether they are equal."""
-RESULTS = Path(__file__).parent / "results" / "grading.json"
+RESULTS = common.RESULTS / "grading.json"
+HELD = "pairs (fresh each repeat, seeded, half wrong), machine, turns; peer: one process, no isolation"
 
 
 def integers(count: int, rng: Random) -> Pairs:
@@ -99,7 +98,7 @@ def peer(pairs: Pairs) -> list[bool]:
     return [verify(parse(f"${reference}$"), parse(text)) for text, reference, _ in pairs]
 
 
-def measure(name: str, make: Callable[[int, Random], Pairs], count: int, repeats: int, pool: Pool) -> dict[str, object]:
+def measure(name: str, make: Callable[[int, Random], Pairs], count: int, repeats: int, pool: Pool) -> common.Case:
     """One case: medians over the repeats, with the smallest and the largest."""
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     right: dict[str, int] = {"ours": 0, "peer": 0}
@@ -113,20 +112,12 @@ def measure(name: str, make: Callable[[int, Random], Pairs], count: int, repeats
             said = sides[side](pairs)
             seconds[side].append(time.perf_counter() - start)
             right[side] += sum(s == truth for s, (_, _, truth) in zip(said, pairs, strict=True))
-    ours_s, peer_s = (statistics.median(seconds[side]) for side in ("ours", "peer"))
+    peer_name = f"math-verify {common.installed('math-verify')}"
+    found = common.case(name, seconds["ours"], peer_name, seconds["peer"], HELD, pairs=count, workers=pool.workers)
     return {
-        "name": name,
-        "ours_s": ours_s,
-        "peer": f"math-verify {math_verify.__version__ if hasattr(math_verify, '__version__') else ''}".strip(),
-        "peer_s": peer_s,
-        "ratio": peer_s / ours_s,
-        "spread": {side: [min(values), max(values)] for side, values in seconds.items()},
-        "held_equal": "pairs (fresh each repeat, seeded, half wrong), machine, turns; peer: one process, no isolation",
-        "pairs": count,
-        "repeats": repeats,
-        "workers": pool.workers,
-        "ours_per_s": count / ours_s,
-        "peer_per_s": count / peer_s,
+        **found,
+        "ours_per_s": count / found["ours_s"],
+        "peer_per_s": count / found["peer_s"],
         "ours_right": right["ours"] / (count * repeats),
         "peer_right": right["peer"] / (count * repeats),
     }
@@ -147,12 +138,11 @@ def main() -> None:
         ):
             cases.append(measure(name, make, count, flags.repeats, pool))
             print_case(cases[-1], heading=len(cases) == 1)
-    flags.output.parent.mkdir(parents=True, exist_ok=True)
-    flags.output.write_text(json.dumps(cases, indent=1) + "\n")
+    common.write(flags.output, cases)
     print(f"\n{flags.output}")
 
 
-def print_case(case: dict[str, object], heading: bool) -> None:
+def print_case(case: common.Case, heading: bool) -> None:
     if heading:
         print(f"{'case':<36} {'ours/s':>10} {'peer/s':>10} {'ratio':>8} {'ours right':>11} {'peer right':>11}")
     print(

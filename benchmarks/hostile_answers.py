@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import common
 
 from paragator import grading
 from paragator.core.types import Grade
@@ -57,6 +58,7 @@ asyncio.run(tick())
 """
 """An event loop with nothing to do, in a process of its own: what the machine itself stalls."""
 SLICE = 250
+HELD = "nothing: there is no peer; answers are the corpus and fuzzed ones of a fixed seed"
 LIMITS = {"seconds": 6.0, "memory_mb": 2048.0, "stall_ms": 50.0}
 
 
@@ -235,8 +237,7 @@ def main() -> None:
         print(f"{name:<34} {value}")
     for what, text in run.accepted[:20]:
         print(f"ACCEPTED {what}: {text}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(found, indent=1) + "\n")
+    common.write(output, [common.case("hostile answers", [seconds], None, [], HELD, **found)])
     stalled = run.stall * 1e3 > LIMITS["stall_ms"] + idle_stall * 1e3
     bad = run.accepted or left or markers or run.slowest[0] > LIMITS["seconds"] or stalled
     sys.exit(1 if bad or watch.peak_kb / 1024 > LIMITS["memory_mb"] else 0)

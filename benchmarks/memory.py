@@ -19,7 +19,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "memory.json"
+import common
+
+RESULTS = common.RESULTS / "memory.json"
+HELD = "model, rows, precision, one thread; `estimated` against `measured`, in bytes: no time was taken"
 WITHIN = 0.15
 # name, kind, (hidden, inner, layers, heads, kv heads, head size, vocabulary), tied, row, batch, further
 CASES: list[dict[str, Any]] = [
@@ -173,7 +176,6 @@ def main(names: list[str]) -> int:
     found = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-    RESULTS.parent.mkdir(exist_ok=True)
     print(f"{'case':<26} {'parameters':>11} {'estimated':>10} {'measured':>10}   off")
     for case in CASES:
         command = [sys.executable, __file__, "--one", case["name"]]
@@ -188,7 +190,7 @@ def main(names: list[str]) -> int:
         megabytes = f"{row['estimated'] / 1e6:>7,.0f} MB {row['measured'] / 1e6:>7,.0f} MB"
         miss = "" if row["within"] else f"  outside {WITHIN:.0%}"
         print(f"{row['name']:<26} {row['parameters']:>11,} {megabytes} {row['off']:>+6.1%}{miss}", flush=True)
-        RESULTS.write_text(json.dumps({"within": WITHIN, "cases": found}, indent=2) + "\n")
+        common.write(RESULTS, [{**common.untimed(row["name"], "measured peak", HELD), **row} for row in found])
     print(f"{sum(row['within'] for row in found)} of {len(found)} within {WITHIN:.0%}")
     return 0
 

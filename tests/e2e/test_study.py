@@ -22,9 +22,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 def start(toy: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start `paragator study` on two methods by two seeds in an empty folder."""
     base = f'base = {{ file = "{toy}/toy.toml", train = {{ steps = 2, checkpoint_every = 1 }} }}'
-    cells = 'cells = [{ method = "paragator" }, { method = "offline_aggregation" }]'
+    offline = '{ method = "offline_aggregation", set = { method.hard_share = 1.0 } }'  # a few random pools: any will do
+    cells = f'cells = [{{ method = "paragator" }}, {offline}]'
     settings = "[primary]\nround = 1\n[evaluation]\nproblems = 3\ncandidates = 4\npool_size = 2\nk = 2\nrounds = 2"
-    text = f'name = "s"\nseeds = [0, 1]\n{base}\n{cells}\n{settings}\ntemperatures = [0.6]\n'
+    text = f'name = "s"\nseeds = [0, 1]\n{base}\n{cells}\n{settings}\n'
     (tmp_path / "s.toml").write_text(text)
     env = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{toy}"}
     started = []

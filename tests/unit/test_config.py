@@ -86,7 +86,9 @@ def test_every_key_says_what_it_is() -> None:
     assert sorted(keys(Config)) == sorted(name for name, _ in fields(Config))
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if not p.name.startswith(("study", "warmup"))], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if not p.name.startswith(("study", "warmup"))], ids=lambda p: p.stem
+)
 def test_shipped_configs_are_valid_and_say_something_new(path: Path) -> None:
     assert load(Config, path) != Config()
 

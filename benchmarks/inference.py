@@ -1,0 +1,108 @@
+"""Aggregation rounds over a benchmark on a real vLLM server: our scaffold against a barrier after every round.
+
+    python benchmarks/inference.py --vllm [--quick] [--repeats 5] [--threads 2]
+
+Population inference as in RSA (arXiv 2509.26626): N solutions a problem; in each of T rounds every one of N new
+solutions is asked for with its own random subset of K of the last round's. `rsa` below restates the published loop: a
+round's requests of all problems go out together, and the next round begins when the last one is back. Ours is
+`paragator.core.scaffold.run`, where a problem waits for itself only. Both make the same requests (checked): prompts,
+seeds, lengths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+import vllm_side
+
+from paragator.core.prompts import Templates
+from paragator.core.scaffold import derive, run
+from paragator.core.types import Plan, Problem, Sample
+
+HELD = (
+    "server, model, requests (prompts, seeds and lengths, checked), requests allowed in flight, empty prefix cache at the start; "
+    "the server keeps a thread less than the machine has cores"
+)
+
+
+async def rsa(problems: Sequence[Problem], sample: Sample, plan: Plan, templates: Templates, seed: int) -> None:
+    """Recursive self-aggregation: all problems, a barrier each round."""
+    n = plan.candidates
+    groups = await asyncio.gather(
+        *(sample(templates.for_candidate(p), n, stage="generate", seed=derive(seed, p, 0, 0)) for p in problems)
+    )
+    populations = [[c.text for c in group.completions] for group in groups]
+    for round_ in range(1, plan.rounds + 1):
+        calls = []
+        for problem, population in zip(problems, populations, strict=True):
+            for i in range(n):
+                subset = random.Random(f"{seed}:{problem.id}:{round_}:{i}").sample(range(n), plan.pool_size)
+                prompt = templates.for_aggregation(problem, [population[j] for j in subset])
+                calls.append(sample(prompt, 1, stage="aggregate", seed=derive(seed, problem, round_, i)))
+        answers = iter(await asyncio.gather(*calls))
+        populations = [[next(answers).completions[0].text for _ in range(n)] for _ in problems]
+
+
+async def ours(problems: Sequence[Problem], sample: Sample, plan: Plan, templates: Templates, seed: int) -> None:
+    """Our scaffold, every problem for itself."""
+    await asyncio.gather(*(run(p, sample, plan, templates=templates, seed=seed) for p in problems))
+
+
+async def measure(kind: str, url: str, tokenizer: Any, flags: Any) -> common.Case:
+    count, plan, longest = (2, Plan.population(2, 2, 1), 8) if flags.quick else (6, Plan.population(4, 2, 3), 128)
+    rng = random.Random("inference")
+    problems = [Problem(f"p{i}", common.prompt_of(tokenizer, 60, rng)[0]) for i in range(count)]
+    engine = vllm_side.Fixed(url, tokenizer, vllm_side.lengths(kind, longest), in_flight=256)
+    asked: dict[str, list[vllm_side.Request]] = {}
+
+    async def side(loop: Any, name: str) -> None:
+        engine.requests = []
+        await loop(problems, engine, plan, vllm_side.TEMPLATES, 0)
+        asked[name] = engine.requests
+
+    sides = {"ours": lambda: side(ours, "ours"), "rsa": lambda: side(rsa, "rsa")}
+    await vllm_side.in_turns(sides, url, 1)  # code paths and kernels of the first time
+    vllm_side.same(kind, asked["ours"], asked["rsa"])
+    seconds = await vllm_side.in_turns(sides, url, flags.repeats, flags.within)
+    vllm_side.same(kind, asked["ours"], asked["rsa"])
+    await engine.close()
+    return common.case(
+        f"{count} problems, N = {plan.candidates}, K = {plan.pool_size}, {plan.rounds} rounds, {kind}",
+        seconds["ours"],
+        "RSA's loop (restated)",
+        seconds["rsa"],
+        HELD,
+        requests=len(asked["ours"]),
+        sampled_tokens=sum(length for _, length, _ in asked["ours"]),
+        prompt_tokens=sum(len(ids) for ids, _, _ in asked["ours"]),
+    )
+
+
+async def measured(flags: Any) -> list[common.Case]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(common.SMOLLM2)
+    with tempfile.TemporaryDirectory() as folder:
+        async with vllm_side.vllm(Path(folder) / "vllm.log", flags.threads) as url:
+            return [await measure(kind, url, tokenizer, flags) for kind in ("heavy tail", "uniform")]
+
+
+def main() -> int:
+    parser = common.parser(__doc__)
+    parser.add_argument("--vllm", action="store_true", help="needed: says that a vLLM server may be started")
+    flags = parser.parse_args()
+    if not flags.vllm:
+        parser.error("nothing to measure without --vllm")
+    common.finish(flags, "inference", asyncio.run(measured(flags)), "requests", "sampled_tokens")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The other ways to make the same update: TRL's GRPOTrainer as it ships, and padded rows written with care.
+
+TRL gets each stage's rollouts as its trainer holds them, made before the clock starts: prompts padded on the left and
+completions on the right to the longest of that stage, in micro-batches of 8 rows (its `per_device_train_batch_size`),
+which are in the order of the groups. Its options are the default ones apart from three: float32, Dr.GRPO's loss without
+scaling (the loss that ours has), and no gradient checkpointing, which is on by default and off in ours; a case "as by
+default" has it on. On a CPU TRL sends every position through the output layer, on a GPU those of completions only: the
+padded rows here do the latter.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from paragator.train import objective
+from paragator.train.packed import STAGES
+from paragator.train.rows import Tree
+
+ROWS = 8
+Inputs = dict[str, Tensor]
+
+
+def trainer_of(
+    model: Any,
+    tokenizer: Any,
+    folder: str,
+    *,
+    longest: int,
+    group: int,
+    steps: int = 1,
+    checkpointing: bool = False,
+    reward: Callable[..., list[float]] | None = None,
+    **options: Any,
+) -> Any:
+    """A GRPOTrainer in float32 with its own optimiser, ready for `compute_loss`; `steps` micro-batches make an update."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("trl").setLevel(logging.ERROR)
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        args = GRPOConfig(
+            output_dir=folder,
+            loss_type="dr_grpo",
+            scale_rewards="none",
+            max_completion_length=longest,
+            num_generations=group,
+            gradient_accumulation_steps=steps,
+            gradient_checkpointing=checkpointing,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            **options,
+        )
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=reward or (lambda completions, **_: [0.0] * len(completions)),
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": ["-"] * max(8, steps * ROWS)}),
+            processing_class=tokenizer,
+        )
+    trainer.current_gradient_accumulation_steps = steps
+    if checkpointing:
+        trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trainer.create_optimizer()
+    trainer.model.train()
+    return trainer
+
+
+def trl_backward(trainer: Any, batches: Sequence[Inputs]) -> float:
+    """Accumulate the gradient of all micro-batches, as Trainer.training_step does; the summed loss."""
+    trainer.current_gradient_accumulation_steps = len(batches)
+    total = 0.0
+    for inputs in batches:
+        loss = trainer.compute_loss(trainer.model, inputs)
+        trainer.accelerator.backward(loss)
+        total += float(loss.detach())
+    return total
+
+
+def trl_update(trainer: Any, batches: Sequence[Inputs]) -> float:
+    """One optimiser step of TRL on micro-batches."""
+    total = trl_backward(trainer, batches)
+    trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
+    trainer.optimizer.step()
+    trainer.model.zero_grad()
+    return total
+
+
+def trl_batches(trees: Sequence[Tree], constant: float, pad: int) -> list[Inputs]:
+    """The rollouts as TRL's micro-batches; a branch's advantage is its credit divided by `constant`."""
+    out = []
+    for stage in STAGES:
+        rows = [(tree.prompt_ids, branch) for tree in trees if tree.stage == stage for branch in tree.branches]
+        if len(rows) % ROWS:
+            raise SystemExit(f"{len(rows)} rows of stage {stage}: TRL's micro-batches need a multiple of {ROWS}")
+        if not rows:
+            continue
+        width, length = max(len(p) for p, _ in rows), max(len(b.token_ids) for _, b in rows)
+        whole = {
+            "prompt_ids": [[pad] * (width - len(p)) + list(p) for p, _ in rows],
+            "prompt_mask": [[0] * (width - len(p)) + [1] * len(p) for p, _ in rows],
+            "completion_ids": [list(b.token_ids) + [pad] * (length - len(b.token_ids)) for _, b in rows],
+            "completion_mask": [[1] * len(b.token_ids) + [0] * (length - len(b.token_ids)) for _, b in rows],
+            "advantages": [b.credit / constant for _, b in rows],
+        }
+        for start in range(0, len(rows), ROWS):
+            out.append({name: torch.tensor(column[start : start + ROWS]) for name, column in whole.items()})
+    return out
+
+
+def padded_backward(model: Any, batches: Sequence[Inputs], constant: float) -> float:
+    """The same gradient from padded rows: logits of completion positions only, no entropy, no log of metrics."""
+    total = 0.0
+    for inputs in batches:
+        keep = inputs["completion_ids"].shape[1]
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        logits = model(
+            input_ids=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            logits_to_keep=keep + 1,
+            use_cache=False,
+        ).logits[:, :-1]
+        real = inputs["completion_mask"].bool()
+        chosen = -functional.cross_entropy(logits[real].float(), inputs["completion_ids"][real], reduction="none")
+        credit = (inputs["advantages"] * constant)[:, None].expand(real.shape)[real]
+        loss, _ = objective.loss(chosen, chosen.detach(), credit)
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def padded_update(model: Any, optimizer: Any, batches: Sequence[Inputs], constant: float) -> float:
+    """One optimiser step on padded rows."""
+    total = padded_backward(model, batches, constant)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    """A copy of every gradient, which is then forgotten."""
+    found = {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """|ours - theirs| / |theirs| over all parameters together."""
+    if ours.keys() != theirs.keys():
+        raise SystemExit("the gradients are of other parameters")
+    apart = sum(float((ours[name] - theirs[name]).double().square().sum()) for name in theirs)
+    size = sum(float(value.double().square().sum()) for value in theirs.values())
+    return (apart / size) ** 0.5
