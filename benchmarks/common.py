@@ -125,10 +125,11 @@ def print_cases(cases: Sequence[Case], *columns: str) -> None:
         + "".join(f"  {c}" for c in columns)
     )
     for c in cases:
+        spread = c["spread"] or {}
         ratio = "" if c["ratio"] is None else f"{c['ratio']:.2f}x"
         print(
-            f"{c['name']:<{width}} {shown(c['ours_s'], c['spread']['ours']):>24}"
-            f" {shown(c['peer_s'], c['spread']['peer']):>24} {ratio:>7}  {c['peer'] or '':<28}"
+            f"{c['name']:<{width}} {shown(c['ours_s'], spread.get('ours')):>24}"
+            f" {shown(c['peer_s'], spread.get('peer')):>24} {ratio:>7}  {c['peer'] or '':<28}"
             + "".join(f"  {value(c.get(column)):>{len(column)}}" for column in columns),
             flush=True,
         )
