@@ -274,7 +274,7 @@ def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:
 def test_real_vllm_samples_from_the_published_weights(tmp_path: Path) -> None:
     """After a publish its log-probabilities are those of the new weights (a tied output layer would keep the old ones)."""
     if not PYTHON.is_file() or not (MODEL / "config.json").is_file():
-        pytest.skip("needs `make vllm` and `make smollm2`")
+        pytest.skip("needs `make vllm` and `make weights`")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
