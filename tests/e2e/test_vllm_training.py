@@ -1,4 +1,4 @@
-"""Training with vLLM rollouts end to end, on a fake vLLM that samples from the weights it was handed: death and resumption."""
+"""Several servers end to end: training on a fake vLLM that samples from the weights it was handed, its death; evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from paragator import records
 from paragator.config import ModelConfig
 from paragator.core.errors import RunError
 from paragator.engines import loading
-from servers import VllmServer, running
+from servers import Server, VllmServer, running
 
 Cli = Callable[..., int]
 pytestmark = pytest.mark.e2e
@@ -154,3 +154,17 @@ def test_death_in_the_first_step_starts_again(cli: Cli) -> None:
     assert not (run_dir / "checkpoints").exists() and not (run_dir / "metrics.jsonl").exists()
     trained(cli, "broken", Sampler(), words=("--resume",))
     assert_equal_runs(run_dir, trained(cli, "whole", Sampler()))
+
+
+def test_an_evaluation_over_two_servers_keeps_siblings_together(
+    cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paragator.cli.eval.EVERY_S", 0.0)
+    with running(Server(latency_s=0.7)) as one, running(Server(latency_s=0.7)) as two:
+        assert cli("eval", "--url", json.dumps([one.url, two.url]), "--eval.problems", "6", "--eval.rounds", "1") == 0
+    asked = [{json.dumps(call.body["messages"]) for call in server.calls if call.body} for server in (one, two)]
+    assert not asked[0] & asked[1] and min(map(len, asked)) >= 3
+    assert sum(bool(call.body) for server in (one, two) for call in server.calls) == 6 * (4 + 4)
+    assert "eval: 0/6 traces" in capsys.readouterr().out
+    shown = json.loads(Path("runs/toy-eval/usage.json").read_text())["total"]
+    assert shown["calls"] == 48
