@@ -11,6 +11,7 @@ smallest cases and is in no formula.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -169,9 +170,12 @@ def build(transformers: Any, case: dict[str, Any]) -> Any:
     return getattr(transformers, f"{case['kind']}ForCausalLM")(made)
 
 
-def main(names: list[str]) -> int:
-    if names[:1] == ["--one"]:
-        print(json.dumps(measure(names[1])))
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", choices=[case["name"] for case in CASES], help="(one case, in this process)")
+    flags = parser.parse_args()
+    if flags.one:
+        print(json.dumps(measure(flags.one)))
         return 0
     found = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -196,4 +200,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -29,9 +29,9 @@ import torch
 from paragator.config import Config, ModelConfig, validate
 from paragator.core.types import Stage
 from paragator.engines.loading import load
-from paragator.train.packed import collate, microbatches, pack
+from paragator.train.packed import collate
 from paragator.train.policy import Policy
-from paragator.train.rows import Branch, Tree
+from paragator.train.rows import Branch, Tree, microbatches, pack
 
 AGREE = 1e-4
 HELD = (

@@ -15,8 +15,8 @@ transformers = pytest.importorskip("transformers")
 
 from paragator.core.errors import DataError, UsageError  # noqa: E402
 from paragator.train import packed  # noqa: E402
-from paragator.train.packed import collate, log_probs, microbatches, pack, padded_log_probs  # noqa: E402
-from paragator.train.rows import Branch, Tree  # noqa: E402
+from paragator.train.packed import collate, log_probs, padded_log_probs  # noqa: E402
+from paragator.train.rows import Branch, Tree, microbatches, pack  # noqa: E402
 
 torch.set_num_threads(1)
 VOCAB = 23
@@ -95,6 +95,21 @@ def test_of_many_logits_only_a_chunk_exists_at_a_time(monkeypatch: pytest.Monkey
     model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.numel()))
     packed_log_probs(model, TREES, 40, 40).sum().backward()
     assert max(seen) == 5 * VOCAB
+
+
+def test_all_layers_share_one_mask_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sdpa makes numbers of a boolean mask in each layer, and keeps every one of them for the backward pass."""
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args: Any, attn_mask: torch.Tensor, **more: Any) -> torch.Tensor:
+        seen.append((attn_mask.data_ptr(), attn_mask.dtype))
+        return attend(*args, attn_mask=attn_mask, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    model = toy()
+    log_probs(model, collate(pack(TREES, 2000)[:1]))
+    assert len(seen) == model.config.num_hidden_layers > 1
+    assert len(set(seen)) == 1 and seen[0][1] == torch.float32
 
 
 @pytest.mark.parametrize("many", [True, False])

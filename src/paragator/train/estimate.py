@@ -15,9 +15,8 @@ from paragator.core.errors import UsageError
 from paragator.core.types import Stage
 from paragator.engines.loading import folder_of, read_json
 from paragator.train.methods import METHODS
+from paragator.train.rows import LOGITS_AT_ONCE
 
-LOGITS_AT_ONCE = 2**26
-"""As in `packed.py`, which cannot be imported here: it needs torch."""
 FLOAT = 4
 PROMPT_TOKENS = 256
 """Assumed length of a problem with its candidate template."""
@@ -27,11 +26,11 @@ FORMULAS = {
     "gradients": "4 bytes x trained parameters",
     "optimiser": "8 bytes x trained parameters (AdamW's two moments)",
     "reference": "4 bytes x parameters when train.kl > 0; 0 with LoRA, whose adapters are switched off",
-    "activations": "tokens x layers x [e (4 f + 4 q) + 4 heads + norms + e T]: f = intermediate size, q = heads x head size, T = row "
-    "length (each layer keeps the packed mask as numbers), e = 4 bytes, or 2 under bfloat16; norms = 24 h (LoRA 16 h; bfloat16 26 h "
-    "or 18 h) + Qwen3's 8 (q + kv) (LoRA 4; bfloat16 6 or 4). Gradient checkpointing: 4 h a layer, and one whole layer at a time",
-    "working": "the largest of: logits (16 bytes x predicted tokens x vocabulary, 14 under bfloat16; above 2^26 logits 3 e bytes "
-    "x them, + 16 bytes x 2^26); gradients of the logits (e) + of the head (4 V h); a layer's backward 4 (3 f + 3 h) a token "
+    "activations": "tokens x layers x [e (4 f + 4 q) + 4 heads + norms]: f = intermediate size, q = heads x head size, e = 4 bytes, "
+    "or 2 under bfloat16; norms = 24 h (LoRA 16 h; bfloat16 26 h or 18 h) + Qwen3's 8 (q + kv) (LoRA 4; bfloat16 6 or 4). "
+    "Gradient checkpointing: 4 h a layer, and one whole layer at a time. And the mask, once: tokens x T x (1 + e), T = row length",
+    "working": "the largest of: logits (16 bytes x predicted tokens x vocabulary, 14 under bfloat16; never more than 2^26 logits "
+    "at a time); gradients of the logits (e) + of the head (4 V h); a layer's backward 4 (3 f + 3 h) a token "
     "(+ 4 V h with tied embeddings)",
     "peak": "weights + gradients + optimiser + reference + max(activations + working, optimiser's temporaries), which are "
     "8 bytes x the largest matrix on a CPU and 4 bytes x trained parameters on CUDA",
@@ -192,6 +191,7 @@ def memory(
     activations, layer = kept(shape, load, bfloat16, bool(lora))
     if checkpointed:
         activations = FLOAT * shape.hidden * load.rows * load.length * shape.layers
+    activations += load.rows * load.length**2 * (1 + (2 if bfloat16 else FLOAT))
     work = working(shape, load, bfloat16, layer if checkpointed else 0, bool(lora))
     temporaries = FLOAT * trained if cuda else 2 * FLOAT * (0 if lora else shape.head)
     static = weights + 3 * FLOAT * trained + reference
@@ -204,7 +204,7 @@ def kept(shape: Shape, load: Load, bfloat16: bool, lora: bool) -> tuple[float, f
     e = 2 if bfloat16 else FLOAT
     norms = (26 if bfloat16 else 24) - (8 if lora else 0)
     inside = (6 if bfloat16 else 8) - (2 if bfloat16 else 4) * lora
-    token = e * (4 * shape.inner * shape.used + 4 * shape.q + load.length) + norms * shape.hidden + FLOAT * shape.heads
+    token = e * (4 * shape.inner * shape.used + 4 * shape.q) + norms * shape.hidden + FLOAT * shape.heads
     token += inside * (shape.q + shape.kv) if shape.normed_heads else 0
     layer = float(token * load.rows * load.length)
     return shape.layers * layer, layer
@@ -213,10 +213,8 @@ def kept(shape: Shape, load: Load, bfloat16: bool, lora: bool) -> tuple[float, f
 def working(shape: Shape, load: Load, bfloat16: bool, recomputed: float, lora: bool) -> float:
     """Bytes of the largest temporaries beside what is kept: at the logits, at the head, or in one layer's backward."""
     e = 2 if bfloat16 else FLOAT
-    logits = load.predicted * shape.vocabulary
+    logits = min(load.predicted * shape.vocabulary, LOGITS_AT_ONCE)
     at_logits = (14 if bfloat16 else 16) * logits
-    if logits > LOGITS_AT_ONCE:
-        at_logits = 3 * e * logits + 16 * LOGITS_AT_ONCE
     head = 0 if lora else FLOAT * shape.head
     at_head = e * logits + head
     in_layer = FLOAT * 3 * (shape.inner * shape.used + shape.hidden) * load.rows * load.length + recomputed

@@ -10,15 +10,14 @@ it has alone. Of the logits only those that predict a branch token are computed.
         new = log_probs(model, batch, temperature)
 
 The 4-D mask passes through transformers (>= 5.23) untouched to sdpa; flash attention would ignore it, and eager keeps all
-scores, so both are refused. sdpa computes all T x T scores of a row, so on a CPU many short rows are
-faster than a long one: about one tree of a few hundred tokens per row. A FlexAttention block mask, which skips what the
-mask hides, is for CUDA and comes later.
+scores, so both are refused. sdpa computes all T x T scores of a row, so on a CPU many short rows are faster than a long
+one: about one tree of a few hundred tokens per row. A FlexAttention block mask would skip what the mask hides; there is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -28,31 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from paragator.core.errors import DataError, UsageError
-from paragator.train.rows import Tree
-
-STAGES = ("generate", "aggregate")
-LOGITS_AT_ONCE = 2**26
-"""Most logits that exist at a time; more are computed in chunks from the hidden states, and again in the backward pass."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A tree, or some branches of one with its prompt repeated; ids are indices into what `pack` was given."""
-
-    tree: Tree
-    tree_id: int
-    branch_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PackedRow:
-    """Pieces that share one row."""
-
-    pieces: tuple[Piece, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(piece.tree.num_tokens for piece in self.pieces)
+from paragator.train.rows import LOGITS_AT_ONCE, STAGES, PackedRow, Piece, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,30 +53,6 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
-
-def pack(trees: Sequence[Tree], max_tokens: int) -> list[PackedRow]:
-    """Plan rows of at most `max_tokens` tokens, first-fit decreasing. Deterministic; uses no tensors.
-
-    A larger tree is cut by branches and repeats its prompt; a single branch that is too long even alone with its prompt
-    gets a row of its own. Raises UsageError for max_tokens < 1 and DataError for a malformed tree.
-    """
-    if max_tokens < 1:
-        raise UsageError(f"max_tokens = {max_tokens}: a row needs at least 1 token")
-    pieces = [piece for i, tree in enumerate(trees) for piece in _split(tree, i, max_tokens)]
-    bins = _first_fit([piece.tree.num_tokens for piece in pieces], max_tokens)
-    return [PackedRow(tuple(pieces[i] for i in bin_)) for bin_ in bins]
-
-
-def microbatches(rows: Sequence[PackedRow], max_tokens: int) -> list[list[PackedRow]]:
-    """Put rows of similar length together, at most `max_tokens` per batch with padding (one row may be above)."""
-    batches: list[list[PackedRow]] = []
-    for row in sorted(rows, key=lambda r: -r.num_tokens):
-        if batches and (len(batches[-1]) + 1) * batches[-1][0].num_tokens <= max_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
 
 
 def collate(rows: Sequence[PackedRow]) -> Batch:
@@ -183,8 +134,11 @@ def as_added(mask: Tensor, model: Any) -> Tensor:
 def has_plain_head(model: Any) -> bool:
     """Whether the logits are the output layer of the last hidden states and nothing else: tried once a model.
 
-    Not so for a head that scales or caps its logits, nor for wrappers (DDP, FSDP) whose forward must be used.
+    Not so for a head that scales or caps its logits, nor among several processes (DDP, FSDP), where the whole model's
+    forward must be called.
     """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return False
     model = without_adapter_wrapper(model)
     if not isinstance(model, PreTrainedModel):
         return False
@@ -266,40 +220,6 @@ def _add_branch(columns: dict[str, list[Any]], piece: Piece, index: int, sources
     columns["stages"] += [STAGES.index(piece.tree.stage)] * count
     columns["trees"] += [piece.tree_id] * count
     columns["branches"] += [piece.branch_ids[index]] * count
-
-
-def _split(tree: Tree, tree_id: int, max_tokens: int) -> list[Piece]:
-    """A tree as pieces that fit the budget, where a single branch can; nothing without branches."""
-    if not tree.prompt_ids:
-        raise DataError(f"tree {tree_id} has an empty prompt: nothing predicts its first token; give it a start token")
-    for b, branch in enumerate(tree.branches):
-        if len(branch.token_ids) != len(branch.logprobs):
-            raise DataError(
-                f"branch {b} of tree {tree_id} has {len(branch.token_ids)} tokens but {len(branch.logprobs)} "
-                "log-probabilities: keep both as the engine sampled them"
-            )
-    if not tree.branches:
-        return []
-    if tree.num_tokens <= max_tokens:
-        return [Piece(tree, tree_id, tuple(range(len(tree.branches))))]
-    bins = _first_fit([len(b.token_ids) for b in tree.branches], max_tokens - len(tree.prompt_ids))
-    return [Piece(replace(tree, branches=tuple(tree.branches[i] for i in bin_)), tree_id, tuple(bin_)) for bin_ in bins]
-
-
-def _first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """First-fit decreasing: indices per bin, ascending in it; what exceeds the capacity is alone in its bin."""
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        for b, left in enumerate(room):
-            if sizes[i] <= left:
-                bins[b].append(i)
-                room[b] -= sizes[i]
-                break
-        else:
-            bins.append([i])
-            room.append(capacity - sizes[i])
-    return [sorted(bin_) for bin_ in bins]
 
 
 def _pick(head: Any, states: Tensor, rows: Tensor, targets: Tensor, scale: Tensor) -> Tensor:

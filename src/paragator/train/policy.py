@@ -15,8 +15,8 @@ from accelerate import Accelerator
 
 from paragator.config import Config, OptimizerConfig
 from paragator.train import checkpoint, objective
-from paragator.train.packed import STAGES, Batch, collate, log_probs, microbatches, pack
-from paragator.train.rows import Tree
+from paragator.train.packed import Batch, collate, log_probs
+from paragator.train.rows import STAGES, Tree, microbatches, pack
 
 
 class Policy:

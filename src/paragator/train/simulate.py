@@ -21,10 +21,10 @@ from paragator.train.hardware import Cost, Efficiency, Hardware
 from paragator.train.lengths import Lengths
 from paragator.train.methods import METHODS
 from paragator.train.rollout_events import Batching, Request, Rollouts, roll_out
+from paragator.train.rows import STAGES, first_fit, microbatches
 
 PARTS = ("generate", "both", "aggregate", "grade", "update", "publish")
 """What a step's seconds are spent on, one after another; "both" while both stages are in flight."""
-STAGES: tuple[Stage, Stage] = ("generate", "aggregate")
 RESERVED = 0.9
 """Share of a device's memory that a rollout engine takes."""
 HOST = 8
@@ -196,13 +196,13 @@ def updated(workload: Workload, groups: Groups, shape: Shape, cluster: Cluster, 
             rows += cut(request.prompt, request.lengths, train.row_tokens)
         else:
             rows += [Row.of(request.prompt, [length]) for length in request.lengths]
-    tokens = sum(row.tokens for row in rows)
+    tokens = sum(row.num_tokens for row in rows)
     if packed:
-        rows = [joined([rows[i] for i in bin_]) for bin_ in first_fit([r.tokens for r in rows], train.row_tokens)]
+        rows = [joined([rows[i] for i in bin_]) for bin_ in first_fit([r.num_tokens for r in rows], train.row_tokens)]
     batches = microbatches(rows, train.batch_tokens)
     products, scores = passes(workload.config)
     flop = [batch_flop(shape, batch, cluster.skips, products, scores) for batch in batches]
-    computed = sum(len(batch) * batch[0].tokens for batch in batches)
+    computed = sum(len(batch) * batch[0].num_tokens for batch in batches)
     return Update(flop, computed, tokens, sum(row.predicted for row in rows))
 
 
@@ -210,7 +210,7 @@ def updated(workload: Workload, groups: Groups, shape: Shape, cluster: Cluster, 
 class Row:
     """A row of the update: its tokens, those of branches, and how many (query, key) pairs its mask shows."""
 
-    tokens: int
+    num_tokens: int
     predicted: int
     pairs: float
 
@@ -230,38 +230,12 @@ def cut(prompt: int, lengths: Sequence[int], most: int) -> list[Row]:
 
 def joined(rows: Sequence[Row]) -> Row:
     """Rows as one."""
-    return Row(sum(r.tokens for r in rows), sum(r.predicted for r in rows), sum(r.pairs for r in rows))
-
-
-def first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """First-fit decreasing, as in `packed.py`, which cannot be imported here: it needs torch."""
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        at = next((b for b, left in enumerate(room) if sizes[i] <= left), None)
-        if at is None:
-            bins.append([i])
-            room.append(capacity - sizes[i])
-        else:
-            bins[at].append(i)
-            room[at] -= sizes[i]
-    return bins
-
-
-def microbatches(rows: Sequence[Row], most: int) -> list[list[Row]]:
-    """Longest first, as many rows as fit `most` tokens when padded to the longest."""
-    batches: list[list[Row]] = []
-    for row in sorted(rows, key=lambda r: -r.tokens):
-        if batches and (len(batches[-1]) + 1) * batches[-1][0].tokens <= most:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
+    return Row(sum(r.num_tokens for r in rows), sum(r.predicted for r in rows), sum(r.pairs for r in rows))
 
 
 def batch_flop(shape: Shape, batch: Sequence[Row], skips: bool, products: int, scores: int) -> float:
     """FLOPs of a forward and backward pass: padding is multiplied too; only branch tokens go through the head."""
-    length = batch[0].tokens
+    length = batch[0].num_tokens
     tokens = len(batch) * length
     pairs = sum(row.pairs for row in batch) if skips else tokens * length
     dense = pass_flops(shape, tokens, 0, sum(row.predicted for row in batch))
