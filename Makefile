@@ -2,7 +2,7 @@
 # make test         unit tests, then the rest
 # make check        lint, format, types, direction of imports, links in the documents
 # make vllm         vLLM for this CPU in an environment of its own, .venv-vllm (docs/vllm.md)
-# make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about 2 hours (docs/results/smollm2.md)
+# make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about an hour (docs/results/smollm2.md)
 # make weights      only its weights, SmolLM2-135M-Instruct in float32, into models/smollm2-135m
 # make bench        every benchmark with a peer, then docs/performance.md; with vLLM where `make vllm` was run
 # make clean        remove the environments and the caches; runs/ and models/ stay
