@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
+import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -258,6 +262,45 @@ def test_a_server_that_ends_at_once_says_where_to_look(tmp_path: Path) -> None:
 
     with pytest.raises(RunError, match=r"vLLM ended with code \d+ before it was ready \(.+\); see .*vllm.log"):
         asyncio.run(start())
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_server_and_its_workers_end_with_the_run(tmp_path: Path, sign: signal.Signals) -> None:
+    """However the run ends, and although the worker ignores what asks it politely."""
+    python, worker, pids = tmp_path / "python", tmp_path / "worker", tmp_path / "pids"
+    worker.write_text(f"trap '' TERM INT HUP\necho $$ >> {pids}\nwhile true; do sleep 1; done\n")
+    python.write_text(f"#!/bin/sh\nsh {worker} &\necho $$ >> {pids}\nwait\n")
+    python.chmod(0o755)
+    code = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom paragator.engines.vllm import served\n"
+        "async def main():\n    async with served(sys.argv[1], Path('m'), Path(sys.argv[2])):\n        pass\n"
+        "asyncio.run(main())\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code, str(python), str(tmp_path / "log")], stderr=subprocess.DEVNULL)
+    try:
+        started = wait_for(lambda: pids.is_file() and len(pids.read_text().split()) == 2 and pids.read_text().split())
+        assert all(alive(int(pid)) for pid in started)
+        run.send_signal(sign)
+        run.wait(60)
+        wait_for(lambda: not any(alive(int(pid)) for pid in started))
+    finally:
+        run.kill()
+
+
+def wait_for(found: Callable[[], Any]) -> Any:
+    """What `found` gives once it is true; fails after half a minute."""
+    for _ in range(300):
+        if value := found():
+            return value
+        time.sleep(0.1)
+    raise AssertionError("waited half a minute")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody waited for does not."""
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:

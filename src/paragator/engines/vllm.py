@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -36,7 +34,6 @@ NAME = "policy"
 LOG_CHARS = 200
 LINGER_S = 3.0
 """How long a server that fails may take to end."""
-PR_SET_PDEATHSIG = 1
 Export = Callable[[Path], None]
 """Writes the policy as a folder of safetensors, config and tokenizer."""
 
@@ -235,8 +232,8 @@ async def served(python: str, model: Path, log: Path, arguments: Sequence[str] =
             stderr=subprocess.STDOUT,
             env={"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **os.environ, "VLLM_SERVER_DEV_MODE": "1"},
             start_new_session=True,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
+    watch = watched(server.pid)
     try:
         await healthy(server, port, log)
         try:
@@ -249,6 +246,8 @@ async def served(python: str, model: Path, log: Path, arguments: Sequence[str] =
             raise RunError(f"{ended(server, log)}; then go on with --resume") from error
     finally:
         stop(server)
+        watch.kill()  # after the server: killed in between, this process leaves nothing behind
+        watch.communicate()
 
 
 def ended(server: subprocess.Popen[bytes], log: Path, when: str = "") -> str:
@@ -284,8 +283,13 @@ def stop(server: subprocess.Popen[bytes]) -> None:
             server.wait(15)
 
 
-def die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def watched(group: int) -> subprocess.Popen[bytes]:
+    """A process that ends a process group once this one is gone, however that came: its standard input then closes.
+
+    The server alone could be told by the kernel; its workers, which hold the memory, could not.
+    """
+    words = ["sh", "-c", 'cat > /dev/null; kill -s KILL -- "-$0"', str(group)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def free_port() -> int:
