@@ -89,3 +89,11 @@ def test_a_study_is_stopped_killed_and_resumed(start: Callable[..., subprocess.P
     again, recorded = line.partition(" = ")[2].split()[0], line.partition("(")[2].split()[0]
     assert again == recorded
     assert not (tmp_path / "again" / "s" / "results").exists()
+
+    unit = folder / "paragator-seed1"
+    process = start("--only", "paragator:1", "--evaluation.problems", "2")  # evaluated anew, not trained anew
+    out, err = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, out + err
+    assert len((unit / "eval" / "eval.jsonl").read_text().splitlines()) == 2
+    metrics = unit / "train" / "metrics.jsonl"
+    assert metrics.read_bytes() == whole[metrics]

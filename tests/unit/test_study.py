@@ -1,40 +1,26 @@
-"""Studies without running one: their files, what a folder still needs, the statistics, and the analysis of made-up runs."""
+"""Studies without running one: their files, and what a folder still needs."""
 
 from __future__ import annotations
 
-import csv
+import asyncio
 import json
-import math
-import random
+import signal
 import tomllib
 from pathlib import Path
-from statistics import fmean, pvariance
 from typing import Any
 
-import numpy as np
 import pytest
-from test_report import fake_evaluation, fake_metrics
 
-from paragator.cli.cells import Study, Unit, digest, to_toml, units
-from paragator.cli.compare import main as compare_main
-from paragator.cli.jobs import FINISHED, environment, forget_evaluations, left, state_of, works
+from paragator.cli import study as command
+from paragator.cli.cells import Study, Unit, digest, to_toml, training, units
+from paragator.cli.jobs import Pool, begin, environment, left, note, state_of, works
 from paragator.cli.main import run
-from paragator.config import Config, load, validate
-from paragator.core.errors import DataError, UsageError
-from paragator.records import append, append_json_lines
-from paragator.report.bands import curves, recent, step_at, together
-from paragator.report.resample import Sampled, holm, over_seeds, problem_counts, resample, seed_weights
-from paragator.report.study import Results, recorded
+from paragator.config import Config, load, to_json, validate
+from paragator.core.errors import UsageError
+from paragator.report.study_runs import FINISHED
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHODS = ("paragator", "base", "offline_aggregation")
-
-
-@pytest.fixture(autouse=True)
-def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are laid out, not rendered: the end-to-end test does that."""
-    for module in ("plots", "bars", "bands"):
-        monkeypatch.setattr(f"paragator.report.{module}.finish", lambda figure, panels: b"PNG")
 
 
 def study(cells: list[dict[str, Any]] | None = None, **more: Any) -> Study:
@@ -53,6 +39,12 @@ def test_the_studies_of_the_repository_load(path: Path) -> None:
     every = units(found, path.parent)
     assert len(every) == len(found.cells) * len(found.seeds) == len({unit.folder for unit in every})
     assert {unit.config.train.precision for unit in every} == {"float32"}
+
+
+def test_a_model_that_does_not_exist_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"model.path = './models/embedded-arithmetic': no such folder"):
+        run(["study", str(CONFIGS / "study-arithmetic.toml"), "--dry-run"])
 
 
 def test_cells_become_runs_seed_by_seed() -> None:
@@ -80,7 +72,8 @@ def test_recorded_pools_are_shared_by_what_samples_them() -> None:
         {**offline, "name": "n4", "set": {"rollout": {"candidates": 4}, "train": {"problems": 8}}},
     ]
     _, a, b, c = units(study(cells))
-    assert a.pools == b.pools != c.pools and str(a.pools).startswith("runs/s/pools-seed0-")
+    assert a.pools == b.pools != c.pools and str(a.pools).startswith("runs/s/pools-seed0-24-")
+    assert units(study(cells, pools=30))[1].pools != a.pools  # what is recorded for fewer problems stays as it is
     assert units(study(cells, seeds=[1]))[1].pools != a.pools
     assert (a.pools_count, c.pools_count) == (24, 48)
 
@@ -93,6 +86,8 @@ BAD: dict[str, dict[str, Any]] = {
     r"seeds = \[1, 1\] holds one twice": {"seeds": [1, 1]},
     "evaluation.temperatures": {"evaluation": {"temperatures": [0.0]}},
     "unknown key sed; did you mean seeds": {"sed": [1]},
+    "evaluation.around_training = True: input should be False": {"evaluation": {"around_training": True}},
+    "cell paragator: train = 5, but it is a section; set train.KEY": {"base": {"train": 5}},
 }
 
 
@@ -110,6 +105,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "4 problems by 16 candidates are 64 rollouts a step, but 32 in paragator": {"rollout": {"candidates": 16}},
     "sets eval: all cells are evaluated alike": {"eval": {"rounds": 1}},
     "sets seed: the study gives every run its own": {"seed": 3},
+    "sets method.name: a cell's method stands beside set": {"method": {"name": "dr_grpo"}},
+    "method = 5, but it is a section": {"method": 5},
     "cell x: unknown key method.kk; did you mean method.k": {"method": {"kk": 3}},
     "cell x: method.k = 8 must be below rollout.candidates = 8": {"method": {"k": 8}},
 }
@@ -123,6 +120,14 @@ def test_cells_that_cannot_be_compared_are_refused(message: str) -> None:
     ]
     with pytest.raises(UsageError, match=message):
         units(study(cells))
+
+
+def test_rollouts_are_compared_beside_an_untrained_cell() -> None:
+    other = {"method": "paragator", "name": "x", "set": {"rollout": {"candidates": 16}}}
+    with pytest.raises(
+        UsageError, match="cell x: 4 problems by 16 candidates are 64 rollouts a step, but 32 in paragator"
+    ):
+        units(study([{"method": "base"}, {"method": "paragator"}, other]))
 
 
 def test_a_cell_matched_by_tokens_may_take_more_steps() -> None:
@@ -153,7 +158,7 @@ def test_a_run_s_config_survives_toml() -> None:
 def mark(unit: Unit, of: Study, *names: str) -> None:
     """As if these works had finished."""
     unit.folder.mkdir(parents=True, exist_ok=True)
-    done = {work.name: {"digest": work.digest} for work in works(unit, of) if work.name in names}
+    done = {work.name: {"digest": work.digest, "seconds": 1.0} for work in works(unit, of) if work.name in names}
     (unit.folder / FINISHED).write_text(json.dumps(done))
     for name in names:
         (unit.folder / name).mkdir(exist_ok=True)
@@ -200,7 +205,10 @@ def test_what_a_changed_study_needs_again(tmp_path: Path, monkeypatch: pytest.Mo
     trained, base, _ = units(longer)
     assert names_left(trained, longer) == ["train", "eval"] and names_left(base, longer) == []
     rounds = study(evaluation={"rounds": 4})
-    assert names_left(units(rounds)[1], rounds) == ["eval"]
+    assert [names_left(unit, rounds) for unit in units(rounds)] == [["eval"]] * 3  # training never evaluates
+    assert [unit.trained and works(unit, rounds)[-2].words for unit in units(rounds)] == [
+        unit.trained and works(unit, before)[-2].words for unit in units(before)
+    ]
     threads = study(base={"train": {"steps": 6, "problems": 4, "threads": 2}})
     assert [names_left(unit, threads) for unit in units(threads)] == [[], [], []]
     assert [digest(unit) for unit in units(threads)] == [digest(unit) for unit in units(before)]
@@ -208,15 +216,93 @@ def test_what_a_changed_study_needs_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert names_left(units(warm)[0], warm) == ["eval-t0.8"]
 
 
-def test_training_again_voids_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_of_another_meaning_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    of = study()
+    before, after = study(), study(evaluation={"rounds": 4})
+    unit = units(before)[0]
+    train, same = works(unit, before)
+    other = works(units(after)[0], after)[1]
+    mark(unit, before, "train", "eval")
+    begin(same, unit)
+    assert (same.folder / "config.json").is_file() and names_left(unit, before) == ["eval"]  # begun, so it goes on
+    begin(other, unit)
+    assert not other.folder.exists() and (train.folder / "config.json").is_file()
+    begin(train, unit)
+    assert (train.folder / "config.json").is_file()
+    for work in (train, other):
+        note(work, unit, {"seconds": 1.0})
+    assert names_left(unit, before) == ["eval"] and names_left(units(after)[0], after) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer.lr", "0.5", r"seed0/train was run with another optimizer.lr \(0.0001 -> 0.5\)"),
+        ("train.steps", "9", r"seed0/train was run with another train.steps \(60 -> 9\)"),
+    ],
+)
+def test_another_training_is_refused_before_anything_goes(
+    key: str, value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s.toml").write_text('name = "s"\ncells = [{ method = "paragator" }]\n')
+    of = load(Study, "s.toml")
     unit = units(of)[0]
     mark(unit, of, "train", "eval")
-    (unit.folder / "notes").mkdir()
-    forget_evaluations(unit)
-    assert sorted(path.name for path in unit.folder.iterdir()) == ["notes", "train"]
-    assert names_left(unit, of) == ["train", "eval"]
+    (unit.folder / "train" / "config.json").write_text(to_json(training(unit.config)))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match=message + "; take it back, or use --overwrite or another --name"):
+        run(["study", "s.toml", f"--base.{key}", value])
+    assert sorted(tmp_path.rglob("*")) == before
+    for words in (["--overwrite"], ["--name", "other"]):
+        assert run(["study", "s.toml", "--dry-run", f"--base.{key}", value, *words]) == 0
+    assert run(["study", "s.toml", "--dry-run", "--evaluation.rounds", "4"]) == 0
+
+
+def test_a_study_keeps_its_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A start with fewer is a choice of runs; one with more adds them."""
+
+    async def nothing(*_: Any) -> None: ...
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "work", nothing)
+    Path("s.toml").write_text('name = "s"\nreference = "base"\nseeds = [0, 1]\ncells = [{ method = "base" }]\n')
+    for words, seeds, runs in [([], [0, 1], 2), (["--seeds", "[1]"], [0, 1], 1), (["--seeds", "[2]"], [0, 1, 2], 1)]:
+        assert run(["study", "s.toml", *words]) == 130
+        found = json.loads(Path("runs/s/study.json").read_text())
+        assert found["seeds"] == seeds and list(found["digests"]) == [f"base-seed{seed}" for seed in seeds]
+        assert f"interrupted, {runs} runs to go" in (out := capsys.readouterr().out)
+    assert "go on with: paragator study s.toml --seeds '[2]'" in out  # as a shell takes it
+    unit = units(of := load(Study, "s.toml"))[0]
+    assert found["digests"][unit.name] == {work.name: work.digest for work in works(unit, of)}
+
+
+def test_a_process_that_is_being_started_is_stopped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+
+    class Process:
+        pid, returncode = 1, 0
+
+        def send_signal(self, kind: int) -> None:
+            sent.append(kind)
+            raise ProcessLookupError  # it has just ended
+
+        async def wait(self) -> int:
+            return 0
+
+    async def start(*_: Any, **__: Any) -> Process:
+        pool.stop()
+        return Process()
+
+    of = study()
+    pool = Pool(of, 1, lambda job: None)
+    unit = units(of)[0]
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    with (tmp_path / "log").open("wb") as log:
+        assert asyncio.run(pool.process(works(unit, of)[0], unit, log)) == 0
+    assert sent == [signal.SIGINT]
 
 
 def test_the_primary_outcome_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,153 +335,3 @@ def test_a_run_s_environment_fixes_threads(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     found = environment(2)
     assert found["OMP_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "2" and found["MKL_DYNAMIC"] == "FALSE"
-
-
-# ---- statistics ------------------------------------------------------------------------------------------------------
-
-
-def test_holm() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm 1979's procedure, by hand
-    assert holm([0.9, 0.6]) == [1.0, 1.0] and holm([]) == []
-    with_gap = holm([0.02, math.nan, 0.02])
-    assert with_gap[0] == with_gap[2] == 0.04 and math.isnan(with_gap[1])
-
-
-def test_p_value_counts_draws_on_the_other_side() -> None:
-    assert Sampled(1.0, np.arange(-49.0, 950.0)).p_value() == pytest.approx(2 * 51 / 1000)  # 50 of 999 are not above 0
-    assert Sampled(1.0, np.ones(999)).p_value() == pytest.approx(0.002)
-    assert Sampled(0.0, np.zeros(999)).p_value() == 1.0
-    assert math.isnan(Sampled(math.nan, np.full(9, math.nan)).p_value())
-
-
-def test_hierarchical_bootstrap_equals_a_slow_loop() -> None:
-    """Every draw: seeds and problems drawn again; the mean over both, written out."""
-    rng = random.Random(0)
-    values = [[rng.random() for _ in range(7)] for _ in range(3)]  # seeds by problems
-    parts = resample(values, draws=50, seed=(5,))
-    found = over_seeds(parts, seed=(1, 2))
-    counts = next(iter(problem_counts(7, 50, (5,))))
-    drawn = np.random.default_rng([1, 2, 3]).multinomial(3, [1 / 3] * 3, size=50)
-    plain = fmean(map(fmean, values))
-    assert found.mean == pytest.approx(plain)
-    for draw in range(50):
-        problems = [p for p in range(7) for _ in range(int(counts[draw][p]))]
-        seeds = [s for s in range(3) for _ in range(int(drawn[draw][s]))]
-        mine = fmean(values[s][p] for s in seeds for p in problems)
-        unwidened = fmean(values[s][p] for s in range(3) for p in problems)
-        assert found.draws[draw] == pytest.approx(unwidened + (mine - unwidened) * math.sqrt(3 / 2))
-
-
-def test_seeds_drawn_again_vary_as_much_as_seeds_do() -> None:
-    """Problems alike, seeds not: the draws' variance is the unbiased variance of a mean of five."""
-    levels = [0.1, 0.3, 0.35, 0.5, 0.9]
-    found = over_seeds([Sampled(level, np.full(40_000, level)) for level in levels])
-    wanted = pvariance(levels) * 5 / 4 / 5
-    assert float(found.draws.var()) == pytest.approx(wanted, rel=0.05)
-    assert float(seed_weights(np.array([[2, 1, 0], [1, 1, 1]])).sum(axis=1)[0]) == pytest.approx(1)
-
-
-def test_curves_over_seeds() -> None:
-    runs = [
-        [{"step": s, "generate/reward": 0.1 * s + i, "tokens": 10 + i} for s in (1, 2, 3)][: 3 - i] for i in range(2)
-    ]
-    at, values = together(runs, "generate/reward", "step")
-    assert at == [1, 2] and values == [
-        [pytest.approx(0.1), pytest.approx(1.1)],
-        [pytest.approx(0.2), pytest.approx(1.2)],
-    ]
-    assert together(runs, "generate/reward", "tokens")[0] == pytest.approx([0.0105, 0.021])
-    assert (step_at(runs[0], 25), step_at(runs[0], 5)) == (2, 0)
-    assert recent(runs[0], "generate/reward", 3) == pytest.approx(0.3) and math.isnan(recent(runs[0], "x", 3))
-    assert curves({"a": runs, "b": []}) is not None and curves({"a": [[]]}) is None
-
-
-# ---- analysis --------------------------------------------------------------------------------------------------------
-
-
-def make_study(folder: Path, cells: dict[str, float], seeds: tuple[int, ...] = (0, 1), task: str = "t") -> Path:
-    """A folder as `paragator study` leaves it; a cell's aggregations gain by its number a round."""
-    note: dict[str, Any] = {
-        "name": folder.name,
-        "reference": "paragator",
-        "seeds": seeds,
-        "evaluation": {"k": 4},
-        "results": None,
-    }
-    note["cells"] = [{"method": name.partition("-")[0], "name": name, "matched": "steps"} for name in cells]
-    for cell in note["cells"]:
-        cell["matched"] = "tokens" if cell["name"].endswith("-tokens") else "steps"
-    folder.mkdir(parents=True)
-    (folder / "study.json").write_text(json.dumps({**note, "primary": {"measure": "pass_at_1", "round": 1}}))
-    for name, gain in cells.items():
-        for seed in seeds:
-            unit = folder / f"{name}-seed{seed}"
-            for kind, temperature in (("eval", 1.0), ("eval-t0.6", 0.6)):
-                append(unit / kind / "eval.jsonl", fake_evaluation(gain, seed=seed, text=task))
-                config = {"seed": seed, "task": {"name": task}, "generate": {"temperature": temperature}}
-                (unit / kind / "config.json").write_text(json.dumps({**config, "method": {"name": name}}))
-            append_json_lines(unit / "train" / "metrics.jsonl", [] if name == "base" else fake_metrics(10))
-            (unit / "config.toml").write_text(f"seed = {seed}\n")
-            (unit / FINISHED).write_text(json.dumps({"train": {}, "eval": {}, "eval-t0.6": {}}))
-    return folder
-
-
-CELLS = {"base": 0.0, "paragator": 0.3, "dr_grpo": 0.3, "dr_grpo-tokens": 0.1}
-
-
-def test_a_study_s_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, out = make_study(tmp_path / "s", CELLS), tmp_path / "out"
-    assert compare_main([str(folder), "--output", str(out), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["primary"]
-    assert [row["cell"] for row in found] == ["base", "dr_grpo", "dr_grpo-tokens"]
-    base, same, less = found
-    assert base["high"] < 0 and base["p"] < 0.05 and base["p_holm"] == pytest.approx(3 * base["p"])
-    assert same["mean"] == 0 and same["p_holm"] == 1 and less["mean"] == pytest.approx(-0.2, abs=0.15)
-    text = (out / "tables.md").read_text()
-    for title in ("Primary outcome, t", "Accuracy, t", "By seed", "Matched by tokens, t", "Initial temperature, t"):
-        assert title.lower() in text.lower(), title
-    assert "comparisons of a table" in text and "Seeds: 0, 1 of every cell." in text
-    pictures = {path.stem for path in out.glob("*.png")}
-    assert {"accuracy_by_round", "reward_by_step", "reward_by_tokens", "dead_zone", "temperature"} <= pictures
-    assert "reward_curves" not in pictures and all(f"({name}.png)" in text for name in pictures)
-    rows = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
-    assert len(rows) == 4 * 2 * 2 * 3  # cells, seeds, temperatures, rounds
-    metrics = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
-    assert len(metrics) == 3 * 2 * 10 and "seconds" not in metrics[0]
-    assert len(list((out / "configs").glob("*.toml"))) == 8
-    value = recorded(out, "paragator", 1, 1.0, "pass_at_1", 1)
-    assert value == pytest.approx(
-        float(next(r for r in rows if (r["cell"], r["seed"]) == ("paragator", "1"))["pass_at_1"]), abs=1
-    )
-    assert recorded(out, "paragator", 9, 1.0, "pass_at_1", 1) is None
-
-
-def test_matched_views(tmp_path: Path) -> None:
-    found = Results([make_study(tmp_path / "s", CELLS)])
-    steps, tokens = found.matched()
-    assert [label for label, _ in steps.rows] == ["paragator", "base", "dr_grpo"]
-    assert [label for label, _ in tokens.rows] == ["paragator", "base", "dr_grpo-tokens"]
-    cells = dict(steps.rows)["paragator"]
-    assert cells[0] is not None and cells[0].mean == 10 and cells[1] is not None and cells[1].mean == 123450
-
-
-def test_unfinished_runs_are_left_out(tmp_path: Path) -> None:
-    folder = make_study(tmp_path / "s", CELLS)
-    (folder / "base-seed1" / FINISHED).unlink()
-    found = Results([folder])
-    assert "0 of base" in found.seeds()[1] and found.whole.rows[0].label == "paragator"
-    for seed in (0, 1):
-        (folder / f"paragator-seed{seed}" / FINISHED).unlink()
-    with pytest.raises(DataError, match="no run of paragator is finished"):
-        Results([folder])
-
-
-def test_two_tasks_and_their_average(tmp_path: Path) -> None:
-    folders = [make_study(tmp_path / task, {"paragator": 0.2, "base": 0.0}, task=task) for task in ("a", "b")]
-    found = Results(folders)
-    assert [place for place, *_ in found.primary()] == ["a", "b", "average"]
-    assert found.primary()[2][2].mean == pytest.approx(fmean(gap.mean for _, _, gap, _, _ in found.primary()[:2]))
-    note = json.loads((folders[1] / "study.json").read_text())
-    (folders[1] / "study.json").write_text(json.dumps({**note, "primary": {"measure": "pass_at_1", "round": 2}}))
-    with pytest.raises(DataError, match="another primary"):
-        Results(folders)

@@ -51,8 +51,8 @@ class Evaluation(EvalConfig):
 
     rounds: int = Field(10, ge=0)
     """Aggregation rounds."""
-    around_training: bool = False
-    """Not used: the untrained model is the method `base`."""
+    around_training: Literal[False] = False
+    """Always false: the untrained model is the method `base`."""
     temperatures: tuple[float, ...] = ()
     """Further initial temperatures to evaluate at, up to the primary outcome's round; aggregations keep their own."""
 
@@ -167,14 +167,21 @@ def unit(study: Study, base: Mapping[str, Any], cell: Cell, seed: int) -> Unit:
     for key in ("name", "runs", "seed"):
         if key in cell.set:
             raise UsageError(f"cell {cell.label} sets {key}: the study gives every run its own; take it out")
+    if "eval" in cell.set:
+        raise UsageError(f"cell {cell.label} sets eval: all cells are evaluated alike; set it in [evaluation]")
     values = merged(base, cell.set)
+    for section in ("method", "train"):
+        if not isinstance(values.get(section, {}), Mapping):
+            raise UsageError(
+                f"cell {cell.label}: {section} = {values[section]!r}, but it is a section; set {section}.KEY"
+            )
+    if "name" in cell.set.get("method", {}):
+        raise UsageError(f"cell {cell.label} sets method.name: a cell's method stands beside set; take it out")
     values = merged(values, {"method": {"name": cell.method}, "name": "train", "runs": str(folder), "seed": seed})
     train = values.setdefault("train", {})
     train["threads"] = train.get("threads") or 1
     if train.get("precision", "auto") == "auto":
         train["precision"] = "float32"
-    if "eval" in cell.set:
-        raise UsageError(f"cell {cell.label} sets eval: all cells are evaluated alike; set it in [evaluation]")
     evaluation = study.evaluation.model_dump(exclude={"temperatures"}, exclude_unset=True)
     values["eval"] = {**evaluation, "rounds": study.evaluation.rounds, "around_training": False}
     offline = METHODS[cell.method].pools == "offline"
@@ -184,19 +191,19 @@ def unit(study: Study, base: Mapping[str, Any], cell: Cell, seed: int) -> Unit:
         config = validate(Config, values)
     except UsageError as error:
         raise UsageError(f"cell {cell.label}: {error}") from None
-    if offline and config.method.pools == "to be sampled":
-        values["method"]["pools"] = str(study.folder / pools_name(config))
-        config = validate(Config, values)
     count = study.pools or max(1, min(config.train.pool, config.train.steps * config.train.problems))
+    if offline and config.method.pools == "to be sampled":
+        values["method"]["pools"] = str(study.folder / pools_name(config, count))
+        config = validate(Config, values)
     return Unit(cell, seed, config, folder, count)
 
 
-def pools_name(config: Config) -> str:
-    """One file for all that would sample the same candidates."""
+def pools_name(config: Config, count: int) -> str:
+    """One file for all that would sample the same candidates of as many problems."""
     stage = {f"generate.{name}" for name in SHARED_OF_A_STAGE} | {"rollout.candidates"}
     values = flat(config.model_dump(mode="json"))
     own = [item for item in sorted(values.items()) if item[0] in stage or item[0].startswith(("model.", "task."))]
-    return f"pools-seed{config.seed}-{hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]}.jsonl"
+    return f"pools-seed{config.seed}-{count}-{hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]}.jsonl"
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,6 +218,8 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 SHARED = ("model.", "task.", "engine.", "judge.", "eval.", "train.pool", "train.threads", "train.precision")
 SHARED_OF_A_STAGE = ("max_tokens", "temperature", "top_p", "top_k")
+NO_EVALUATION = {"problems": 1, "around_training": False}
+"""`eval` of what only trains."""
 
 
 def is_shared(key: str, cell: Cell) -> bool:
@@ -225,7 +234,6 @@ def check_comparable(cells: list[Unit]) -> None:
     """UsageError unless all cells share problems, rollouts and lengths a step, steps and evaluation."""
     first = next((one for one in cells if one.cell.matched == "steps"), cells[0])
     wanted = flat(first.config.model_dump(mode="json"))
-    per_step = rollouts(first.config)
     for one in cells:
         own = flat(one.config.model_dump(mode="json"))
         for key in sorted(own.keys() | wanted.keys()):
@@ -235,10 +243,13 @@ def check_comparable(cells: list[Unit]) -> None:
                     f"cell {one.cell.label}: {key} = {own.get(key)!r}, but {wanted.get(key)!r} in {first.cell.label}: "
                     f"cells must not differ in it; set it in [base]{hint}"
                 )
-        if one.trained and first.trained and rollouts(one.config) != per_step:
+    trained = [one for one in cells if one.trained]
+    for one in trained:
+        own_rollouts, per_step = rollouts(one.config), rollouts(trained[0].config)
+        if own_rollouts != per_step:
             raise UsageError(
-                f"cell {one.cell.label}: {one.config.train.problems} problems by {one.config.rollout.candidates} candidates "
-                f"are {rollouts(one.config)} rollouts a step, but {per_step} in {first.cell.label}; change train.problems too"
+                f"cell {one.cell.label}: {one.config.train.problems} problems by {one.config.rollout.candidates} candidates are "
+                f"{own_rollouts} rollouts a step, but {per_step} in {trained[0].cell.label}; change train.problems too"
             )
 
 
@@ -256,10 +267,19 @@ def tokens_at_most(config: Config) -> int:
     return rollouts(config) * (own + (config.aggregate.max_tokens if method.aggregate else 0))
 
 
+def training(config: Config) -> Config:
+    """A run's config as its training takes it, which never evaluates: so that another evaluation is no other training."""
+    return config.model_copy(update={"eval": EvalConfig.model_validate(NO_EVALUATION)})
+
+
 def digest(one: Unit, *more: object) -> str:
-    """Tells whether what is finished is what the study asks for now; where and how fast it runs is left out."""
+    """Tells whether what is finished is what the study asks for now; where and how fast it runs is left out.
+
+    `more` is what an evaluation has of its own; without any, it is of the training.
+    """
+    config = one.config if more else training(one.config)
     ignored = (MAY_CHANGE - {"train.steps"}) | {"method.pools"}
-    values = {k: v for k, v in flat(one.config.model_dump(mode="json")).items() if k not in ignored}
+    values = {k: v for k, v in flat(config.model_dump(mode="json")).items() if k not in ignored}
     if not one.trained:
         values = {k: v for k, v in values.items() if not k.startswith(("train.", "optimizer.", "method."))}
     recorded = one.pools_count if one.pools else 0

@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> int:
     parser.epilog = EPILOG
     parser.add_argument("runs", nargs="+", help="run directories; differences are to the first row")
     parser.add_argument("--label", action="append", default=[], help="a run's row, once a run in their order")
-    parser.add_argument("--k", type=int, default=4, help="k of pass@k and maj@k (default 4)")
-    parser.add_argument("--format", choices=("markdown", "latex", "csv"), default="markdown")
+    parser.add_argument("--k", type=int, help="k of pass@k and maj@k (default 4)")
+    parser.add_argument("--format", choices=("markdown", "latex", "csv"), help="of the tables (default markdown)")
     tables = ("main", "rounds", "bars", "temperature", "differences")
     parser.add_argument("--table", choices=tables, default="", help="one table instead of main and differences")
     parser.add_argument("--output", default="", help="folder for the pictures (default ./comparison)")
@@ -40,13 +40,13 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"unknown option {rest[0]}; see paragator compare --help")
     from paragator.cli.show import printable
     from paragator.report.compare import compare
-    from paragator.report.study import is_study
+    from paragator.report.study_runs import is_study
 
     paths = [Path(run) for run in flags.runs]
     if any(map(is_study, paths)):
         return compare_studies(paths, flags)
-    found = compare(paths, flags.k, flags.label)
-    text = "" if flags.json else getattr(found, flags.format)(flags.table)
+    found = compare(paths, 4 if flags.k is None else flags.k, flags.label)
+    text = "" if flags.json else getattr(found, flags.format or "markdown")(flags.table)
     drawn, missing = found.draw(Path(flags.output or "comparison"))
     if flags.json:
         print(json.dumps({**found.to_dict(), "pictures": [str(path) for path in drawn], "not_drawn": missing}))
@@ -62,15 +62,17 @@ def compare_studies(paths: list[Path], flags: Namespace) -> int:
     """Write the results of one study, or of several with their average."""
     from paragator.cli.show import printable
     from paragator.report.runs import read_json
-    from paragator.report.study import is_study, write_results
+    from paragator.report.study import write_results
+    from paragator.report.study_runs import NOTE, is_study
 
     if other := next((path for path in paths if not is_study(path)), None):
         raise UsageError(
             f"{other} is not a study, {next(filter(is_study, paths))} is; compare runs or studies, not both"
         )
-    if flags.label or flags.table:
-        raise UsageError("--label and --table are for runs; a study names its cells, and all its tables are written")
-    own = read_json(paths[0] / "study.json").get("results") if len(paths) == 1 else "comparison"
+    given = {"--label": flags.label or None, "--table": flags.table or None, "--format": flags.format, "--k": flags.k}
+    if odd := next((name for name, value in given.items() if value is not None), None):
+        raise UsageError(f"{odd} is for runs; a study names its cells and its k, and all its tables are written")
+    own = read_json(paths[0] / NOTE).get("results") if len(paths) == 1 else "comparison"
     output = Path(flags.output or own or paths[0] / "results")
     found = write_results(paths, output)
     if flags.json:

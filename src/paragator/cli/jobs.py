@@ -11,16 +11,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
-from paragator.cli.cells import Study, Unit, digest, to_toml
-from paragator.cli.compose import write_whole
+from paragator.cli.cells import NO_EVALUATION, Study, Unit, digest, to_toml, toml_value, training
+from paragator.cli.compose import check_same, write_whole
+from paragator.config import to_json
+from paragator.core.errors import UsageError
+from paragator.report.runs import read_json
+from paragator.report.study_runs import CONFIG, FINISHED, finished
 
 State = Literal["finished", "begun", "missing"]
-FINISHED, LOG, LOCK, CONFIG = "finished.json", "process.log", "lock", "config.toml"
+LOG, LOCK = "process.log", "lock"
 POLL_S = 0.5
 INTERRUPTED = 130
 
@@ -39,18 +43,20 @@ class Work:
 
 def works(unit: Unit, study: Study) -> list[Work]:
     """What a run takes, in order: pools where it trains on recorded ones, training, and its evaluations."""
-    out, toml = [], str(unit.folder / CONFIG)
+    out: list[Work] = []
+    toml = str(unit.folder / CONFIG)
     if unit.pools:
         words = ("sample", toml, "--output", str(unit.pools), "--count", str(unit.pools_count))
         out.append(Work("pools", words, unit.pools, "", unit.pools_count))
     if unit.trained:
-        out.append(Work("train", ("train", toml), unit.folder / "train", digest(unit)))
+        more = f"--eval={toml_value(NO_EVALUATION)}"
+        out.append(Work("train", ("train", toml, more), unit.folder / "train", digest(unit)))
     own = unit.config.generate.temperature
     out.append(evaluation(unit, "eval"))
     for t in dict.fromkeys(study.evaluation.temperatures):
         if t != own:
-            more = (f"--generate.temperature={t!r}", f"--eval.rounds={study.primary.round}")
-            out.append(evaluation(unit, f"eval-t{t:g}", *more))
+            rounds = f"--eval.rounds={study.primary.round}"
+            out.append(evaluation(unit, f"eval-t{t:g}", f"--generate.temperature={t!r}", rounds))
     return out
 
 
@@ -67,21 +73,12 @@ def evaluation(unit: Unit, name: str, *more: str) -> Work:
 # ---- what is there ----
 
 
-def finished(folder: Path) -> dict[str, dict[str, Any]]:
-    """What a run's folder says is finished: work -> its digest and seconds."""
-    try:
-        found = json.loads((folder / FINISHED).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def state(work: Work, unit: Unit) -> State:
     """finished: as the study asks for it now; begun: there is something to go on from, or of another meaning."""
     if work.name == "pools":
         lines = count_lines(work.folder)
         return "finished" if lines >= work.count else "begun" if lines else "missing"
-    if finished(unit.folder).get(work.name, {}).get("digest") == work.digest:
+    if finished(unit.folder).get(work.name) == work.digest:
         return "finished"
     return "begun" if (work.folder / "config.json").is_file() else "missing"
 
@@ -94,12 +91,23 @@ def count_lines(path: Path) -> int:
 
 
 def left(unit: Unit, study: Study) -> list[Work]:
-    """What a run still needs: what follows a training that is not finished was of older weights, so all of that too."""
-    found = works(unit, study)
-    states = {work.name: state(work, unit) for work in found}
-    if unit.trained and states["train"] != "finished":
-        return [work for work in found if work.name != "pools" or states["pools"] != "finished"]
-    return [work for work in found if work.name != "pools" and states[work.name] != "finished"]
+    """What a run still needs; pools only as long as it has to train."""
+    todo = [work for work in works(unit, study) if state(work, unit) != "finished"]
+    return [work for work in todo if work.name != "pools" or any(other.name == "train" for other in todo)]
+
+
+def check_trained(unit: Unit) -> None:
+    """Refuse to go on from a training that began with other settings; one that is finished as asked for is no matter."""
+    folder = unit.folder / "train"
+    began = read_json(folder / "config.json")
+    if not unit.trained or not began or finished(unit.folder).get("train") == digest(unit):
+        return
+    check_same(folder, to_json(training(unit.config)))
+    before, now = began["train"]["steps"], unit.config.train.steps
+    if before != now:
+        raise UsageError(
+            f"{folder} was run with another train.steps ({before} -> {now}); take it back, or use --overwrite or another --name"
+        )
 
 
 def state_of(unit: Unit, study: Study) -> State:
@@ -107,7 +115,9 @@ def state_of(unit: Unit, study: Study) -> State:
     todo = left(unit, study)
     if not todo:
         return "finished"
-    begun = finished(unit.folder) or any(state(work, unit) == "begun" for work in todo if work.name != "pools")
+    begun = (unit.folder / FINISHED).is_file() or any(
+        state(work, unit) == "begun" for work in todo if work.name != "pools"
+    )
     return "begun" if begun else "missing"
 
 
@@ -192,15 +202,11 @@ class Pool:
         """One process from start to end, and the note that it is finished; returns its exit code."""
         if work.name == "pools":
             return await self.pools(work, unit, log, lock)
-        if work.name == "train":
-            forget_evaluations(unit)
+        begin(work, unit)
         start = time.monotonic()
         code = await self.process(work, unit, log, lock.fileno())
         if code == 0:
-            entry = {"digest": work.digest, "seconds": round(time.monotonic() - start, 1)}
-            write_whole(
-                unit.folder / FINISHED, json.dumps({**finished(unit.folder), work.name: entry}, indent=2) + "\n"
-            )
+            note(work, unit, {"seconds": round(time.monotonic() - start, 1)})
         return code
 
     async def pools(self, work: Work, unit: Unit, log: IO[bytes], lock: IO[bytes]) -> int:
@@ -229,6 +235,8 @@ class Pool:
         )
         self.live[process.pid] = (process, work)
         try:
+            if self.stopping:  # asked while it was being started
+                interrupt(process, work)
             return await process.wait()
         finally:
             if process.returncode is None:
@@ -250,19 +258,29 @@ class Pool:
 
     def stop(self) -> None:
         """Ask every process to stop; asked again, end them."""
+        again, self.stopping = self.stopping, True
         for process, work in list(self.live.values()):
-            if self.stopping:
-                process.kill()
-            else:
-                process.send_signal(signal.SIGTERM if work.name == "pools" else signal.SIGINT)
-        self.stopping = True
+            interrupt(process, work, signal.SIGKILL if again else None)
 
 
-def forget_evaluations(unit: Unit) -> None:
-    """Training goes on, so what was measured of its earlier weights is void."""
-    (unit.folder / FINISHED).unlink(missing_ok=True)
-    for path in unit.folder.glob("eval*/config.json"):
-        shutil.rmtree(path.parent)
+def interrupt(process: asyncio.subprocess.Process, work: Work, kind: signal.Signals | None = None) -> None:
+    """Send a signal, by default the one that lets it be resumed; one that has just ended is no matter."""
+    with suppress(ProcessLookupError):
+        process.send_signal(kind or (signal.SIGTERM if work.name == "pools" else signal.SIGINT))
+
+
+def begin(work: Work, unit: Unit) -> None:
+    """Note what a work is begun as; an evaluation that was begun as something else starts again."""
+    began = read_json(unit.folder / FINISHED).get(work.name, {}).get("digest")
+    if began != work.digest and work.name != "train":
+        shutil.rmtree(work.folder, ignore_errors=True)
+    note(work, unit, {})
+
+
+def note(work: Work, unit: Unit, more: dict[str, float]) -> None:
+    """A work's entry in finished.json: the digest of what was begun, with its seconds once it is finished."""
+    entry = {work.name: {"digest": work.digest, **more}}
+    write_whole(unit.folder / FINISHED, json.dumps(read_json(unit.folder / FINISHED) | entry, indent=2) + "\n")
 
 
 def environment(threads: int) -> dict[str, str]:

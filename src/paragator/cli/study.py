@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from paragator.cli import compose, jobs
 from paragator.cli.cells import Study, Unit, rollouts, tokens_at_most, units
-from paragator.cli.jobs import INTERRUPTED, Job, Pool, interruptible, left, state_of
+from paragator.cli.jobs import INTERRUPTED, Job, Pool, check_trained, interruptible, left, state_of, works
 from paragator.cli.main import parse, run_parser
 from paragator.cli.show import printable
-from paragator.config import load, to_json
+from paragator.config import load
 from paragator.core.errors import ParagatorError, UsageError
+from paragator.report.runs import read_json
+from paragator.report.study_runs import CONFIG, NOTE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +33,6 @@ A study that was interrupted goes on when it is started again: finished runs are
   paragator study configs/study-countdown.toml --only paragator:0 --runs /tmp/again     one run again, elsewhere
   paragator compare runs/study-countdown                                               the analysis alone"""
 QUIET_S, REFRESH_HZ = 60.0, 2
-NOTE = "study.json"
 
 
 def main(arguments: list[str]) -> int:
@@ -43,24 +45,28 @@ def main(arguments: list[str]) -> int:
         raise UsageError("no study given: paragator study STUDY.toml; see docs/study.md")
     if flags.jobs < 0:
         raise UsageError(f"--jobs = {flags.jobs}: at least 1 is needed")
-    study = load(Study, flags.config, overrides)
+    asked = load(Study, flags.config, overrides)
+    study = with_known_seeds(asked)
     every = units(study, Path(flags.config).parent)
-    chosen = selected(every, flags.only)
+    chosen = selected([one for one in every if one.seed in asked.seeds], flags.only)
     check(chosen)
     check_primary(study, forced=flags.overwrite and len(chosen) == len(every))
+    if not flags.overwrite:
+        for one in chosen:
+            check_trained(one)
     if flags.dry_run:
         print(json.dumps(described(study, chosen)) if flags.json else overview(study, chosen))
         return 0
     if flags.overwrite:
         remove(chosen)
     study.folder.mkdir(parents=True, exist_ok=True)
-    compose.write_whole(study.folder / NOTE, to_json(study) + "\n")
+    write_note(study, every)
     at_once = flags.jobs or jobs.default_jobs(every[0].config.train.threads or 1)
     todo = [Job(unit) for unit in chosen if left(unit, study)]
     say = Show(len(todo), quiet=flags.json)
     say.text(f"{study.name}: {len(chosen)} runs, {len(chosen) - len(todo)} of them finished; {at_once} at once")
     asyncio.run(work(study, todo, at_once, say))
-    code = ending(todo, say, " ".join(["paragator", "study", *(w for w in arguments if w != "--overwrite")]))
+    code = ending(todo, say, shlex.join(["paragator", "study", *(w for w in arguments if w != "--overwrite")]))
     results: dict[str, Any] = {}
     if flags.only:
         results = {"primary": {unit.name: said(study, unit, say) for unit in chosen if not left(unit, study)}}
@@ -93,16 +99,31 @@ def check(chosen: Sequence[Unit]) -> None:
     compose.check(first.model_copy(update={"method": method}), training=any(one.trained for one in chosen))
 
 
+def with_known_seeds(study: Study) -> Study:
+    """The study with the seeds that it was started with before: fewer of them now choose runs, as --only does."""
+    known = read_json(study.folder / NOTE).get("seeds", [])
+    if not isinstance(known, list) or not all(isinstance(seed, int) for seed in known):
+        raise UsageError(f"{study.folder / NOTE}: seeds = {known!r} are not numbers; delete it, or give another --name")
+    return study.model_copy(update={"seeds": tuple(dict.fromkeys([*known, *study.seeds]))})
+
+
+def write_note(study: Study, every: Sequence[Unit]) -> None:
+    """The study, with what tells for each run whether what is finished of it is of these settings."""
+    digests = {one.name: {work.name: work.digest for work in works(one, study) if work.digest} for one in every}
+    note = {**study.model_dump(mode="json"), "digests": digests}
+    compose.write_whole(study.folder / NOTE, json.dumps(note, indent=2) + "\n")
+
+
 def check_primary(study: Study, *, forced: bool) -> None:
     """The outcome and what it refers to are fixed by the study's first run."""
     path = study.folder / NOTE
     if forced or not path.is_file():
         return
+    old = read_json(path)
     try:
-        old = json.loads(path.read_bytes())
         before = {key: old[key] for key in ("primary", "reference")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); delete it, or give another --name") from None
+    except KeyError as error:
+        raise UsageError(f"{path} has no {error}; delete it, or give another --name") from None
     now = {"primary": study.primary.model_dump(), "reference": study.reference}
     for key, value in now.items():
         if before[key] != value:
@@ -115,7 +136,7 @@ def check_primary(study: Study, *, forced: bool) -> None:
 def remove(chosen: Sequence[Unit]) -> None:
     """The folders of runs, which nothing else writes into."""
     for unit in chosen:
-        if unit.folder.exists() and not (unit.folder / jobs.CONFIG).is_file():
+        if unit.folder.exists() and not (unit.folder / CONFIG).is_file():
             raise UsageError(f"{unit.folder} is not a run of a study; give another --name")
         shutil.rmtree(unit.folder, ignore_errors=True)
 
@@ -255,7 +276,7 @@ def ending(todo: Sequence[Job], say: Show, again: str) -> int:
 def said(study: Study, unit: Unit, say: Show) -> float:
     """The primary outcome of one run, beside what the study's results hold of it."""
     from paragator.report.runs import load_run
-    from paragator.report.study import outcome, recorded
+    from paragator.report.study_runs import outcome, recorded
 
     primary = study.primary
     own = outcome(load_run(unit.folder / "eval", study.evaluation.k).scores, primary.measure, primary.round)

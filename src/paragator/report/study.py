@@ -1,73 +1,31 @@
 """A study's analysis: `compare` over cells and seeds, its primary outcome with Holm's correction, and equal steps and tokens.
 
-What is compared comes from the folders that `paragator study` left: study.json, and CELL-seedN/{train,eval,eval-tT}.
+What is compared comes from the folders that `paragator study` left; see study_runs.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from paragator.core.errors import DataError
 from paragator.core.estimators import Interval, mean
 from paragator.report import bands, bars
-from paragator.report.compare import COMPARED, Comparison
-from paragator.report.measures import MEASURES, Scores
-from paragator.report.plots import is_number
+from paragator.report.compare import AVERAGE, COMPARED, Comparison
+from paragator.report.measures import MEASURES
 from paragator.report.resample import holm
-from paragator.report.runs import Run, gather, load_run, read_json, read_metrics
+from paragator.report.runs import Run, gather, read_json
 from paragator.report.sheet import Column, Sheet, to_csv
+from paragator.report.study_runs import CONFIG, NOTE, Entry, metrics_csv, outcome, read_study, runs_csv
 from paragator.report.table import NOTHING
 
-NOTE = "study.json"
-SHOWN = ("pass_at_1", "pass_at_k", "maj_at_k", "oracle", "tokens", "truncated")
-"""The measures of runs.csv."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A finished run of a cell: its evaluation, and those at further initial temperatures."""
-
-    cell: str
-    matched: str
-    seed: int
-    run: Run
-    warm: tuple[Run, ...]
-
-
-def is_study(folder: Path) -> bool:
-    return (folder / NOTE).is_file()
-
-
-def read_study(folder: Path) -> tuple[dict[str, Any], list[Entry]]:
-    """A study's note and its finished runs, the reference cell first; DataError when it is no study."""
-    note = read_json(folder / NOTE)
-    try:
-        k, cells = int(note["evaluation"]["k"]), [(c["name"] or c["method"], c["matched"]) for c in note["cells"]]
-        cells.sort(key=lambda cell: cell[0] != note["reference"])  # stable: the others stay in their order
-        seeds, primary = list(note["seeds"]), (str(note["primary"]["measure"]), int(note["primary"]["round"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{folder / NOTE}: not a study's note ({error!r}); name a folder that `paragator study` left"
-        ) from None
-    entries = []
-    for cell, matched in cells:
-        for seed in seeds:
-            unit = folder / f"{cell}-seed{seed}"
-            done = read_json(unit / "finished.json")
-            if "eval" not in done:
-                continue
-            run = replace(load_run(unit / "eval", k), metrics=read_metrics(unit / "train"))
-            warm = tuple(load_run(unit / name, k) for name in sorted(done) if name.startswith("eval-t"))
-            entries.append(Entry(cell, matched, seed, run, warm))
-    return {**note, "k": k, "primary": primary}, entries
+BANDS = ("reward_by_step", "reward_by_tokens", "dead_zone")
+"""The pictures of training, one each a benchmark."""
 
 
 def cut(run: Run, rounds: int) -> Run:
@@ -81,15 +39,11 @@ class Results:
     """A study's numbers, or those of several studies of the same cells on different tasks."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self.folders = list(folders)
-        found = [read_study(Path(folder)) for folder in folders]
-        self.note = found[0][0]
-        self.entries = [entry for _, entries in found for entry in entries]
-        for key in ("primary", "reference", "k"):
-            if odd := next(
-                (f for f, (note, _) in zip(folders, found, strict=True) if note[key] != self.note[key]), None
-            ):
-                raise DataError(f"{odd}: another {key} than {folders[0]}; compare studies of one primary outcome")
+        self.folders = [Path(folder) for folder in folders]
+        self.studies = [read_study(folder) for folder in self.folders]
+        self.note = self.studies[0][0]
+        self.entries = [entry for _, entries in self.studies for entry in entries]
+        self.check_alike()
         self.k: int = self.note["k"]
         self.measure, self.round = self.note["primary"]
         self.reference: str = self.note["reference"]
@@ -98,6 +52,38 @@ class Results:
         self.cells = sorted({e.cell: e.matched for e in self.entries}.items(), key=lambda c: c[0] != self.reference)
         self.whole = self.comparison([(entry.cell, entry.run) for entry in self.entries])
         self.short = self.comparison([(entry.cell, cut(entry.run, self.round)) for entry in self.entries])
+
+    def check_alike(self) -> None:
+        """DataError unless the studies have one outcome, cells of one label are alike, and no run stands twice."""
+        cells: dict[str, Any] = {}
+        for folder, (note, _) in zip(self.folders, self.studies, strict=True):
+            for key in ("primary", "reference", "k"):
+                if note[key] != self.note[key]:
+                    raise DataError(
+                        f"{folder}: another {key} than {self.folders[0]}; compare studies of one primary outcome"
+                    )
+            for label, cell in note["cells"].items():
+                if cells.setdefault(label, cell) != cell:
+                    raise DataError(
+                        f"{folder}: cell {label} is {cell}, but {cells[label]} before; name one of them anew"
+                    )
+        seen: dict[Any, Path] = {}
+        for e in self.entries:
+            if (other := seen.setdefault((e.cell, e.run.task, e.seed), e.folder)) != e.folder:
+                raise DataError(f"{e.folder} and {other} are one cell, task and seed; leave one study out")
+
+    def at(self, place: str) -> list[Entry]:
+        """The finished runs of a benchmark."""
+        paths = {run.path for row in self.whole.rows for run in row.runs.get(place, ())}
+        return [entry for entry in self.entries if entry.run.path in paths]
+
+    def declared(self, place: str) -> set[str]:
+        """The cells that a place's studies declare, finished or not; of the average, those of every benchmark."""
+        if place == AVERAGE:
+            return set.intersection(*map(self.declared, self.whole.benchmarks))
+        here = {entry.folder.parent for entry in self.at(place)}
+        return {cell for folder, (note, _) in zip(self.folders, self.studies, strict=True) if folder in here
+                for cell in note["cells"]}  # fmt: skip
 
     def comparison(self, runs: Sequence[tuple[str, Run]]) -> Comparison:
         """Runs by cell, the reference first; seeds are named in the notes, not in every label."""
@@ -109,16 +95,22 @@ class Results:
     # ---- the primary outcome ----
 
     def primary(self) -> list[tuple[str, str, Interval, float, float]]:
-        """(place, cell, its difference to the reference with a 95% interval, p, Holm's p among the cells of its place)."""
+        """(place, cell, its difference to the reference with a 95% interval, p, Holm's p among the comparisons declared there)."""
         out = []
         sampled = {row: self.short.paired_samples(row) for row in range(1, len(self.short.rows))}
         key = (self.measure, self.round, self.round)
         for place in self.short.places:
             found = {row: some[place, key] for row, some in sampled.items() if (place, key) in some}
             p_values = [one.p_value() for one in found.values()]
-            for (row, one), p, adjusted in zip(found.items(), p_values, holm(p_values), strict=True):
+            known = sum(not math.isnan(p) for p in p_values)
+            p_values += [1.0] * (self.family(place) - known)  # of what is not finished yet
+            for (row, one), p, adjusted in zip(found.items(), p_values, holm(p_values), strict=False):
                 out.append((place, self.short.rows[row].label, one.interval(), p, adjusted))
         return out
+
+    def family(self, place: str) -> int:
+        """How many comparisons with the reference are declared for a place."""
+        return len(self.declared(place)) - 1
 
     def primary_sheets(self) -> list[Sheet]:
         """Per place: each cell's primary outcome, its difference to the reference, p, and Holm's p."""
@@ -176,7 +168,10 @@ class Results:
         return sheets
 
     def matched(self) -> list[Sheet]:
-        """Cells at equal steps, and at equal numbers of sampled tokens: held-out outcomes, and rewards in training."""
+        """Cells at equal steps, and at equal numbers of sampled tokens: rewards in training, and held-out outcomes.
+
+        Held-out outcomes are always of the final weights, so of as many tokens only where cells' totals agree.
+        """
         return [
             sheet
             for place in self.whole.benchmarks
@@ -187,7 +182,8 @@ class Results:
         """The cells that took as many steps; or for each method its cell matched by tokens, where it has one."""
         labels = [cell for cell, matched in self.cells if matched == "steps"]
         if by == "tokens":
-            twins = {self.method(cell): cell for cell, matched in self.cells if matched == "tokens"}
+            here = {entry.cell for entry in self.at(place)}
+            twins = {self.method(cell): cell for cell, matched in self.cells if matched == "tokens" and cell in here}
             labels = [twins.get(cell, cell) if cell == self.method(cell) else cell for cell in labels]
         metrics = {label: self.metrics(place, label) for label in dict.fromkeys(labels)}
         trained = [rows for runs in metrics.values() for rows in runs if rows]
@@ -210,18 +206,18 @@ class Results:
         limit = f"step {steps}" if by == "steps" else f"{tokens:,.0f} tokens"
         columns = (
             *(Column(title, "whole") for title in ("steps", "tokens sampled in training", f"steps until {limit}")),
-            *(Column(title) for title in ("initial pass@1", self.outcome)),
+            *(Column(f"{title}, final weights") for title in ("initial pass@1", self.outcome)),
             *(Column(f"reward of {stage} at {limit}") for stage in ("candidates", "aggregations")),
         )
         return Sheet(f"matched by {by}", place, "cell", columns, tuple(rows))
 
     def method(self, cell: str) -> str:
         """A cell's method."""
-        return next((c["method"] for c in self.note["cells"] if (c["name"] or c["method"]) == cell), cell)
+        return next(note["cells"][cell]["method"] for note, _ in self.studies if cell in note["cells"])
 
-    def metrics(self, place: str, label: str) -> list[list[dict[str, Any]]]:
+    def metrics(self, place: str, label: str) -> list[bands.Metrics]:
         """The training metrics of a cell's runs."""
-        return [run.metrics for row in self.whole.rows if row.label == label for run in row.runs.get(place, ())]
+        return [entry.metrics for entry in self.at(place) if entry.cell == label]
 
     def temperatures(self) -> Comparison | None:
         """All runs of cells that were evaluated at several initial temperatures, up to the primary outcome's round."""
@@ -252,11 +248,12 @@ class Results:
 
     def notes(self) -> list[str]:
         """What the tables stand for."""
-        size = max(1, len(self.short.rows) - 1)
+        sizes = sorted({self.family(place) for place in self.short.places})
         return [
             f"Primary outcome, fixed before the first run: {self.outcome}, each cell minus {self.reference}.",
             *self.whole.notes(),
-            f"p is two-sided, from the same draws; Holm's correction is for the {size} comparisons of a table of primary outcomes.",
+            f"p is two-sided, from the same draws; Holm's correction is for all comparisons of a table of primary "
+            f"outcomes that were declared, finished or not: {' or '.join(map(str, sizes))}.",
             "Every other interval is for one comparison.",
             f"Seeds: {'; '.join(self.seeds())}.",
         ]
@@ -274,9 +271,10 @@ class Results:
             methods = {row.label: [m for m in self.metrics(place, row.label) if m] for row in self.whole.rows}
             methods = {label: runs for label, runs in methods.items() if runs}
             end = f"_{place.replace('/', '-')}.png" if len(self.whole.benchmarks) > 1 else ".png"
-            out[f"reward_by_step{end}"] = bands.curves(methods)
-            out[f"reward_by_tokens{end}"] = bands.curves(methods, against="tokens")
-            out[f"dead_zone{end}"] = bands.curves(methods, panels=bands.DEAD_ZONE, ylabel="Groups without credit")
+            steps, tokens, dead = (name + end for name in BANDS)
+            out[steps] = bands.curves(methods)
+            out[tokens] = bands.curves(methods, against="tokens")
+            out[dead] = bands.curves(methods, panels=bands.DEAD_ZONE, ylabel="Groups without credit")
         if (warm := self.temperatures()) and warm.by_temperature():
             panels: dict[str, dict[float, Any]] = {}
             for i in warm.by_temperature():
@@ -291,11 +289,6 @@ def number(value: float) -> Interval:
     return NOTHING if math.isnan(value) else Interval(value, math.nan, math.nan)
 
 
-def outcome(scores: Scores, measure: str, round_: int) -> float:
-    """A run's mean over problems; NaN where it has no such round."""
-    return mean(scores.values.get((measure, round_), ()))
-
-
 # ---- files ----
 
 
@@ -306,15 +299,13 @@ def write_results(folders: Sequence[Path], out_dir: Path) -> Results:
     """
     found = Results(folders)
     out_dir.mkdir(parents=True, exist_ok=True)
+    clear(out_dir)
     drawn, _ = found.whole.draw(out_dir)
-    for twice in ("reward_curves.png", "temperature.png"):  # the study's own have bands, and one round
-        (out_dir / twice).unlink(missing_ok=True)
-    names = [path.name for path in drawn if path.is_file()]
+    names = dict.fromkeys(path.name for path in drawn)
     for name, data in found.pictures().items():
-        (out_dir / name).unlink(missing_ok=True)
         if data is not None:
             (out_dir / name).write_bytes(data)
-            names.append(name)
+            names[name] = None
     sheets = found.sheets()
     text = "\n\n".join(
         [
@@ -332,54 +323,23 @@ def write_results(folders: Sequence[Path], out_dir: Path) -> Results:
     return found
 
 
-def runs_csv(entries: Sequence[Entry]) -> str:
-    """One line a run, initial temperature and round."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["task", "cell", "seed", "temperature", "round", *SHOWN])
-    for entry in entries:
-        for run in (entry.run, *entry.warm):
-            for t in range(run.scores.num_rounds):
-                numbers = [outcome(run.scores, name, t) for name in SHOWN]
-                shown = ["" if math.isnan(x) else f"{x:.6f}" for x in numbers]
-                writer.writerow([run.task[0], entry.cell, entry.seed, run.temperature, t, *shown])
-    return out.getvalue()
-
-
-def recorded(results: Path, cell: str, seed: int, temperature: float, measure: str, round_: int) -> float | None:
-    """What a study's runs.csv says of one run; None where it says nothing."""
-    path = results / "runs.csv"
-    wanted = {"cell": cell, "seed": str(seed), "temperature": str(temperature), "round": str(round_)}
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if all(row.get(key) == value for key, value in wanted.items()) and row.get(measure):
-                return float(row[measure])
-    return None
-
-
-def metrics_csv(entries: Sequence[Entry]) -> str:
-    """One line a training step, with every number that it recorded; seconds are left out, as they are the machine's."""
-    rows: list[Mapping[str, Any]] = [
-        {"task": entry.run.task[0], "cell": entry.cell, "seed": entry.seed}
-        | {k: f"{v:.6g}" for k, v in row.items() if is_number(v) and not k.startswith("seconds")}
-        for entry in entries
-        for row in entry.run.metrics
-    ]
-    columns = list(dict.fromkeys(key for row in rows for key in row)) or ["task", "cell", "seed"]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+def clear(out_dir: Path) -> None:
+    """Remove the pictures and configs of an earlier analysis, whose cells and tasks may have had other names."""
+    for name in BANDS:
+        for path in (out_dir / f"{name}.png", *out_dir.glob(f"{name}_*.png")):
+            path.unlink(missing_ok=True)
+    for note in [*(out_dir / "configs").glob(NOTE), *(out_dir / "configs").glob(f"*/{NOTE}")]:
+        for path in (note, *note.parent.glob("*-seed*.toml")):
+            path.unlink()
+        if not any(note.parent.iterdir()):
+            note.parent.rmdir()
 
 
 def copy_configs(found: Results, out_dir: Path) -> None:
     """Each run's config and each study's note: what runs it again."""
-    for folder in found.folders:
+    for folder, (_, entries) in zip(found.folders, found.studies, strict=True):
         target = out_dir / "configs" if len(found.folders) == 1 else out_dir / "configs" / Path(folder).name
         target.mkdir(parents=True, exist_ok=True)
         (target / NOTE).write_text(json.dumps(read_json(Path(folder) / NOTE), indent=2) + "\n")
-        for path in sorted(Path(folder).glob("*/config.toml")):
-            shutil.copyfile(path, target / f"{path.parent.name}.toml")
+        for entry in entries:
+            shutil.copyfile(entry.folder / CONFIG, target / f"{entry.folder.name}.toml")
