@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from paragator.train import objective
-from paragator.train.packed import STAGES
-from paragator.train.rows import Tree
+from paragator.train.rows import STAGES, Tree
 
 ROWS = 8
 Inputs = dict[str, Tensor]
