@@ -1,9 +1,12 @@
 """Teaches SmolLM2 the form of a worked sum: `python scripts/smollm2_cold_start.py CONFIG SOURCE [--examples N]`.
 
-Supervised learning with TRL's SFTTrainer on worked solutions of the config's training problems, through the config's own
-prompts. Seven demonstrations of eight answer the problem alone; the eighth also shows a pool of attempts, each
-step of which is wrong with probability 0.15 by one digit, and answers with the right solution, wherever it stands. The
-folder that `model.path` names is written; checkpoints lie beside it, and an interrupted cold start goes on from them.
+Supervised learning on worked solutions of the config's training problems, through the config's own prompts. Every other
+demonstration answers the problem alone; the rest also show a pool of attempts, each step of which is wrong with
+probability 0.35, and answer with the right solution. In one pool of four no attempt is right, so that copying one is not
+enough: a right line has to be taken from where it stands, and the rest worked out.
+
+The trainer of rollouts serves as it is: with credit 1 its gradient is that of maximum likelihood. The folder that
+`model.path` names is written; checkpoints lie beside it, and an interrupted cold start goes on from them.
 """
 
 from __future__ import annotations
@@ -11,94 +14,114 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
+
+import torch
 
 from paragator import tasks
-from paragator.config import Config, load
-from paragator.core.types import Problem
+from paragator.config import Config, ModelConfig, load
+from paragator.core.types import Problem, Prompt
+from paragator.engines import loading
+from paragator.engines.encoding import encode
+from paragator.train import checkpoint
+from paragator.train.packed import collate, log_probs
+from paragator.train.policy import Policy
+from paragator.train.rows import Branch, Tree, microbatches, pack
 
-STEP_ERROR = 0.15
+STEP_ERROR = 0.35
+BATCH = 16
+"""Demonstrations an update."""
+HELD_OUT = 32
+SAVE_EVERY = 20
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Cold start of SmolLM2 on chain arithmetic, by supervised learning.")
-    parser.add_argument("config", help="configs/smollm2.toml: its task, prompts and model.path are used")
+    parser.add_argument("config", help="configs/smollm2.toml: its task, prompts, model.path and [train] are used")
     parser.add_argument("source", help="the folder of the model to start from")
-    parser.add_argument("--examples", type=int, default=720, help="demonstrations (default: 720)")
+    parser.add_argument("--examples", type=int, default=1280, help="demonstrations (default: 1280)")
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument(
         "--seed", type=int, default=1000, help="apart from the run's: joint training sees other problems"
     )
     options = parser.parse_args()
     config = load(Config, options.config)
-    problems = tasks.load(config.task).problems("train", options.examples, options.seed)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    model, tokenizer = loading.load(ModelConfig(path=options.source))
+    settings = {"lr": options.lr, "schedule": "cosine"}
+    steps = options.examples // BATCH
+    config = config.model_copy(
+        update={
+            "optimizer": config.optimizer.model_copy(update=settings),
+            "train": config.train.model_copy(update={"steps": steps}),
+        }
+    )
+    problems = tasks.load(config.task).problems("train", steps * BATCH + HELD_OUT, options.seed)
     rng = Random(f"{options.seed}:cold start")
-    rows = [demonstration(p, config, rng, aggregation=i % 8 == 7) for i, p in enumerate(problems)]
-    fine_tune(rows, options.source, Path(config.model.path), options.lr, options.seed)
-    print(f"{config.model.path}: {len(rows)} demonstrations")
+    trees = [demonstration(p, config, tokenizer, rng, aggregation=i % 2 == 1) for i, p in enumerate(problems)]
+    target = Path(config.model.path)
+    learn(Policy(model, tokenizer, config), trees[HELD_OUT:], trees[:HELD_OUT], target)
+    print(f"{target}: {steps * BATCH} demonstrations")
     return 0
 
 
-def demonstration(problem: Problem, config: Config, rng: Random, *, aggregation: bool) -> dict[str, object]:
-    """A conversation of one turn, as TRL wants it: a prompt and a completion."""
+def demonstration(problem: Problem, config: Config, tokenizer: Any, rng: Random, *, aggregation: bool) -> Tree:
+    """A prompt and its answer, each token with the same credit."""
     templates = config.model.templates()
+    prompt: Prompt = templates.for_candidate(problem)
     if aggregation:
         pool = [worked(problem, rng, STEP_ERROR) for _ in range(config.rollout.pool_size)]
-        text = templates.for_aggregation(problem, pool).text
-    else:
-        text = templates.for_candidate(problem).text
-    return {
-        "prompt": [{"role": "user", "content": text}],
-        "completion": [{"role": "assistant", "content": worked(problem, rng)}],
-    }
+        prompt = templates.for_aggregation(problem, pool)
+    answer = [*tokenizer(worked(problem, rng), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    branch = Branch(tuple(answer), (0.0,) * len(answer), 1 / (BATCH * config.generate.max_tokens))
+    return Tree("aggregate" if aggregation else "generate", tuple(encode(tokenizer, prompt)), (branch,))
 
 
 def worked(problem: Problem, rng: Random, error: float = 0.0) -> str:
-    """The sum from left to right, a line a step; a step errs with probability `error`, in one digit of its result."""
+    """The sum from left to right, a line a step; a step errs with probability `error`, by up to 3."""
     first, *rest = re.findall(r"[+-] \d+|\d+", problem.text)
     total, lines = int(first), []
     for term in rest:
         result = total + int(term.replace(" ", ""))
         if rng.random() < error:
-            result += rng.choice((-1, 1)) * 10 ** rng.randrange(2)
+            result += rng.choice((-3, -2, -1, 1, 2, 3))
         lines.append(f"{total} {term} = {result}")
         total = result
     return "\n".join([*lines, f"\\boxed{{{total}}}"])
 
 
-def fine_tune(rows: list[dict[str, object]], source: str, target: Path, lr: float, seed: int) -> None:
-    """One pass over `rows`, sixteen an update, short ones with short ones; `target` is written whole or not at all."""
-    from datasets import Dataset
-    from transformers.trainer_utils import get_last_checkpoint
-    from trl import SFTConfig, SFTTrainer
-
+def learn(policy: Policy, trees: Sequence[Tree], held_out: Sequence[Tree], target: Path) -> None:
+    """One pass over `trees`, BATCH an update; `target` is written whole or not at all."""
     checkpoints = target.with_name(target.name + "-checkpoints")
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    settings = SFTConfig(
-        output_dir=str(checkpoints),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=2,
-        train_sampling_strategy="group_by_length",
-        num_train_epochs=1,
-        learning_rate=lr,
-        warmup_steps=5,
-        lr_scheduler_type="cosine",
-        logging_steps=2,
-        save_steps=9,
-        save_total_limit=1,
-        seed=seed,
-        report_to="none",
-        model_init_kwargs={"dtype": "float32"},
-    )
-    trainer = SFTTrainer(model=source, args=settings, train_dataset=Dataset.from_list(rows))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+    steps, began = len(trees) // BATCH, time.monotonic()
+    newest = checkpoint.newest(checkpoints)
+    first = policy.restore(newest)["step"] if newest else 0
+    for step in range(first + 1, steps + 1):
+        policy.update(trees[(step - 1) * BATCH : step * BATCH], step, {})
+        if step % SAVE_EVERY == 0 or step == steps:
+            nats = ", ".join(f"{stage} {surprise(policy, held_out, stage):.3f}" for stage in ("generate", "aggregate"))
+            print(
+                f"update {step} of {steps}, {time.monotonic() - began:.0f} s; held out, nats a token: {nats}",
+                flush=True,
+            )
+            policy.save(checkpoints / f"step_{step}", {"step": step})
+            checkpoint.keep_newest(checkpoints, 1)
     whole = target.with_name(target.name + ".writing")
-    trainer.save_model(str(whole))
+    policy.export(whole)
     whole.rename(target)
+
+
+def surprise(policy: Policy, trees: Sequence[Tree], stage: str) -> float:
+    """Mean negative log-probability of the answers of a stage's demonstrations."""
+    rows = pack([tree for tree in trees if tree.stage == stage], policy.config.train.row_tokens)
+    with torch.no_grad(), policy.accelerator.autocast():
+        parts = [log_probs(policy.model, collate(p)) for p in microbatches(rows, policy.config.train.batch_tokens)]
+    return -float(torch.cat(parts).mean())
 
 
 if __name__ == "__main__":

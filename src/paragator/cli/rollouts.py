@@ -36,6 +36,8 @@ async def rollouts(
             say(f"starting vLLM ({settings.vllm_python}); its log is {run_dir / 'logs' / 'vllm.log'}")
             model = written(policy.export, weights, 0).resolve()
             log, arguments = run_dir / "logs" / "vllm.log", settings.vllm_arguments
+            if not any(word.split("=")[0] == "--dtype" for word in arguments):
+                arguments = [*arguments, "--dtype", policy.precision]  # the trainer's own: its log-probabilities match
             url = await stack.enter_async_context(served(settings.vllm_python, model, log, arguments))
             settings = settings.model_copy(update={"url": url, "model": NAME})
         engines = compose.build_endpoints(settings, compose.samplings(config), policy.tokenizer)
