@@ -16,25 +16,25 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import common
 
 RESULTS = common.RESULTS / "memory.json"
-HELD = "model, rows, precision, one thread; `estimated` against `measured`, in bytes: no time was taken"
+HELD = "model, groups, precision, one thread; `estimated` against `measured`, in bytes: no time was taken"
 WITHIN = 0.15
-# name, kind, (hidden, inner, layers, heads, kv heads, head size, vocabulary), tied, row, batch, further
+# name, kind, (hidden, inner, layers, heads, kv heads, head size, vocabulary), tied, group, batch, further
 CASES: list[dict[str, Any]] = [
-    {"name": "embedded", "batch": 2048, "row": 320},
+    {"name": "embedded", "batch": 2048, "group": 320},
     {
         "name": "llama 8M",
         "kind": "Llama",
         "sizes": (256, 704, 6, 8, 4, 32, 8000),
         "tied": True,
         "batch": 1024,
-        "row": 512,
+        "group": 512,
     },
     {
         "name": "qwen3 15M",
@@ -42,7 +42,7 @@ CASES: list[dict[str, Any]] = [
         "sizes": (320, 896, 8, 8, 4, 64, 8000),
         "tied": True,
         "batch": 2048,
-        "row": 512,
+        "group": 512,
     },
     {
         "name": "llama 27M",
@@ -50,7 +50,7 @@ CASES: list[dict[str, Any]] = [
         "sizes": (448, 1216, 8, 7, 7, 64, 8000),
         "tied": False,
         "batch": 512,
-        "row": 512,
+        "group": 512,
     },
     {
         "name": "qwen3 32M",
@@ -58,7 +58,7 @@ CASES: list[dict[str, Any]] = [
         "sizes": (384, 1024, 10, 6, 3, 64, 32000),
         "tied": True,
         "batch": 1024,
-        "row": 1024,
+        "group": 1024,
     },
     {
         "name": "llama 60M",
@@ -66,12 +66,12 @@ CASES: list[dict[str, Any]] = [
         "sizes": (640, 1728, 8, 10, 5, 64, 24000),
         "tied": True,
         "batch": 1024,
-        "row": 512,
+        "group": 512,
     },
     {"name": "qwen3 32M, checkpointing", "as": "qwen3 32M", "checkpointed": True},
     {"name": "qwen3 15M, KL", "as": "qwen3 15M", "kl": 0.01},
     {"name": "qwen3 15M, LoRA 8", "as": "qwen3 15M", "lora": 8},
-    {"name": "qwen3 15M, 2x2048 row", "as": "qwen3 15M", "row": 2048},
+    {"name": "qwen3 15M, group of 2048", "as": "qwen3 15M", "group": 2048},
 ]
 
 
@@ -90,7 +90,7 @@ def measure(name: str) -> dict[str, Any]:
 
     from paragator.config import Config, ModelConfig, validate
     from paragator.engines.loading import add_lora, load
-    from paragator.train.estimate import from_json, load_of, memory, stages
+    from paragator.train.estimate import Load, from_json, memory
     from paragator.train.policy import Policy
     from paragator.train.rows import Branch, Tree
 
@@ -103,22 +103,21 @@ def measure(name: str) -> dict[str, Any]:
             "train": {
                 "precision": "float32",
                 "kl": case.get("kl", 0.0),
-                "row_tokens": case["row"],
                 "batch_tokens": case["batch"],
             },
             "rollout": {"candidates": 5},
         },
     )
-    # every row: a prompt of a fifth, four branches of a fifth each
-    part, rows = case["row"] // 5, 2 * (case["batch"] // case["row"])
+    # every group: a prompt of a fifth, four branches of a fifth each
+    part, groups = case["group"] // 5, 2 * (case["batch"] // case["group"])
 
-    def trained(model: Any, vocabulary: int, part: int, rows: int) -> None:
+    def trained(model: Any, vocabulary: int, part: int, groups: int) -> None:
         rng = random.Random(0)
         ids = [tuple(rng.randrange(vocabulary) for _ in range(part)) for _ in range(5)]
         branches = tuple(Branch(chosen, (-1.0,) * part, 0.001) for chosen in ids[1:])
         policy = Policy(model, None, config)
         for step in (1, 2):
-            policy.update([Tree("generate", ids[0], branches)] * rows, step, {"generate": 0.001})
+            policy.update([Tree("generate", ids[0], branches)] * groups, step, {"generate": 0.001})
 
     lora = config.model.lora_rank
     for small in small_models(transformers):  # whatever is imported late is imported now
@@ -127,10 +126,9 @@ def measure(name: str) -> dict[str, Any]:
     model = load(ModelConfig(device="cpu"))[0] if "kind" not in case else build(transformers, case)
     shape = from_json(model.config.to_dict(), name)
     count = sum(p.numel() for p in model.parameters())
-    trained(add_lora(model, lora) if lora else model, shape.vocabulary, part, rows)
+    trained(add_lora(model, lora) if lora else model, shape.vocabulary, part, groups)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    work = replace(stages(config)[0], prompt=part, row=5 * part)
-    at_once = load_of(work, case["batch"])
+    at_once = Load(max(1, case["batch"] // (5 * part)), part, 4, part)
     found = memory(
         shape,
         at_once,

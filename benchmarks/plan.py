@@ -127,7 +127,6 @@ class Bench:
                     "problems": problems,
                     "truncated": "wrong",
                     "precision": "float32",
-                    "row_tokens": 320,
                     "steps": 1000,
                 },
                 "optimizer": {"lr": 1e-9},
@@ -260,9 +259,7 @@ class Bench:
         from paragator.train.policy import Policy
         from paragator.train.rows import Branch, Tree
 
-        small = config.model_copy(
-            update={"train": config.train.model_copy(update={"row_tokens": 64, "batch_tokens": 64})}
-        )
+        small = config.model_copy(update={"train": config.train.model_copy(update={"batch_tokens": 64})})
         policy = Policy(self.model, self.tokenizer, small)
         tree = Tree("generate", (3,) * 4, (Branch((5,) * 36, (-1.0,) * 36, 1e-6),))
 

@@ -89,7 +89,6 @@ class Ours:
                 "generate": stage,
                 "aggregate": stage,
                 "train": {
-                    "row_tokens": max(64, row),
                     "batch_tokens": max(2048, row),
                     "precision": "float32",
                     "steps": 10**6,

@@ -31,7 +31,7 @@ from paragator.core.types import Stage
 from paragator.engines.loading import load
 from paragator.train.packed import collate
 from paragator.train.policy import Policy
-from paragator.train.rows import Branch, Tree, microbatches, pack
+from paragator.train.rows import Branch, Tree, pack
 
 AGREE = 1e-4
 HELD = (
@@ -118,17 +118,17 @@ def product_rate(size: int, repeats: int = 5) -> float:
 
 
 def policy_of(model: Any, trees: list[Tree]) -> Policy:
-    """Our policy; a row holds the longest group, a micro-batch two thousand tokens or one row."""
-    row = max(64, *(tree.num_tokens for tree in trees))
-    train = {"row_tokens": row, "batch_tokens": max(2048, row), "precision": "float32", "steps": 10**6}
+    """Our policy; a row holds two thousand tokens or the longest group."""
+    budget = max(2048, *(tree.num_tokens for tree in trees))
+    train = {"batch_tokens": budget, "precision": "float32", "steps": 10**6}
     config = validate(Config, {"train": train, "optimizer": {"lr": 1e-6, "warmup_steps": 0, "betas": (0.9, 0.999)}})
     return Policy(model, None, config)
 
 
 def ours_backward(policy: Policy, trees: list[Tree]) -> None:
     """The gradient that `Policy.update` makes, left in place."""
-    for part in microbatches(pack(trees, policy.config.train.row_tokens), policy.config.train.batch_tokens):
-        policy.accelerator.backward(policy.loss(collate(part), {})[0])
+    for row in pack(trees, policy.config.train.batch_tokens):
+        policy.accelerator.backward(policy.loss(collate(row), {})[0])
 
 
 def measure(work: Work, models: dict[str, Any], flags: Any) -> list[common.Case]:

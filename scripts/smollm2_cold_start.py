@@ -30,21 +30,21 @@ from paragator.engines.encoding import encode
 from paragator.train import checkpoint
 from paragator.train.packed import collate, log_probs
 from paragator.train.policy import Policy
-from paragator.train.rows import Branch, Tree, microbatches, pack
+from paragator.train.rows import Branch, Tree, pack
 
 STEP_ERROR = 0.35
 BATCH = 16
 """Demonstrations an update."""
 HELD_OUT = 32
-SAVE_EVERY = 20
+SAVE_EVERY = 10
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Cold start of SmolLM2 on chain arithmetic, by supervised learning.")
     parser.add_argument("config", help="configs/smollm2.toml: its task, prompts, model.path and [train] are used")
     parser.add_argument("source", help="the folder of the model to start from")
-    parser.add_argument("--examples", type=int, default=1280, help="demonstrations (default: 1280)")
-    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--examples", type=int, default=960, help="demonstrations (default: 960)")
+    parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument(
         "--seed", type=int, default=1000, help="apart from the run's: joint training sees other problems"
     )
@@ -53,10 +53,13 @@ def main() -> int:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     model, tokenizer = loading.load(ModelConfig(path=options.source))
-    settings = {"lr": options.lr, "schedule": "cosine"}
+    settings = {"lr": options.lr, "schedule": "cosine", "betas": (0.9, 0.99)}
     steps = options.examples // BATCH
     config = config.model_copy(
         update={
+            "engine": config.engine.model_copy(
+                update={"rollout": "transformers"}
+            ),  # no correction for a sampler's weights
             "optimizer": config.optimizer.model_copy(update=settings),
             "train": config.train.model_copy(update={"steps": steps}),
         }
@@ -118,9 +121,9 @@ def learn(policy: Policy, trees: Sequence[Tree], held_out: Sequence[Tree], targe
 
 def surprise(policy: Policy, trees: Sequence[Tree], stage: str) -> float:
     """Mean negative log-probability of the answers of a stage's demonstrations."""
-    rows = pack([tree for tree in trees if tree.stage == stage], policy.config.train.row_tokens)
+    rows = pack([tree for tree in trees if tree.stage == stage], policy.config.train.batch_tokens)
     with torch.no_grad(), policy.accelerator.autocast():
-        parts = [log_probs(policy.model, collate(p)) for p in microbatches(rows, policy.config.train.batch_tokens)]
+        parts = [log_probs(policy.model, collate(row)) for row in rows]
     return -float(torch.cat(parts).mean())
 
 

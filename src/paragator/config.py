@@ -205,10 +205,8 @@ class TrainConfig(Section):
     """vllm: cap of the importance weight policy / sampler of a token (truncated importance sampling)."""
     kl: float = Field(0.0, ge=0)
     """Weight of the KL to the initial model (frozen copy, or adapters off); 0 keeps no reference."""
-    row_tokens: int = Field(1024, ge=64)
-    """Token budget of one packed row; a larger group is cut by branches. On a CPU short rows are the faster ones."""
-    batch_tokens: int = Field(2048, ge=64)
-    """Token budget of one forward and backward pass; gradients accumulate over them."""
+    batch_tokens: int = Field(4096, ge=64)
+    """Token budget of one packed row, one forward and backward pass; gradients accumulate, a larger group is cut by branches."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto times both on this machine and takes the faster."""
     checkpoint_every: int = Field(20, ge=1)

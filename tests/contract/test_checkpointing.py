@@ -49,7 +49,7 @@ def test_gradients_are_those_without(kind: str) -> None:
         policy = Policy(copy.deepcopy(model), None, validate(Config, settings))
         layers: list[int] = []
         policy.raw.model.layers[0].mlp.register_forward_pre_hook(lambda *_: layers.append(1))  # noqa: B023
-        log_probs(policy.model, collate(pack(TREES, 100))).sum().backward()
+        log_probs(policy.model, collate(pack(TREES, 100)[0])).sum().backward()
         assert len(layers) == 1 + on, "a checkpointed layer runs twice"
         found.append([p.grad for p in policy.raw.parameters()])
     for plain, checkpointed in zip(*found, strict=True):

@@ -14,9 +14,10 @@ from torch import Tensor
 transformers = pytest.importorskip("transformers")
 
 from paragator.core.errors import DataError, UsageError  # noqa: E402
-from paragator.train import packed  # noqa: E402
-from paragator.train.packed import collate, log_probs, padded_log_probs  # noqa: E402
-from paragator.train.rows import Branch, Tree, microbatches, pack  # noqa: E402
+from paragator.train import attention, packed  # noqa: E402
+from paragator.train.attention import layout  # noqa: E402
+from paragator.train.packed import Batch, collate, log_probs, padded_log_probs  # noqa: E402
+from paragator.train.rows import Branch, Tree, pack  # noqa: E402
 
 torch.set_num_threads(1)
 VOCAB = 23
@@ -40,13 +41,13 @@ def tree(prompt: int, *branches: int, stage: Any = "generate", seed: int = 0) ->
 
 
 TREES = [tree(5, 3, 1, 7), tree(9, 4, 4, 2, 6, 5, stage="aggregate"), tree(1, 8), tree(3, 12, 11), tree(2, 1)]
-LAYOUTS = [(1000, 1000), (30, 30), (30, 120), (17, 60), (13, 1)]
-"""(row budget, batch budget): all in one row; trees share rows; batched rows; cut trees; branches above the budget."""
+BUDGETS = [1000, 30, 17, 1]
+"""All in one row; trees share rows; cut trees; branches above the budget."""
 
 
-def packed_log_probs(model: Any, trees: list[Tree], row: int, batch: int, temperature: Any = 1.0) -> Tensor:
+def packed_log_probs(model: Any, trees: list[Tree], budget: int, temperature: Any = 1.0) -> Tensor:
     """Packed log-probabilities in the oracle's order: trees, branches, tokens."""
-    batches = [collate(part) for part in microbatches(pack(trees, row), batch)]
+    batches = [collate(row) for row in pack(trees, budget)]
     values = torch.cat([log_probs(model, b, temperature) for b in batches])
     keys = torch.cat([b.trees * 1000 + b.branches for b in batches])
     return values[keys.argsort(stable=True)]
@@ -62,12 +63,12 @@ def relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-@pytest.mark.parametrize(("row", "batch"), LAYOUTS)
+@pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("kind", ["Llama", "Qwen3"])
-def test_packed_equals_padded(kind: str, row: int, batch: int) -> None:
+def test_packed_equals_padded(kind: str, budget: int) -> None:
     model = toy(kind)
     temperature = {"generate": 0.7, "aggregate": 1.3}
-    fast = packed_log_probs(model, TREES, row, batch, temperature)
+    fast = packed_log_probs(model, TREES, budget, temperature)
     slow = padded_log_probs(model, TREES, temperature)
     assert relative(fast, slow) < 1e-5
     weights = torch.linspace(-1, 1, len(slow))
@@ -79,10 +80,10 @@ def test_packed_equals_padded(kind: str, row: int, batch: int) -> None:
 
 def test_chunked_output_layer_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy()
-    whole = packed_log_probs(model, TREES, 40, 40)
+    whole = packed_log_probs(model, TREES, 40)
     want = gradients(model, whole.sum())
     monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 5 * VOCAB)
-    chunked = packed_log_probs(model, TREES, 40, 40)
+    chunked = packed_log_probs(model, TREES, 40)
     got = gradients(model, chunked.sum())
     assert relative(chunked, whole) < 1e-6
     assert max(relative(got[name], want[name]) for name in want) < 1e-5
@@ -93,23 +94,24 @@ def test_of_many_logits_only_a_chunk_exists_at_a_time(monkeypatch: pytest.Monkey
     monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 5 * VOCAB)
     packed.has_plain_head(model)  # looks at four positions, once
     model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.numel()))
-    packed_log_probs(model, TREES, 40, 40).sum().backward()
+    packed_log_probs(model, TREES, 40).sum().backward()
     assert max(seen) == 5 * VOCAB
 
 
-def test_all_layers_share_one_mask_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """sdpa makes numbers of a boolean mask in each layer, and keeps every one of them for the backward pass."""
-    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+def test_all_layers_share_one_mask_and_none_is_as_large_as_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, attend = [], attention.attend
 
-    def spy(*args: Any, attn_mask: torch.Tensor, **more: Any) -> torch.Tensor:
-        seen.append((attn_mask.data_ptr(), attn_mask.dtype))
-        return attend(*args, attn_mask=attn_mask, **more)
+    def spy(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **more: Any) -> Tensor:
+        if mask is not None:
+            seen.append((mask.data_ptr(), mask.dtype, mask.shape))
+        return attend(q, k, v, mask, **more)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(attention, "attend", spy)
     model = toy()
-    log_probs(model, collate(pack(TREES, 2000)[:1]))
+    log_probs(model, collate(pack([tree(50, 9, 10, 8, 9)], 2000)[0]))
     assert len(seen) == model.config.num_hidden_layers > 1
     assert len(set(seen)) == 1 and seen[0][1] == torch.float32
+    assert seen[0][2] == (1, 1, 2 * 10, 50 + 10)  # two heads a key
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -117,7 +119,7 @@ def test_many_logits_of_a_head_that_is_not_plain(monkeypatch: pytest.MonkeyPatch
     model = toy("Granite", logits_scaling=3.0)
     monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 5 * VOCAB if many else 2**26)
     assert not packed.has_plain_head(model)
-    assert relative(packed_log_probs(model, TREES, 30, 60), padded_log_probs(model, TREES)) < 1e-5
+    assert relative(packed_log_probs(model, TREES, 30), padded_log_probs(model, TREES)) < 1e-5
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -126,19 +128,19 @@ def test_adapters_on_and_off(monkeypatch: pytest.MonkeyPatch, many: bool) -> Non
     peft = pytest.importorskip("peft")
     plain = padded_log_probs(toy(), TREES)
     model = peft.get_peft_model(toy(), peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    on = packed_log_probs(model.eval(), TREES, 30, 60)
+    on = packed_log_probs(model.eval(), TREES, 30)
     assert relative(on, padded_log_probs(model, TREES)) < 1e-5
     with model.disable_adapter():
-        assert relative(packed_log_probs(model, TREES, 30, 60), plain) < 1e-5
+        assert relative(packed_log_probs(model, TREES, 30), plain) < 1e-5
     assert relative(on, plain) > 1e-2
 
 
-def leak_between_branches(mask: Tensor) -> Tensor:
+def leak_between_branches(batch: Batch) -> Batch:
     """The mutant: plain causal attention along the row."""
-    return torch.ones_like(mask).tril()
+    return replace(batch, layout=layout([(batch.input_ids.numel() - 1, [1])]))
 
 
-def change_seen_by_others(mutate: Callable[[Tensor], Tensor]) -> float:
+def change_seen_by_others(mutate: Callable[[Batch], Batch]) -> float:
     """How far other log-probabilities move when one branch's tokens change."""
     model = toy()
     base = tree(5, 4, 4, 4)
@@ -146,37 +148,51 @@ def change_seen_by_others(mutate: Callable[[Tensor], Tensor]) -> float:
     changed = replace(base, branches=(base.branches[0], noisy, base.branches[2]))
     out = []
     for first in (base, changed):
-        batch = collate(pack([first, tree(6, 3, 3)], 100))
-        batch = replace(batch, attention_mask=mutate(batch.attention_mask))
+        batch = mutate(collate(pack([first, tree(6, 3, 3)], 100)[0]))
         values = log_probs(model, batch)
         out.append(values[~((batch.trees == 0) & (batch.branches == 1))])
     return (out[0] - out[1]).abs().max().item()
 
 
 def test_a_branch_is_invisible_to_the_others() -> None:
-    assert change_seen_by_others(lambda mask: mask) == 0.0
+    assert change_seen_by_others(lambda batch: batch) == 0.0
 
 
-def test_the_isolation_test_notices_a_leaking_mask() -> None:
+def test_the_isolation_test_notices_a_leak() -> None:
     assert change_seen_by_others(leak_between_branches) > 1e-3
 
 
-def test_mask_and_positions_of_a_small_row() -> None:
-    batch = collate(pack([tree(2, 2, 1)], 10))
+def test_a_small_row() -> None:
+    batch = collate(pack([tree(2, 2, 1)], 10)[0])
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
-    assert batch.attention_mask[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
     assert batch.sources.tolist() == [1, 2, 1]
+    (call,) = batch.layout.calls
+    assert (call.count, call.length, [b.length for b in call.branches]) == (1, 2, [2, 1])
+    assert (call.branches[0].mask[0, 0] == 0).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert batch.layout.token.tolist() == batch.layout.slot.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_trees_of_similar_shape_share_calls() -> None:
+    plan = layout([(10, [4, 4]), (9, [4, 3]), (2, [4])])
+    assert [(c.count, c.length, [(len(b.tree), b.length) for b in c.branches]) for c in plan.calls] == [
+        (2, 10, [(4, 4)]),
+        (1, 2, [(1, 4)]),
+    ]
+    assert plan.token[plan.slot].tolist() == list(range(10 + 8 + 9 + 7 + 2 + 4))
+    assert int(plan.padding.sum()) == len(plan.token) - len(plan.slot) == 2
+    assert (plan.calls[0].branches[0].mask[:, 0, 0, 9] == 0).tolist() == [True, True, False, False]
+
+
+def test_an_attention_that_is_not_given_the_layout_is_an_error() -> None:
+    model = toy()
+    model.config._attn_implementation = attention.NAME
+    with pytest.raises(RuntimeError):  # never quietly the wrong attention
+        model(input_ids=torch.arange(4)[None], attention_mask=attention.NO_MASK, use_cache=False)
 
 
 def test_batch_carries_what_the_engine_sampled() -> None:
     trees = [tree(4, 3, 2), tree(2, 5, stage="aggregate")]
-    batch = collate(pack(trees, 100))
+    batch = collate(pack(trees, 100)[0])
     for t, one in enumerate(trees):
         for b, branch in enumerate(one.branches):
             mine = (batch.trees == t) & (batch.branches == b)
@@ -201,13 +217,6 @@ def test_every_branch_is_packed_once_and_within_budget(budget: int) -> None:
     assert pack([tree(4)], budget) == []
 
 
-def test_microbatches_keep_all_rows_within_the_padded_budget() -> None:
-    rows = pack(TREES, 20)
-    parts = microbatches(rows, 50)
-    assert sorted(map(repr, (row for part in parts for row in part))) == sorted(map(repr, rows))
-    assert all(len(p) == 1 or len(p) * max(r.num_tokens for r in p) <= 50 for p in parts)
-
-
 def test_wrong_inputs_are_one_line_errors() -> None:
     with pytest.raises(UsageError, match="max_tokens = 0"):
         pack(TREES, 0)
@@ -215,9 +224,7 @@ def test_wrong_inputs_are_one_line_errors() -> None:
         pack([tree(0, 3)], 10)
     with pytest.raises(DataError, match="3 tokens but 1 log-prob"):
         pack([Tree("generate", (1,), (Branch((1, 2, 3), (-1.0,), 0.0),))], 10)
-    with pytest.raises(DataError, match="no packed rows"):
-        collate([])
-    batch = collate(pack(TREES, 30))
+    batch = collate(pack(TREES, 30)[0])
     with pytest.raises(UsageError, match="temperature = 0"):
         log_probs(toy(), batch, 0.0)
     with pytest.raises(UsageError, match="attn_implementation = 'eager'"):

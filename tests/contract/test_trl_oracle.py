@@ -123,7 +123,7 @@ def test_loss_and_gradient_equal_trl(tmp_path: Path, moved: bool, beta: float) -
     model = trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     trees, advantages = make_trees()
-    inputs, batch = trl_inputs(trees, advantages), collate(pack(trees, 60))
+    inputs, batch = trl_inputs(trees, advantages), collate(pack(trees, 600)[0])
     if not moved:
         del inputs["old_per_token_logps"]
     if beta:

@@ -20,7 +20,7 @@ from paragator.train.rows import Branch, Tree
 GOLDEN = Path(__file__).with_name("loss_curve.json")
 STEPS = 4
 CONFIG = {
-    "train": {"steps": STEPS, "row_tokens": 128, "batch_tokens": 256, "kl": 0.02, "precision": "float32"},
+    "train": {"steps": STEPS, "batch_tokens": 256, "kl": 0.02, "precision": "float32"},
     "optimizer": {"lr": 1e-4, "warmup_steps": 1},
 }
 

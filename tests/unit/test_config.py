@@ -52,8 +52,8 @@ def test_values_of_overrides(text: str, value: object) -> None:
 
 
 def test_dashes_in_keys_and_equals_in_values() -> None:
-    assert pairs(["--train.row-tokens=64", "--model.path", "a=b"]) == [
-        ("train.row_tokens", "64"),
+    assert pairs(["--train.batch-tokens=64", "--model.path", "a=b"]) == [
+        ("train.batch_tokens", "64"),
         ("model.path", "a=b"),
     ]
 

@@ -34,7 +34,7 @@ def workload(tail: float = 0.0, *, mean: float = 500, **rollout: int) -> Workloa
             "rollout": {"candidates": 8, "pool_size": 4, **rollout},
             "generate": {"max_tokens": 8192},
             "aggregate": {"max_tokens": 8192},
-            "train": {"problems": 16, "row_tokens": 16384, "batch_tokens": 16384},
+            "train": {"problems": 16, "batch_tokens": 16384},
             "model": {"gradient_checkpointing": True},
         },
     )

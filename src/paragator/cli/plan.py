@@ -19,7 +19,7 @@ from paragator.train.simulate import PARTS, Cluster, Workload, plan
 
 EPILOG = """lengths are a number of tokens, lognormal:MEAN:SIGMA, or a .jsonl file with a number a line; longer ones than the
 stage's max_tokens are cut there. N and m are config keys: --rollout.candidates 16 --rollout.pool_size 4; so are
---train.problems, --train.steps, --train.row_tokens and the rest. docs/plan.md explains the model and --assume's names.
+--train.problems, --train.steps, --train.batch_tokens and the rest. docs/plan.md explains the model and --assume's names.
 
   paragator plan configs/qwen3-4b-deepscaler.toml --preset h100 --gpus-train 4 --gpus-rollout 4 --solution lognormal:900:0.8
 """
@@ -72,7 +72,12 @@ def arguments_of() -> Parser:
     add("--aggregation", help="length of an aggregation (default likewise)")
     add("--shown", type=float, default=1.0, help="share of a solution that an aggregation is shown (default 1)")
     add("--signal", type=float, default=1.0, help="share of groups with credit that is not all zero (default 1)")
-    add("--attention", default="block", choices=("block", "dense"), help="block skips what the mask hides (default)")
+    add(
+        "--attention",
+        default="block",
+        choices=("block", "dense"),
+        help="of padded rows: block skips what the mask hides (default)",
+    )
     add("--no-prefix-cache", action="store_true", help="every sibling reads its prompt anew")
     add(
         "--assume",

@@ -28,7 +28,9 @@ FORMULAS = {
     "reference": "4 bytes x parameters when train.kl > 0; 0 with LoRA, whose adapters are switched off",
     "activations": "tokens x layers x [e (4 f + 4 q) + 4 heads + norms]: f = intermediate size, q = heads x head size, e = 4 bytes, "
     "or 2 under bfloat16; norms = 24 h (LoRA 16 h; bfloat16 26 h or 18 h) + Qwen3's 8 (q + kv) (LoRA 4; bfloat16 6 or 4). "
-    "Gradient checkpointing: 4 h a layer, and one whole layer at a time. And the mask, once: tokens x T x (1 + e), T = row length",
+    "And the branches' attention: e (2 kv) a key, of the prompt and its own for each branch, and e q a branch token. Gradient "
+    "checkpointing: 4 h a layer, and one whole layer at a time. And the branches' masks, once: (4 + e) x heads a key head x L (P + L), "
+    "L = completion, P = prompt; as often as there are branches where several prompts are packed",
     "working": "the largest of: logits (16 bytes x predicted tokens x vocabulary, 14 under bfloat16; never more than 2^26 logits "
     "at a time); gradients of the logits (e) + of the head (4 V h); a layer's backward 4 (3 f + 3 h) a token "
     "(+ 4 V h with tied embeddings)",
@@ -37,7 +39,7 @@ FORMULAS = {
     "not counted": "the rollout engine (its weights and key-value cache), the libraries themselves, fragmentation, sharding",
     "flops": "6 N a trained token (8 N with gradient checkpointing; LoRA 4 N, 6 N) + 2 N more with a KL, 2 N a generated or prefilled "
     "token, N the parameters that a token uses; and for "
-    "attention's scores 4 layers q T a token and pass, over the whole row in training, half of it in generation",
+    "attention's scores 4 layers q a pass, token and key: half of a prompt, a prompt and its branch; half of all in generation",
     "seconds": "FLOPs / rate: a lower bound, as generation is bound by memory traffic and small products are slower than large ones",
 }
 
@@ -159,11 +161,31 @@ def from_json(values: dict[str, Any], where: str) -> Shape:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One micro-batch: `rows` of `length` tokens, padding included, of which `predicted` are branch tokens."""
+    """One packed row: `trees` prompts of `prompt` tokens, each with `branches` of `completion` tokens."""
 
-    rows: int
-    length: int
-    predicted: int
+    trees: int
+    prompt: int
+    branches: int
+    completion: int
+
+    @property
+    def predicted(self) -> int:
+        """Branch tokens."""
+        return self.trees * self.branches * self.completion
+
+    @property
+    def tokens(self) -> int:
+        return self.trees * self.prompt + self.predicted
+
+    @property
+    def keys(self) -> int:
+        """Keys of the branches' attention: each branch has its prompt's and its own."""
+        return self.trees * self.branches * (self.prompt + self.completion)
+
+    def mask(self, heads_per_key: int) -> int:
+        """Numbers in the branches' masks: one for all of a prompt alone, one a branch where prompts share a call."""
+        count = 1 if self.trees == 1 else self.trees * self.branches
+        return count * heads_per_key * self.completion * (self.prompt + self.completion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +212,8 @@ def memory(
     reference = FLOAT * shape.parameters if kl and not lora else 0
     activations, layer = kept(shape, load, bfloat16, bool(lora))
     if checkpointed:
-        activations = FLOAT * shape.hidden * load.rows * load.length * shape.layers
-    activations += load.rows * load.length**2 * (1 + (2 if bfloat16 else FLOAT))
+        activations = FLOAT * shape.hidden * load.tokens * shape.layers
+    activations += load.mask(shape.heads // shape.kv_heads) * (FLOAT + (2 if bfloat16 else FLOAT))
     work = working(shape, load, bfloat16, layer if checkpointed else 0, bool(lora))
     temporaries = FLOAT * trained if cuda else 2 * FLOAT * (0 if lora else shape.head)
     static = weights + 3 * FLOAT * trained + reference
@@ -206,7 +228,7 @@ def kept(shape: Shape, load: Load, bfloat16: bool, lora: bool) -> tuple[float, f
     inside = (6 if bfloat16 else 8) - (2 if bfloat16 else 4) * lora
     token = e * (4 * shape.inner * shape.used + 4 * shape.q) + norms * shape.hidden + FLOAT * shape.heads
     token += inside * (shape.q + shape.kv) if shape.normed_heads else 0
-    layer = float(token * load.rows * load.length)
+    layer = float(token * load.tokens + e * (2 * shape.kv * load.keys + shape.q * load.predicted))
     return shape.layers * layer, layer
 
 
@@ -217,13 +239,13 @@ def working(shape: Shape, load: Load, bfloat16: bool, recomputed: float, lora: b
     at_logits = (14 if bfloat16 else 16) * logits
     head = 0 if lora else FLOAT * shape.head
     at_head = e * logits + head
-    in_layer = FLOAT * 3 * (shape.inner * shape.used + shape.hidden) * load.rows * load.length + recomputed
+    in_layer = FLOAT * 3 * (shape.inner * shape.used + shape.hidden) * load.tokens + recomputed
     return max(at_logits, at_head, in_layer + (head if shape.tied else 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One stage's tokens in a step."""
+    """One stage's tokens in a step; a tree of it has `branches`, fewer than the candidates where the budget is small."""
 
     stage: Stage
     prompt: int
@@ -231,7 +253,14 @@ class Work:
     generated: int
     prefilled: int
     trained: int
-    row: int
+    branches: int
+
+    @property
+    def seen(self) -> float:
+        """Keys that a trained token attends to, on average: half of a prompt, or the prompt and its own branch."""
+        predicted = self.branches * self.completion
+        pairs = self.prompt**2 / 2 + predicted * (self.prompt + self.completion)
+        return pairs / (self.prompt + predicted)
 
 
 def stages(config: Config, *, prompt: int = PROMPT_TOKENS, fill: float = 1.0) -> list[Work]:
@@ -246,17 +275,16 @@ def stages(config: Config, *, prompt: int = PROMPT_TOKENS, fill: float = 1.0) ->
             prompt = min(prompt, room) if room else prompt
         completion = max(1, round(fill * getattr(config, name).max_tokens))
         sampled = 0 if name == "generate" and method.pools == "offline" else config.train.problems
-        per_row = max(1, min(n, (config.train.row_tokens - prompt) // completion))
-        trained = config.train.problems * (n * completion + -(-n // per_row) * prompt) if method.scheme(name) else 0
-        row = prompt + per_row * completion
-        out.append(Work(name, prompt, completion, sampled * n * completion, sampled * prompt, trained, row))
+        branches = max(1, min(n, (config.train.batch_tokens - prompt) // completion))
+        trained = config.train.problems * (n * completion + -(-n // branches) * prompt) if method.scheme(name) else 0
+        out.append(Work(name, prompt, completion, sampled * n * completion, sampled * prompt, trained, branches))
     return out
 
 
 def load_of(work: Work, batch_tokens: int) -> Load:
-    """The fullest micro-batch of a stage: as many rows as the budget holds, one at least."""
-    rows = max(1, batch_tokens // work.row)
-    return Load(rows, work.row, rows * (work.row - work.prompt))
+    """The fullest row of a stage: as many trees as the budget holds, one at least."""
+    trees = max(1, batch_tokens // (work.prompt + work.branches * work.completion))
+    return Load(trees, work.prompt, work.branches, work.completion)
 
 
 def pass_flops(shape: Shape, tokens: float, seen: float, predicted: float | None = None) -> float:
@@ -284,7 +312,7 @@ def flops(config: Config, shape: Shape, works: Sequence[Work]) -> dict[str, floa
     for work in works:
         sampling += pass_flops(shape, work.generated + work.prefilled, (work.prompt + work.completion) / 2)
         products = pass_flops(shape, work.trained, 0)
-        update += dense * products + scores * (pass_flops(shape, work.trained, work.row) - products)
+        update += dense * products + scores * (pass_flops(shape, work.trained, work.seen) - products)
     return {"generate": sampling, "update": update}
 
 

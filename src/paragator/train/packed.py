@@ -1,23 +1,21 @@
 """Groups as trees in packed rows: one prompt, N branches, each token computed once.
 
 A row holds trees one after another, each as its prompt once and then its branches. A branch's position ids continue
-from the prompt, and the attention mask lets it see the prompt and itself only, so its log-probabilities are those that
-it has alone. Of the logits only those that predict a branch token are computed.
+from the prompt, and attention (attention.py) lets it see the prompt and itself only, so its log-probabilities are those
+that it has alone. Of the logits only those that predict a branch token are computed. There is no padding.
 
-    rows = pack(trees, row_tokens)                  # plan
-    for part in microbatches(rows, batch_tokens):   # rows of similar length, padded to [R, T]
-        batch = collate(part)
+    for row in pack(trees, batch_tokens):           # plan
+        batch = collate(row)
         new = log_probs(model, batch, temperature)
 
-The 4-D mask passes through transformers (>= 5.23) untouched to sdpa; flash attention would ignore it, and eager keeps all
-scores, so both are refused. sdpa computes all T x T scores of a row, so on a CPU many short rows are faster than a long
-one: about one tree of a few hundred tokens per row. A FlexAttention block mask would skip what the mask hides; there is none.
+Models take part through transformers' attention interface (>= 5.23), loaded with "sdpa".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,22 +24,23 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from paragator.core.errors import DataError, UsageError
+from paragator.core.errors import UsageError
+from paragator.train.attention import NAME, NO_MASK, Layout, layout
 from paragator.train.rows import LOGITS_AT_ONCE, STAGES, PackedRow, Piece, Tree
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """R rows as tensors, padded to T; B is the number of branch tokens in them, row by row.
+    """A row of T tokens as tensors; B is the number of branch tokens in it.
 
-    input_ids, position_ids [R, T] int64; attention_mask [R, 1, T, T] bool, True where a query (third axis) sees a key.
-    sources [B] index the flattened [R * T] position that predicts a branch token; targets [B] is the token,
+    input_ids, position_ids [1, T] int64; layout plans the attention of the trees.
+    sources [B] index the position that predicts a branch token; targets [B] is the token,
     sampled_logprobs and credit [B] float32 as in `Branch`; stages (into STAGES), trees and branches [B] say whose.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
+    layout: Layout
     sources: Tensor
     targets: Tensor
     sampled_logprobs: Tensor
@@ -55,35 +54,24 @@ class Batch:
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def collate(rows: Sequence[PackedRow]) -> Batch:
-    """Turn planned rows into tensors (CPU). Padding sees padding only, and nothing sees it."""
-    if not rows:
-        raise DataError("no packed rows to collate: skip a step without trees")
-    length = max(row.num_tokens for row in rows)
-    ids, positions, piece_of, branch_of = (torch.full((len(rows), length), fill) for fill in (0, 0, -1, -1))
+def collate(row: PackedRow) -> Batch:
+    """Turn a planned row into tensors (CPU)."""
+    ids: list[int] = []
+    positions: list[int] = []
     columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-    for r, row in enumerate(rows):
-        start = 0
-        for p, piece in enumerate(row.pieces):
-            prompt = piece.tree.prompt_ids
-            root = start
-            start = root + len(prompt)
-            ids[r, root:start] = torch.tensor(prompt)
-            positions[r, root:start] = torch.arange(len(prompt))
-            piece_of[r, root : root + piece.tree.num_tokens] = p
-            for b, branch in enumerate(piece.tree.branches):
-                end = start + len(branch.token_ids)
-                ids[r, start:end] = torch.tensor(branch.token_ids, dtype=torch.long)
-                positions[r, start:end] = torch.arange(len(prompt), len(prompt) + end - start)
-                branch_of[r, start:end] = b
-                predictors = [root + len(prompt) - 1, *range(start, end - 1)][: end - start]
-                _add_branch(columns, piece, b, [r * length + s for s in predictors])
-                start = end
-    same_tree = piece_of[:, :, None] == piece_of[:, None, :]
-    visible = (branch_of[:, None, :] == -1) | (branch_of[:, :, None] == branch_of[:, None, :])
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    mask = (same_tree & visible & causal)[:, None]
-    return Batch(ids, positions, mask, **{n: torch.tensor(columns[n], dtype=d) for n, d in _COLUMNS.items()})
+    for piece in row.pieces:
+        prompt = piece.tree.prompt_ids
+        root = len(ids)
+        ids += prompt
+        positions += range(len(prompt))
+        for b, branch in enumerate(piece.tree.branches):
+            start, count = len(ids), len(branch.token_ids)
+            ids += branch.token_ids
+            positions += range(len(prompt), len(prompt) + count)
+            _add_branch(columns, piece, b, [root + len(prompt) - 1, *range(start, start + count - 1)][:count])
+    plan = layout([(len(p.tree.prompt_ids), [len(b.token_ids) for b in p.tree.branches]) for p in row.pieces])
+    tensors = {name: torch.tensor(columns[name], dtype=dtype) for name, dtype in _COLUMNS.items()}
+    return Batch(torch.tensor([ids]), torch.tensor([positions]), plan, **tensors)
 
 
 def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float = 1.0) -> Tensor:
@@ -93,16 +81,19 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float
     Accelerate's autocast) and heads that scale or cap their logits; or, where many logits meet a plain head, through
     its hidden states, so that never more than LOGITS_AT_ONCE logits exist. Raises UsageError for an attention that cannot pack.
     """
-    check_attention(model, longest=int(batch.position_ids.max()) + 1)
+    use_tree_attention(model, longest=int(batch.position_ids.max()) + 1)
     keep = torch.zeros(batch.input_ids.numel(), dtype=torch.bool, device=batch.input_ids.device)
     keep[batch.sources] = True
     rows = (keep.cumsum(0) - 1)[batch.sources]
-    scale = _temperatures(temperature).to(batch.input_ids.device)[batch.stages]
+    temperatures = _temperatures(temperature)
+    scale = temperatures.to(batch.input_ids.device)[batch.stages]
+    pick = partial(_pick, scaled=bool((temperatures != 1).any()))
     inputs = {
         "input_ids": batch.input_ids,
-        "attention_mask": as_added(batch.attention_mask, model),
         "position_ids": batch.position_ids,
         "use_cache": False,
+        "layout": batch.layout.to(batch.input_ids.device, scores_type(model), heads_per_key(model)),
+        "attention_mask": NO_MASK,  # or transformers would make one
     }
     vocabulary = model_config(model).vocab_size
     few = rows.numel() * vocabulary <= LOGITS_AT_ONCE
@@ -115,20 +106,23 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float
         states = model(**inputs, logits_to_keep=keep.view_as(batch.input_ids)).logits
     states = states.view(-1, states.shape[-1])
     if few:
-        return _pick(head, states, rows, batch.targets, scale)
+        return pick(head, states, rows, batch.targets, scale)
     size = max(1, LOGITS_AT_ONCE // vocabulary)
     chunks = zip(*(torch.split(column, size) for column in (rows, batch.targets, scale)), strict=True)
-    return torch.cat([checkpoint(_pick, head, states, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([checkpoint(pick, head, states, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-def as_added(mask: Tensor, model: Any) -> Tensor:
-    """A boolean mask as numbers to add, 0 or -inf, in the type of the scores.
+def scores_type(model: Any) -> torch.dtype:
+    """The type in which attention is computed."""
+    device = next(model.parameters()).device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else next(model.parameters()).dtype
 
-    sdpa would make them in every layer, and keep every layer's for the backward pass; these are shared.
-    """
-    dtype = torch.get_autocast_dtype(mask.device.type) if torch.is_autocast_enabled(mask.device.type) else None
-    added = torch.zeros(mask.shape, dtype=dtype or next(model.parameters()).dtype, device=mask.device)
-    return added.masked_fill_(~mask, -torch.inf)
+
+def heads_per_key(model: Any) -> int:
+    """Query heads that share a key head (grouped-query attention); 1 where each has its own."""
+    config = model_config(model)
+    heads: int = config.num_attention_heads
+    return heads // (getattr(config, "num_key_value_heads", None) or heads)
 
 
 def has_plain_head(model: Any) -> bool:
@@ -180,12 +174,13 @@ def padded_log_probs(model: Any, trees: Sequence[Tree], temperature: Mapping[str
     return torch.cat(out)
 
 
-def check_attention(model: Any, longest: int) -> None:
-    """Raise UsageError unless `model` honours a 4-D mask for sequences of `longest` tokens."""
+def use_tree_attention(model: Any, longest: int) -> None:
+    """Have `model` attend by `tree_attention`; UsageError unless it can, for sequences of `longest` tokens."""
     config = model_config(model)
     name = config._attn_implementation
-    if name != "sdpa":
-        raise UsageError(f"attn_implementation = {name!r} ignores a packed row's mask: load the model with 'sdpa'")
+    if name not in ("sdpa", NAME):
+        raise UsageError(f"attn_implementation = {name!r} cannot attend in packed rows: load the model with 'sdpa'")
+    config._attn_implementation = NAME
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     window = getattr(config, "sliding_window", None)
     if kinds - {"sliding_attention"}:
@@ -222,13 +217,15 @@ def _add_branch(columns: dict[str, list[Any]], piece: Piece, index: int, sources
     columns["branches"] += [piece.branch_ids[index]] * count
 
 
-def _pick(head: Any, states: Tensor, rows: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+def _pick(head: Any, states: Tensor, rows: Tensor, targets: Tensor, scale: Tensor, scaled: bool) -> Tensor:
     """log softmax(head(states[rows]) / scale)[targets], [B], in float32 or better."""
     logits = head(
         states.index_select(0, rows)
     )  # indexing by [rows] adds gradients up in any order, with several threads
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return -functional.cross_entropy(precise / scale[:, None], targets, reduction="none")
+    if scaled:
+        precise = precise / scale[:, None]
+    return -functional.cross_entropy(precise, targets, reduction="none")
 
 
 def _whole(logits: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from paragator.config import Config, OptimizerConfig
 from paragator.train import checkpoint, objective
 from paragator.train.packed import Batch, collate, log_probs
-from paragator.train.rows import STAGES, Tree, microbatches, pack
+from paragator.train.rows import STAGES, Tree, pack
 
 
 class Policy:
@@ -50,7 +50,7 @@ class Policy:
         self.updates = 0
 
     def update(self, trees: Sequence[Tree], step: int, kl_constants: dict[str, float]) -> dict[str, float]:
-        """One optimiser step on all trees, accumulated over micro-batches of packed rows; returns its statistics.
+        """One optimiser step on all trees, accumulated over packed rows; returns its statistics.
 
         `kl_constants[stage]` is 1 / (maximum completion length x rollouts) of that stage. Without trees nothing
         changes, not even the optimiser's moments. On-policy: the ratio is taken to the policy as it is now.
@@ -60,12 +60,11 @@ class Policy:
         settings = self.config.optimizer
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, self.config.train.steps)
-        rows = pack(trees, self.config.train.row_tokens)
         if self.config.model.gradient_checkpointing:
             self.raw.train()  # sampling left the model in eval mode, where nothing is checkpointed
         total, parts = 0.0, []
-        for part in microbatches(rows, self.config.train.batch_tokens):
-            batch = collate(part).to(self.accelerator.device)
+        for row in pack(trees, self.config.train.batch_tokens):
+            batch = collate(row).to(self.accelerator.device)
             value, stats = self.loss(batch, kl_constants)
             self.accelerator.backward(value)
             total += float(value.detach())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
 
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Stage
@@ -71,27 +70,6 @@ def pack(trees: Sequence[Tree], max_tokens: int) -> list[PackedRow]:
     pieces = [piece for i, tree in enumerate(trees) for piece in _split(tree, i, max_tokens)]
     bins = first_fit([piece.tree.num_tokens for piece in pieces], max_tokens)
     return [PackedRow(tuple(pieces[i] for i in bin_)) for bin_ in bins]
-
-
-class Sized(Protocol):
-    """Whatever has a number of tokens."""
-
-    @property
-    def num_tokens(self) -> int: ...
-
-
-R = TypeVar("R", bound=Sized)
-
-
-def microbatches(rows: Sequence[R], max_tokens: int) -> list[list[R]]:
-    """Put rows of similar length together, at most `max_tokens` per batch with padding (one row may be above)."""
-    batches: list[list[R]] = []
-    for row in sorted(rows, key=lambda r: -r.num_tokens):
-        if batches and (len(batches[-1]) + 1) * batches[-1][0].num_tokens <= max_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
 
 
 def _split(tree: Tree, tree_id: int, max_tokens: int) -> list[Piece]:

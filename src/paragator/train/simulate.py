@@ -16,12 +16,12 @@ from typing import Any
 from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.types import Stage
-from paragator.train.estimate import FLOAT, Load, Shape, memory, pass_flops, passes
+from paragator.train.estimate import FLOAT, Shape, load_of, memory, pass_flops, passes, stages
 from paragator.train.hardware import Cost, Efficiency, Hardware
 from paragator.train.lengths import Lengths
 from paragator.train.methods import METHODS
 from paragator.train.rollout_events import Batching, Request, Rollouts, roll_out
-from paragator.train.rows import STAGES, first_fit, microbatches
+from paragator.train.rows import STAGES, first_fit
 
 PARTS = ("generate", "both", "aggregate", "grade", "update", "publish")
 """What a step's seconds are spent on, one after another; "both" while both stages are in flight."""
@@ -57,7 +57,7 @@ class Cluster:
 
     parallel        tensor-parallel degree of a rollout replica
     train_parallel  devices that share the products of one micro-batch
-    skips           attention skips what the mask hides (FlexAttention, flash); else whole rows are computed
+    skips           attention of padded rows skips what its mask hides (flash); else whole rows are computed
     """
 
     hardware: Hardware
@@ -182,33 +182,39 @@ class Update:
 
 
 def updated(workload: Workload, groups: Groups, shape: Shape, cluster: Cluster, packed: bool) -> Update:
-    """The update on one step's groups. Packed: a prompt once a row, as `packed.py` does. Padded: a row for each rollout.
+    """The update on one step's groups. Packed: a prompt once, as `packed.py` does. Padded: a row for each rollout.
 
-    Both put rows of like length together, at most batch_tokens with padding; both skip groups without signal.
+    At most batch_tokens at a time; padded rows of like length go together. Both skip groups without signal.
     """
     method, train = METHODS[workload.config.method.name], workload.config.train
-    rows: list[Row] = []
-    trees = [request for pair in groups for request in pair if request is not None]
-    for request in trees:
-        if method.scheme(request.stage) is None or not request.signal:
-            continue
-        if packed:
-            rows += cut(request.prompt, request.lengths, train.row_tokens)
-        else:
-            rows += [Row.of(request.prompt, [length]) for length in request.lengths]
-    tokens = sum(row.num_tokens for row in rows)
+    trained = [r for pair in groups for r in pair if r is not None and r.signal and method.scheme(r.stage) is not None]
     if packed:
-        rows = [joined([rows[i] for i in bin_]) for bin_ in first_fit([r.num_tokens for r in rows], train.row_tokens)]
-    batches = microbatches(rows, train.batch_tokens)
+        rows = [row for r in trained for row in cut(r.prompt, r.lengths, train.batch_tokens)]
+        bins = first_fit([row.num_tokens for row in rows], train.batch_tokens)
+        batches = [[joined([rows[i] for i in bin_])] for bin_ in bins]
+    else:
+        rows = [Row.alone(r.prompt + length, length) for r in trained for length in r.lengths]
+        batches = microbatches(rows, train.batch_tokens)
     products, scores = passes(workload.config)
-    flop = [batch_flop(shape, batch, cluster.skips, products, scores) for batch in batches]
+    flop = [batch_flop(shape, batch, packed or cluster.skips, products, scores) for batch in batches]
     computed = sum(len(batch) * batch[0].num_tokens for batch in batches)
-    return Update(flop, computed, tokens, sum(row.predicted for row in rows))
+    return Update(flop, computed, sum(row.num_tokens for row in rows), sum(row.predicted for row in rows))
+
+
+def microbatches(rows: Sequence[Row], most: int) -> list[list[Row]]:
+    """Rows of similar length together, at most `most` tokens with padding (one row may be above)."""
+    batches: list[list[Row]] = []
+    for row in sorted(rows, key=lambda r: -r.num_tokens):
+        if batches and (len(batches[-1]) + 1) * batches[-1][0].num_tokens <= most:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the update: its tokens, those of branches, and how many (query, key) pairs its mask shows."""
+    """A row of the update: its tokens, those of branches, and how many (query, key) pairs its attention computes."""
 
     num_tokens: int
     predicted: int
@@ -216,9 +222,14 @@ class Row:
 
     @classmethod
     def of(cls, prompt: int, lengths: Sequence[int]) -> Row:
-        """A prompt once, and its branches."""
-        pairs = prompt * prompt / 2 + sum(b * (prompt + b / 2) for b in lengths)
+        """A prompt once, and its branches, as `tree_attention` computes them."""
+        pairs = prompt * prompt / 2 + sum(b * (prompt + b) for b in lengths)
         return cls(prompt + sum(lengths), sum(lengths), pairs)
+
+    @classmethod
+    def alone(cls, tokens: int, predicted: int) -> Row:
+        """A sequence of its own, with causal attention."""
+        return cls(tokens, predicted, tokens * tokens / 2)
 
 
 def cut(prompt: int, lengths: Sequence[int], most: int) -> list[Row]:
@@ -322,10 +333,10 @@ def tokens_of(
 def memory_of(workload: Workload, shape: Shape, cluster: Cluster) -> dict[str, Any]:
     """Bytes of a training device (its state sharded over all of them), and tokens of cache of one replica."""
     config, h = workload.config, cluster.hardware
-    row = min(config.train.row_tokens, config.train.batch_tokens)
+    last = stages(config)[-1]
     found = memory(
         shape,
-        Load(max(1, config.train.batch_tokens // row), row, config.train.batch_tokens // 2),
+        load_of(last, config.train.batch_tokens),
         bfloat16=h.value_bytes < FLOAT,
         checkpointed=config.model.gradient_checkpointing,
         lora=config.model.lora_rank,

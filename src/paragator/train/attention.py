@@ -1,0 +1,224 @@
+"""Attention of packed trees: a prompt attends to itself, a branch to its prompt and itself, and nothing else is computed.
+
+The tokens of many trees lie in one row; `layout` plans kernel calls that each serve trees of similar shape, and
+`tree_attention` makes them in every layer. A branch's keys are its prompt's, repeated only inside the call, and its own.
+Cost and memory are thus linear in the branches and in the prompt's length times theirs; no mask over the whole row exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from paragator.core.errors import UsageError
+
+NAME = "paragator_tree"
+"""As transformers' attn_implementation: with a layout this module's attention, without one exactly sdpa."""
+NO_MASK = torch.zeros(1, 1, 1, 0)
+"""Given as a mask, it is passed on as it is, and nothing can attend with it but `tree_attention`."""
+ALIKE = 0.75
+"""Prompts (branches) share a call when the shortest has this share of the longest's tokens: padding is computed too."""
+Shape = tuple[int, Sequence[int]]
+"""A tree's prompt tokens, and those of each branch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """B branches of similar length, padded to L; tree [B] says which of the call's prompts is whose.
+
+    mask [B or 1, 1, L, P + L], to be added to the scores: 0 where a branch's token sees a key, else -inf.
+    """
+
+    length: int
+    tree: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """R prompts of similar length, padded to P, and their branches."""
+
+    count: int
+    length: int
+    branches: tuple[Branches, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a row's T tokens lie in the M slots of the padded calls: each call's prompts, then its branches.
+
+    token [M] is the row's token of a slot, padding [M, 1] bool where there is none, slot [T] the slot of a token.
+    """
+
+    calls: tuple[Call, ...]
+    token: Tensor
+    padding: Tensor
+    slot: Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32, heads_per_key: int = 1) -> Layout:
+        """The same on another device; the masks in the scores' type and once for each head that shares a key."""
+
+        def moved(part: Branches) -> Branches:
+            mask = part.mask.to(device, dtype).repeat(1, 1, heads_per_key, 1)
+            return Branches(part.length, part.tree.to(device), mask)
+
+        calls = tuple(Call(call.count, call.length, tuple(map(moved, call.branches))) for call in self.calls)
+        return Layout(calls, self.token.to(device), self.padding.to(device), self.slot.to(device))
+
+
+def layout(trees: Sequence[Shape]) -> Layout:
+    """Plan the attention of trees that lie one after another, each as its prompt and then its branches."""
+    starts, at = [], 0
+    for prompt, branches in trees:
+        starts.append(at)
+        at += prompt + sum(branches)
+    calls, token = [], []
+    for group in alike([prompt for prompt, _ in trees]):
+        length = max(trees[t][0] for t in group)
+        for t in group:
+            token.append(padded(starts[t], trees[t][0], length))
+        ends, owners = [], []
+        for r, t in enumerate(group):
+            start = starts[t] + trees[t][0]
+            for size in trees[t][1]:
+                ends.append((start, size))
+                owners.append(r)
+                start += size
+        parts = []
+        for members in alike([size for _, size in ends]):
+            longest = max(ends[b][1] for b in members)
+            token += [padded(*ends[b], longest) for b in members]
+            tree = torch.tensor([owners[b] for b in members])
+            parts.append(Branches(longest, tree, mask_of([trees[t][0] for t in group], tree, length, longest)))
+        calls.append(Call(len(group), length, tuple(parts)))
+    slots = torch.cat(token)
+    slot = torch.empty(at, dtype=torch.long)
+    real = (slots >= 0).nonzero()[:, 0]
+    slot[slots[real]] = real
+    return Layout(tuple(calls), slots.clamp(min=0), (slots < 0)[:, None], slot)
+
+
+def alike(sizes: Sequence[int]) -> list[list[int]]:
+    """Indices in groups of similar size, the largest first; see ALIKE."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        if groups and sizes[i] >= ALIKE * sizes[groups[-1][0]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def padded(start: int, count: int, length: int) -> Tensor:
+    """Positions [length]: `count` from `start`, then -1."""
+    out = torch.full((length,), -1)
+    out[:count] = torch.arange(start, start + count)
+    return out
+
+
+def mask_of(prompts: Sequence[int], tree: Tensor, length: int, longest: int) -> Tensor:
+    """[B or 1, 1, L, P + L]: all of one's own prompt, and one's own tokens up to oneself."""
+    own = torch.full((longest, longest), -torch.inf).triu(1)
+    sizes = torch.tensor(prompts)
+    if bool((sizes == length).all()):
+        return torch.cat([torch.zeros(longest, length), own], 1)[None, None]
+    hidden = torch.arange(length) >= sizes[tree, None]
+    prompt = torch.zeros(len(tree), longest, length).masked_fill_(hidden[:, None], -torch.inf)
+    return torch.cat([prompt, own.expand(len(tree), -1, -1)], 2)[:, None]
+
+
+class Spread(torch.autograd.Function):
+    """x [T, ...] in its slots [M, ...]; both ways are gathers, as a token has one slot. Padding repeats some token."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plan: Layout) -> Tensor:
+        ctx.plan = plan
+        return x.index_select(0, plan.token)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.index_select(0, ctx.plan.slot), None
+
+
+class Collect(torch.autograd.Function):
+    """y [M, ...] back in the row's order [T, ...]; padding gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, plan: Layout) -> Tensor:
+        ctx.plan = plan
+        return y.index_select(0, plan.slot)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.index_select(0, ctx.plan.token).masked_fill_(ctx.plan.padding, 0), None
+
+
+def tree_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    layout: Layout | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """query [1, H, T, D], key and value [1, K, T, D]: attention of the row that `layout` plans, [1, T, H, D].
+
+    The signature is transformers' attention interface's. Raises UsageError for scores that sdpa does not compute.
+    """
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if more.get(name) is not None]
+    if unknown:
+        raise UsageError(f"attention with {unknown[0]} cannot be packed: use a model with plain attention")
+    tokens = query.shape[2]
+    sizes = [t.shape[1] * t.shape[3] for t in (query, key, value)]
+    row = torch.cat([t[0].transpose(0, 1).reshape(tokens, -1) for t in (query, key, value)], 1)
+    queries, keys, values = Spread.apply(row, layout).split(sizes, 1)
+    heads, groups, width = query.shape[1], key.shape[1], query.shape[3]
+    options = {"dropout_p": dropout, "scale": scaling}
+
+    def slots(of: Tensor, start: int, count: int, length: int) -> Tensor:
+        """[count, heads, length, D] of a run of slots."""
+        return of[start : start + count * length].view(count, length, -1, width).transpose(1, 2)
+
+    out, at = [], 0
+    for call in layout.calls:
+        shape = (call.count, call.length)
+        k, v = slots(keys, at, *shape), slots(values, at, *shape)
+        prompt = attend(slots(queries, at, *shape), k, v, None, is_causal=True, enable_gqa=heads != groups, **options)
+        out.append(prompt.transpose(1, 2).reshape(-1, heads * width))
+        at += call.count * call.length
+        for part in call.branches:
+            shape = (len(part.tree), part.length)
+            k2, v2 = (
+                torch.cat([repeated(shared, part.tree), slots(own, at, *shape)], 2)
+                for shared, own in ((k, keys), (v, values))
+            )
+            # heads that share keys become further queries of them: fewer and larger products
+            q = slots(queries, at, *shape).reshape(len(part.tree), groups, -1, width)
+            found = attend(q, k2, v2, part.mask, **options)
+            found = found.view(len(part.tree), heads, part.length, width)
+            out.append(found.transpose(1, 2).reshape(-1, heads * width))
+            at += len(part.tree) * part.length
+    return Collect.apply(torch.cat(out), layout).view(1, tokens, heads, width), None
+
+
+def repeated(prompts: Tensor, tree: Tensor) -> Tensor:
+    """prompts [R, K, P, D] as [B, K, P, D], each branch's own; a single one is not copied, and its gradients add up fast."""
+    return prompts.expand(len(tree), -1, -1, -1) if len(prompts) == 1 else prompts.index_select(0, tree)
+
+
+attend = functional.scaled_dot_product_attention
+AttentionInterface.register(NAME, tree_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
