@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -230,7 +231,7 @@ async def served(python: str, model: Path, log: Path, arguments: Sequence[str] =
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **os.environ, "VLLM_SERVER_DEV_MODE": "1"},
+            env=environment(python),
             start_new_session=True,
         )
     watch = watched(server.pid)
@@ -250,10 +251,17 @@ async def served(python: str, model: Path, log: Path, arguments: Sequence[str] =
         watch.communicate()
 
 
+def environment(python: str) -> dict[str, str]:
+    """The server's: its weight routes open, and torch's compiler off where it cannot link, below a folder with a space."""
+    compiler = {"TORCHDYNAMO_DISABLE": "1"} if " " in str(Path(python).absolute()) else {}
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **compiler, **os.environ, "VLLM_SERVER_DEV_MODE": "1"}
+
+
 def ended(server: subprocess.Popen[bytes], log: Path, when: str = "") -> str:
-    """That a server ended, with the last line of its log and where that is."""
-    lines = log.read_text(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+    """That a server ended, with the last error in its log, or else the last line, and where that is."""
+    lines = [line.strip() for line in log.read_text(errors="replace").split("\n") if line.strip()]
+    errors = [line for line in lines if re.search(r"(Error|Exception)\b.*: ", line)]
+    last = [*lines[-1:], *errors[-1:]][-1] if lines else "its log is empty"
     said = "".join(char for char in last if char.isprintable())[:LOG_CHARS]
     return f"vLLM ended with code {server.returncode}{when} ({said}); see {log}"
 

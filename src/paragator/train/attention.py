@@ -186,7 +186,7 @@ def tree_attention(
     row = torch.cat([t[0].transpose(0, 1).reshape(tokens, -1) for t in (query, key, value)], 1)
     queries, keys, values = Spread.apply(row, layout).split(sizes, 1)
     heads, groups, width = query.shape[1], key.shape[1], query.shape[3]
-    options = {"dropout_p": dropout, "scale": scaling}
+    options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling}
 
     def slots(of: Tensor, start: int, count: int, length: int) -> Tensor:
         """[count, heads, length, D] of a run of slots."""

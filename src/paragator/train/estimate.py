@@ -29,8 +29,8 @@ FORMULAS = {
     "activations": "tokens x layers x [e (4 f + 4 q) + 4 heads + norms]: f = intermediate size, q = heads x head size, e = 4 bytes, "
     "or 2 under bfloat16; norms = 24 h (LoRA 16 h; bfloat16 26 h or 18 h) + Qwen3's 8 (q + kv) (LoRA 4; bfloat16 6 or 4). "
     "And the branches' attention: e (2 kv) a key, of the prompt and its own for each branch, and e q a branch token. Gradient "
-    "checkpointing: 4 h a layer, and one whole layer at a time. And the branches' masks, once: (4 + e) x heads a key head x L (P + L), "
-    "L = completion, P = prompt; as often as there are branches where several prompts are packed",
+    "checkpointing: 4 h a layer, and one whole layer at a time. And the branches' masks, once: (4 + e) x heads a key head x L "
+    "x (P + L), L = completion, P = prompt; as often as there are branches where several prompts are packed",
     "working": "the largest of: logits (16 bytes x predicted tokens x vocabulary, 14 under bfloat16; never more than 2^26 logits "
     "at a time); gradients of the logits (e) + of the head (4 V h); a layer's backward 4 (3 f + 3 h) a token "
     "(+ 4 V h with tied embeddings)",
