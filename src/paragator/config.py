@@ -148,9 +148,16 @@ class JudgeConfig(Section):
 
 
 class MethodConfig(Section):
-    name: Literal["base", "dr_grpo", "offline_aggregation", "online_aggregation", "online_multitask", "paragator"] = (
-        "paragator"
-    )
+    name: Literal[
+        "base",
+        "dr_grpo",
+        "offline_aggregation",
+        "online_aggregation",
+        "online_multitask",
+        "paragator",
+        "paragator_outcome",
+        "paragator_rounds",
+    ] = "paragator"
     """Which method: see docs/algorithm.md."""
     k: int = Field(4, ge=1)
     """pass@k's k."""
@@ -182,6 +189,8 @@ class RolloutConfig(Section):
     """N: candidates a problem, and aggregations a pool."""
     pool_size: int = Field(4, ge=1)
     """m: candidates shown to an aggregation."""
+    pools: int = Field(1, ge=1)
+    """Distinct pools a training round, each with its share of the N aggregations as a credit group."""
     strip_thinking: bool = True
     """Show candidates without their <think>...</think>."""
     max_prompt_tokens: int | None = Field(None, ge=16)
@@ -276,7 +285,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Config:
-        if self.method.k >= self.rollout.candidates and self.method.name == "paragator":
+        if self.method.k >= self.rollout.candidates and self.method.name in ("paragator", "paragator_rounds"):
             raise ValueError(
                 f"method.k = {self.method.k} must be below rollout.candidates = {self.rollout.candidates}: "
                 "with k >= N every pass@k credit is zero; lower k or sample more"
@@ -284,6 +293,14 @@ class Config(Section):
         if self.rollout.pool_size > self.rollout.candidates:
             raise ValueError(
                 f"rollout.pool_size = {self.rollout.pool_size} is above rollout.candidates = {self.rollout.candidates}"
+            )
+        if self.rollout.candidates % self.rollout.pools:
+            raise ValueError(
+                f"rollout.pools = {self.rollout.pools} does not divide rollout.candidates = {self.rollout.candidates}"
+            )
+        if self.method.name == "paragator_outcome" and self.rollout.pools == 1:
+            raise ValueError(
+                "rollout.pools = 1: paragator_outcome compares candidates by the pools that hold them; take several"
             )
         if self.eval.rounds and self.eval.pool_size > self.eval.candidates:
             raise ValueError(

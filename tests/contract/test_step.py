@@ -12,6 +12,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.config import Config, load
+from paragator.core import credit
 from paragator.core.packing import Packer
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.engines.loading import add_lora
@@ -109,11 +110,44 @@ def test_scale_changes_the_aggregators_credit_k_and_mean_do_not() -> None:
     assert aggregators("--method.scale=std") == pytest.approx([1, 1, -1, -1])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "paragator_outcome"])  # it compares pools: below
 def test_a_method_trains_its_stages_and_no_other(name: str) -> None:
     method = METHODS[name]
-    wanted = {s for s in ("generate", "aggregate") if method.scheme(s)}  # type: ignore[arg-type]
+    wanted = {s for s in ("generate", "aggregate") if method.scheme(s, last=method.rounds == 1)}  # type: ignore[arg-type]
     assert set(credits(graded(MIXED), configured(), name)) == wanted
+
+
+def several(pools: list[tuple[int, ...]], rewards: list[list[float | None]], first: list[float | None]) -> Graded:
+    """Candidates with rewards `first`, the second one failed, and a round of several pools."""
+    failed = (output(0), Failure("gone"), *(output(i) for i in range(2, len(first) + 1)))
+    groups = [
+        group(tuple(output(i) for i in range(len(row))), "aggregate", pool)
+        for pool, row in zip(pools, rewards, strict=True)
+    ]
+    marks = [Grade("unscored") if r is None else Grade("correct" if r == 1 else "incorrect", value=r) for r in first]
+    grades = tuple(tuple(Grade("incorrect", value=r) for r in row) for row in rewards)
+    trace = Trace(Problem("p", "w0"), Plan.training(4, 2, 2), 0, ((group(failed),), tuple(groups)))
+    return Graded(trace, (((marks[0], None, *marks[1:]),), grades))
+
+
+def test_outcome_credit_is_what_aggregations_made_of_a_candidate() -> None:
+    """Pools index the candidates that did not fail: here the first, third and fourth output."""
+    record = several([(0, 1), (0, 2)], [[1.0, 1.0], [1.0, 0.0]], [0.0, 1.0, 1.0])
+    found = credits(record, configured("--rollout.pools=2"), "paragator_outcome")["generate"]
+    assert found == pytest.approx([0.25, -0.25])  # the first, 0.75, is what they are on average
+    same = several([(0, 1), (0, 1)], [[1.0, 1.0], [1.0, 0.0]], [0.0, 1.0, 1.0])
+    assert "generate" not in credits(same, configured("--rollout.pools=2"), "paragator_outcome")
+
+
+def test_an_aggregation_that_others_will_see_has_a_candidates_credit() -> None:
+    """Two rounds: the first is credited by pass@k, the last by pass@1."""
+    record = graded(MIXED)
+    rounds = (*record.trace.rounds, record.trace.rounds[1])
+    record = Graded(replace(record.trace, rounds=rounds), (*record.grades, record.grades[1]))
+    trees = credited(record, METHODS["paragator_rounds"], configured("--method.k=2"), 1)
+    found = [[b.credit / constant(t.stage, configured(), 1) for b in t.branches] for t in trees]
+    assert found[1] == pytest.approx(credit.pass_at_k([1.0, 1.0, 0.0, 0.0], 2))
+    assert found[2] == pytest.approx([0.5, 0.5, -0.5, -0.5])
 
 
 def test_truncated_rollouts_are_masked_dropped_or_wrong() -> None:

@@ -78,7 +78,8 @@ def test_the_same_config_gives_the_same_run(cli: Cli) -> None:
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "offline_aggregation"])
 def test_every_online_method_runs(cli: Cli, name: str) -> None:
-    assert cli("train", "--method.name", name, "--train.steps", "2", "--eval.around_training", "false") == 0
+    pools = ["--rollout.pools", "2"] if name == "paragator_outcome" else []
+    assert cli("train", "--method.name", name, *pools, "--train.steps", "2", "--eval.around_training", "false") == 0
     found = metrics(Path("runs/toy"))
     method = METHODS[name]
     assert ("generate/zero_credit" in found[0]) is (method.generate is not None)

@@ -1,4 +1,4 @@
-"""The six methods are data, and credit schemes follow the config's k, mean and scale."""
+"""The methods are data, and credit schemes follow the config's k, mean and scale."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def test_the_table() -> None:
         "online_aggregation": Method(generate=None, aggregate="pass@1", pools="online"),
         "online_multitask": Method(generate="pass@1", aggregate="pass@1", pools="online"),
         "paragator": Method(generate="pass@k", aggregate="pass@1", pools="online"),
+        "paragator_outcome": Method(generate="outcome", aggregate="pass@1"),
+        "paragator_rounds": Method(generate="pass@k", aggregate="pass@1", rounds=2, between="pass@k"),
     }
 
 
@@ -35,6 +37,7 @@ def test_a_config_can_name_each_of_them_and_no_other() -> None:
 def test_a_stage_asks_for_its_scheme(name: str) -> None:
     method = METHODS[name]
     assert (method.scheme("generate"), method.scheme("aggregate")) == (method.generate, method.aggregate)
+    assert method.scheme("aggregate", last=False) == method.between
 
 
 def test_step_rows_and_loss_never_name_a_method() -> None:
@@ -46,7 +49,8 @@ def test_step_rows_and_loss_never_name_a_method() -> None:
 
 def test_schemes_are_those_of_core() -> None:
     give = schemes(MethodConfig(k=3))
-    assert set(give) == {"pass@1", "pass@k"}
+    assert set(give) == {"pass@1", "pass@k", "outcome"}
+    assert give["outcome"](REWARDS) == give["pass@1"](REWARDS)
     assert give["pass@1"](REWARDS) == credit.pass_at_1(REWARDS)
     assert give["pass@k"](REWARDS) == credit.pass_at_k(REWARDS, 3)
 

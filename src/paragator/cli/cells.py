@@ -264,7 +264,7 @@ def tokens_at_most(config: Config) -> int:
     if not (method.generate or method.aggregate):
         return 0
     own = config.generate.max_tokens if method.pools == "online" else 0
-    return rollouts(config) * (own + (config.aggregate.max_tokens if method.aggregate else 0))
+    return rollouts(config) * (own + (method.rounds * config.aggregate.max_tokens if method.aggregate else 0))
 
 
 def training(config: Config) -> Config:

@@ -4,7 +4,9 @@
     pass_at_k   does it help that one of k is right? Binary rewards.      Chen et al. (arXiv 2508.10751)
     max_at_k    does it help the best of k? Any finite rewards.           PKPO (arXiv 2505.15201)
 
-Common to all: `rewards` [G] belong to rollouts of ONE prompt, and the result is a list of the same length. None marks
+    outcome     not a credit but rewards for one: how well do aggregations do that saw it?   compare SPIRAL (arXiv 2606.23595)
+
+Common to all credits: `rewards` [G] belong to rollouts of ONE prompt, and the result is a list of the same length. None marks
 an unscored rollout: it gets 0 and leaves the group's statistics. A group without signal gets exactly 0, not rounding
 noise, because an optimiser such as Adam would blow that noise up to a full step. UsageError for a reward that is NaN
 or infinite, for k below 1, and for a list shorter than k; k or fewer rollouts left by grading give zeros.
@@ -88,6 +90,21 @@ def max_at_k(rewards: Sequence[float | None], k: int) -> list[float]:
         if k > 1 and i > 0:
             above += below_top[i] * (math.comb(i - 1, k - 2) / holding)
     return [0.0 if r is None else credits[r] for r in rewards]
+
+
+def outcome(
+    count: int, pools: Sequence[Sequence[int]], rewards: Sequence[Sequence[float | None]]
+) -> list[float | None]:
+    """The mean reward of the aggregations whose pool holds a candidate, for each of `count`; None where none was scored.
+
+    `pools` are indices of candidates, `rewards` those of each pool's aggregations. Several different pools are needed:
+    where all see the same, every candidate in it gets the same.
+    """
+    seen: list[list[float]] = [[] for _ in range(count)]
+    for pool, found in zip(pools, rewards, strict=True):
+        for i in pool:
+            seen[i] += scored_rewards(found)
+    return [math.fsum(found) / len(found) if found else None for found in seen]
 
 
 def scored_rewards(rewards: Sequence[float | None]) -> list[float]:

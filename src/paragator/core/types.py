@@ -136,9 +136,9 @@ class Plan:
             raise UsageError(f"pool_size = {self.pool_size} is above the {smallest} solutions that it draws from")
 
     @classmethod
-    def training(cls, candidates: int, pool_size: int) -> Plan:
-        """N candidates, one pool of m, N aggregations of it as one credit group, one round."""
-        return cls(candidates, 1, pool_size, 1, candidates)
+    def training(cls, candidates: int, pool_size: int, pools: int = 1, rounds: int = 1) -> Plan:
+        """N candidates, one pool of m, N aggregations of it as one credit group, one round; or several of either."""
+        return cls(candidates, rounds, pool_size, pools, candidates)
 
     @classmethod
     def method(cls, pool_size: int, rounds: int) -> Plan:

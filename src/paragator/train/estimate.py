@@ -274,10 +274,12 @@ def stages(config: Config, *, prompt: int = PROMPT_TOKENS, fill: float = 1.0) ->
             prompt += config.rollout.pool_size * attempt
             prompt = min(prompt, room) if room else prompt
         completion = max(1, round(fill * getattr(config, name).max_tokens))
-        sampled = 0 if name == "generate" and method.pools == "offline" else config.train.problems
-        branches = max(1, min(n, (config.train.batch_tokens - prompt) // completion))
-        trained = config.train.problems * (n * completion + -(-n // branches) * prompt) if method.scheme(name) else 0
-        out.append(Work(name, prompt, completion, sampled * n * completion, sampled * prompt, trained, branches))
+        share = config.rollout.pools if name == "aggregate" else 1  # prompts of a problem and round
+        group, groups = n // share, config.train.problems * share * (method.rounds if name == "aggregate" else 1)
+        sampled = 0 if name == "generate" and method.pools == "offline" else groups
+        branches = max(1, min(group, (config.train.batch_tokens - prompt) // completion))
+        trained = groups * (group * completion + -(-group // branches) * prompt) if method.scheme(name) else 0
+        out.append(Work(name, prompt, completion, sampled * group * completion, sampled * prompt, trained, branches))
     return out
 
 

@@ -140,7 +140,9 @@ def has_plain_head(model: Any) -> bool:
     if known is None:
         ids = torch.arange(4, device=model.device)[None]
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-            expected = type(model).forward(model, input_ids=ids, use_cache=False).logits  # not Accelerate's wrapper of it
+            expected = (
+                type(model).forward(model, input_ids=ids, use_cache=False).logits
+            )  # not Accelerate's wrapper of it
             found = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
         known = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
         model.__dict__["_paragator_plain_head"] = known  # a plain attribute; nn.Module's are tensors and modules

@@ -98,6 +98,12 @@ def plan(
     cluster.check()
     if draws < 1:
         raise UsageError(f"--draws {draws}: at least 1 is needed")
+    config = workload.config
+    if config.rollout.pools > 1 or METHODS[config.method.name].rounds > 1:
+        raise UsageError(
+            f"method.name = {config.method.name}, rollout.pools = {config.rollout.pools}: the simulator knows one pool a "
+            "problem and one aggregation round a step; set rollout.pools = 1 and another method"
+        )
     room = memory_of(workload, shape, cluster)
     drawn = [groups_of(workload, Random(f"{seed}:{i}")) for i in range(draws)]
     steps = workload.config.train.steps

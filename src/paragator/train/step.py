@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from paragator.config import Config, StageConfig
+from paragator.core.credit import outcome
 from paragator.core.estimators import pass_at_k
 from paragator.core.packing import Packer
 from paragator.core.scaffold import run
@@ -47,7 +48,7 @@ async def step(
     timeline = Timeline()
     method = METHODS[config.method.name]
     n, m = config.rollout.candidates, config.rollout.pool_size
-    plan = Plan.training(n, m) if method.aggregate else Plan.sampling(n)
+    plan = Plan.training(n, m, config.rollout.pools, method.rounds) if method.aggregate else Plan.sampling(n)
     seed = config.seed * 1_000_003 + number
     templates = config.model.templates()
     recorded = pools or {}
@@ -80,22 +81,52 @@ async def step(
 def credited(record: Graded, method: Method, config: Config, num_problems: int) -> list[Tree]:
     """The trees of a record: each group's rollouts with their credit, those that cannot change a weight left out."""
     trees = []
-    for groups, grades in zip(record.trace.rounds, record.grades, strict=True):
-        for group, group_grades in zip(groups, grades, strict=True):
-            scheme = method.scheme(group.stage)
-            if scheme is None or group.prompt_ids is None:
-                continue
-            rewards = [reward(o, g, config.train.truncated) for o, g in zip(group.outputs, group_grades, strict=True)]
-            advantages = schemes(config.method)[scheme](rewards)
-            weight = stage_config(group.stage, config).weight * constant(group.stage, config, num_problems)
-            branches = [
-                Branch(*tokens, advantage * weight)
-                for tokens, advantage in zip((trainable(o, config) for o in group.outputs), advantages, strict=True)
-                if tokens and (advantage * weight != 0 or config.train.kl > 0)
-            ]
-            if branches:
-                trees.append(Tree(group.stage, group.prompt_ids, tuple(branches)))
+    for _, group, advantages in credits(record, method, config):
+        if group.prompt_ids is None:
+            continue
+        weight = stage_config(group.stage, config).weight * constant(group.stage, config, num_problems)
+        branches = [
+            Branch(*tokens, advantage * weight)
+            for tokens, advantage in zip((trainable(o, config) for o in group.outputs), advantages, strict=True)
+            if tokens and (advantage * weight != 0 or config.train.kl > 0)
+        ]
+        if branches:
+            trees.append(Tree(group.stage, group.prompt_ids, tuple(branches)))
     return trees
+
+
+def credits(record: Graded, method: Method, config: Config) -> Iterator[tuple[int, Group, list[float]]]:
+    """(round, group, its rollouts' credit) of every group that the method trains on."""
+    rewards = [
+        [
+            [reward(o, g, config.train.truncated) for o, g in zip(group.outputs, grades, strict=True)]
+            for group, grades in zip(groups, round_grades, strict=True)
+        ]
+        for groups, round_grades in zip(record.trace.rounds, record.grades, strict=True)
+    ]
+    for round_, groups in enumerate(record.trace.rounds):
+        for group, found in zip(groups, rewards[round_], strict=True):
+            scheme = method.scheme(group.stage, last=round_ == method.rounds)
+            if scheme is None:
+                continue
+            if scheme == "outcome":
+                found = outcomes(group, record.trace.rounds[1:2], rewards[1:2], found)
+            yield round_, group, schemes(config.method)[scheme](found)
+
+
+def outcomes(
+    group: Group,
+    aggregations: Sequence[Sequence[Group]],
+    rewards: Sequence[Sequence[Sequence[float | None]]],
+    own: Sequence[float | None],
+) -> list[float | None]:
+    """What the first aggregation round made of each candidate, by `credit.outcome`; None for those without a reward."""
+    if not aggregations:
+        return [None] * len(group.outputs)
+    alive = [i for i, output in enumerate(group.outputs) if isinstance(output, Completion)]  # what pools index
+    found = outcome(len(alive), [g.pool for g in aggregations[0]], rewards[0])
+    values = dict(zip(alive, found, strict=True))
+    return [None if mine is None else values.get(i) for i, mine in enumerate(own)]
 
 
 def reward(output: Completion | Failure, grade: Grade | None, truncated: str) -> float | None:
@@ -129,28 +160,34 @@ def constant(stage: str, config: Config, num_problems: int) -> float:
 def summary(records: Sequence[Graded], method: Method, config: Config) -> dict[str, float]:
     """Rewards, dead zones, truncation and pool health of a step, per stage."""
     out: dict[str, float] = {}
-    stages: tuple[Stage, ...] = ("generate", "aggregate")
-    for round_, stage in enumerate(stages):
-        seen = [r for r in records if r.num_rounds > round_]
-        out |= stage_summary(seen, round_, stage)
-        scheme = method.scheme(stage)
-        groups = [r.rewards(round_) for r in seen if r.rewards(round_)]
-        if scheme and groups:
-            credit = schemes(config.method)[scheme]
-            out[f"{stage}/zero_credit"] = fmean(not any(credit(rewards)) for rewards in groups)
+    zero: dict[str, list[bool]] = {}
+    for record in records:
+        for round_, group, credit in credits(record, method, config):
+            if group.completions:
+                zero.setdefault(round_name(round_), []).append(not any(credit))
+    for round_ in range(max((r.num_rounds for r in records), default=0)):
+        name = round_name(round_)
+        out |= stage_summary([r for r in records if r.num_rounds > round_], round_, name)
+        if name in zero:
+            out[f"{name}/zero_credit"] = fmean(zero[name])
     k = min(config.method.k, config.rollout.candidates)
     first = [[x >= 1 for x in r.rewards(0) if x is not None] for r in records]
     found = [pass_at_k(len(right), sum(right), k) for right in first if len(right) >= k]
     if found:
         out["generate/pass_at_k"] = fmean(found)
-    shown = [[r.rewards(0)[i] for g in r.trace.rounds[1] for i in g.pool] for r in records if r.num_rounds > 1]
+    shown = [[r.rewards(0)[i] for i in g.pool] for r in records if r.num_rounds > 1 for g in r.trace.rounds[1]]
     if shown:
         out["pool/has_correct"] = fmean(any((x or 0) >= 1 for x in pool) for pool in shown)
     solutions = [c for r in records for t in range(r.num_rounds) for c in r.trace.population(t)]
     return {**out, "tokens": float(sum(len(c.token_ids or ()) for c in solutions))}
 
 
-def stage_summary(records: Sequence[Graded], round_: int, stage: Stage) -> dict[str, float]:
+def round_name(round_: int) -> str:
+    """What a round's metrics are called: generate, aggregate, and aggregate2, ... where training has further rounds."""
+    return "generate" if round_ == 0 else "aggregate" if round_ == 1 else f"aggregate{round_}"
+
+
+def stage_summary(records: Sequence[Graded], round_: int, stage: str) -> dict[str, float]:
     """Mean reward and the shares truncated, unscored and failed of one stage; nothing where nothing was sampled."""
     asked = sum(len(group.outputs) for r in records for group in r.trace.rounds[round_])
     solutions = [c for r in records for c in r.trace.population(round_)]
