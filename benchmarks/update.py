@@ -127,7 +127,7 @@ def policy_of(model: Any, trees: list[Tree]) -> Policy:
 
 def ours_backward(policy: Policy, trees: list[Tree]) -> None:
     """The gradient that `Policy.update` makes, left in place."""
-    for row in pack(trees, policy.config.train.batch_tokens):
+    for row in pack(trees, policy.batch_tokens):
         policy.accelerator.backward(policy.loss(collate(row), {})[0])
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from paragator.core.errors import UsageError
 from paragator.core.prompts import BUILTIN, Templates
+from paragator.overrides import pairs, parse_value, put
 
 
 class Section(BaseModel):
@@ -214,8 +215,9 @@ class TrainConfig(Section):
     """vllm: cap of the importance weight policy / sampler of a token (truncated importance sampling)."""
     kl: float = Field(0.0, ge=0)
     """Weight of the KL to the initial model (frozen copy, or adapters off); 0 keeps no reference."""
-    batch_tokens: int = Field(4096, ge=64)
-    """Token budget of one packed row, one forward and backward pass; gradients accumulate, a larger group is cut by branches."""
+    batch_tokens: int | None = Field(None, ge=64)
+    """Tokens of one forward and backward pass; gradients accumulate, a larger group is cut by branches. None: what half of
+    the free memory holds, at most 4,096 on a CPU and 65,536 on a GPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto times both on this machine and takes the faster."""
     checkpoint_every: int = Field(20, ge=1)
@@ -343,38 +345,6 @@ def validate(kind: type[S], values: Mapping[str, Any]) -> S:
         return kind.model_validate(values)
     except ValidationError as error:
         raise UsageError(explain(kind, error.errors()[0])) from None
-
-
-def pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    """("key", "value") of "--key value" and "--key=value"."""
-    out, rest = [], list(overrides)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") or len(word) < 3:
-            raise UsageError(f"{word!r}: expected an override such as --optimizer.lr 1e-5")
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise UsageError(f"--{key} has no value; write --{key} VALUE")
-            value = rest.pop(0)
-        out.append((key.replace("-", "_"), value))
-    return out
-
-
-def parse_value(text: str) -> Any:
-    """A TOML value, else the text itself."""
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return float(text) if text.replace("e-", "").replace(".", "").isdigit() else text
-
-
-def put(values: dict[str, Any], keys: list[str], value: Any, whole: str) -> None:
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise UsageError(f"--{whole}: {key} is a value, not a section")
-    values[keys[-1]] = value
 
 
 def explain(kind: type[BaseModel], error: Any) -> str:

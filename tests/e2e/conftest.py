@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from paragator.cli.main import run
+from paragator.tasks.demonstrations import LARGEST, WORDS
 from paragator.train.warmup import WarmupConfig, build_model, build_tokenizer, export
 
 REWARD = """\
@@ -31,7 +32,9 @@ def one_thread() -> None:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model/, train.jsonl, test.jsonl, toy_reward.py and toy.toml."""
     folder = tmp_path_factory.mktemp("toy")
-    model, tokenizer = build_model(WarmupConfig(output="", width=32, layers=1, context=160)), build_tokenizer()
+    words = [*WORDS, *map(str, range(LARGEST + 1))]
+    model = build_model(WarmupConfig(output="", width=32, layers=1, context=160), len(words))
+    tokenizer = build_tokenizer(words)
     export(model, tokenizer, folder / "model")
     settings = json.loads((folder / "model" / "generation_config.json").read_text())
     settings["eos_token_id"] = list(range(2, 60))  # one token in three ends a completion, so that few are cut off

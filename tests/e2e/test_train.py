@@ -245,6 +245,29 @@ max_value = 4
     assert run(["doctor"]) in (0, 1)
 
 
+def test_warmup_on_sums_knows_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "warmup.toml"
+    path.write_text(f"""
+output = "{tmp_path}/model"
+steps = 1
+width = 32
+layers = 1
+solve_rows = 2
+review_rows = 2
+[task]
+name = "arithmetic"
+min_numbers = 3
+max_numbers = 3
+max_value = 20
+""")
+    assert run(["warmup", str(path)]) == 0
+    _, tokenizer = loading.load(ModelConfig(path=str(tmp_path / "model")))
+    text = "12 - 40 + 3\nsolve: 12 - 40 = -28 , -28 + 3 = -25"
+    ids = tokenizer(text)["input_ids"]
+    assert 3 not in ids  # <unk>
+    assert tokenizer.convert_ids_to_tokens(ids[-6:]) == [",", "-28", "+", "3", "=", "-25"]
+
+
 def test_warmup_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from paragator.config import TaskConfig
     from paragator.train import warmup as module
@@ -327,9 +350,9 @@ def test_a_prompt_longer_than_the_context(fails: Callable[..., str], toy: Path, 
 def test_warmup_of_an_unknown_task(fails: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "w.toml").write_text('output = "out"\n')
     error = fails("warmup", "w.toml", "--task.name", "chess")
-    assert "task.name = 'chess'" in error and "set task.name = 'countdown'" in error
-    error = fails("warmup", "w.toml", "--task.name", "arithmetic")
-    assert "task.name = 'arithmetic'" in error and "countdown" in error
+    assert "task.name = 'chess'" in error and "countdown and arithmetic" in error
+    error = fails("warmup", "w.toml", "--task.name", "arithmetic", "--task.max_value", "9999")
+    assert "task.max_value = 9999" in error
     assert not Path("out").exists()
 
 

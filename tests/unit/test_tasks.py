@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -21,7 +22,7 @@ from paragator.core.types import Completion, Failure, Grade, Group, Plan, Proble
 from paragator.tasks import Task, arithmetic, countdown, grade_trace, load
 from paragator.tasks.base import graded_by, is_held_out, take
 from paragator.tasks.countdown import MAX_ANSWER_CHARS, content_key, parse
-from paragator.tasks.demonstrations import LARGEST, Demonstrator, enumerate_attempts, vocabulary
+from paragator.tasks.demonstrations import LARGEST, Countdown, Sums, enumerate_attempts
 
 FOUR = Problem("p", "3 5 7 1 -> 55", {"numbers": [3, 5, 7, 1], "target": 55})
 
@@ -395,8 +396,8 @@ SMALL = TaskConfig(min_numbers=2, max_numbers=3, max_value=5, min_target=3, max_
 
 
 @pytest.fixture(scope="module")
-def demonstrator() -> Demonstrator:
-    return Demonstrator(SMALL, seed=0)
+def demonstrator() -> Countdown:
+    return Countdown(SMALL, seed=0)
 
 
 @pytest.mark.parametrize("numbers", [(1, 1), (2, 3, 5), (1, 4, 4, 5)])
@@ -426,7 +427,7 @@ def problem_in(text: str) -> Problem:
     return Problem("", head, {"numbers": [int(n) for n in numbers.split()], "target": int(target)})
 
 
-def test_solving_prompts_are_those_of_training(demonstrator: Demonstrator) -> None:
+def test_solving_prompts_are_those_of_training(demonstrator: Countdown) -> None:
     rng = Random(1)
     right = 0
     for _ in range(300):
@@ -439,7 +440,7 @@ def test_solving_prompts_are_those_of_training(demonstrator: Demonstrator) -> No
 
 
 @pytest.mark.parametrize("pool_size", [1, 2, 4])
-def test_reviews_are_truthful_and_prompts_those_of_training(demonstrator: Demonstrator, pool_size: int) -> None:
+def test_reviews_are_truthful_and_prompts_those_of_training(demonstrator: Countdown, pool_size: int) -> None:
     rng = Random(pool_size)
     verdicts: list[str] = []
     for _ in range(100):
@@ -461,7 +462,7 @@ def test_reviews_are_truthful_and_prompts_those_of_training(demonstrator: Demons
     assert 0.1 < verdicts.count("right") / len(verdicts) < 0.6
 
 
-def test_no_held_out_problem_is_ever_drawn(demonstrator: Demonstrator) -> None:
+def test_no_held_out_problem_is_ever_drawn(demonstrator: Countdown) -> None:
     rng = Random(3)
     drawn = [demonstrator.problem(rng)[0] for _ in range(500)]
     assert not any(is_held_out(numbers_of(p)) for p in drawn)
@@ -470,16 +471,62 @@ def test_no_held_out_problem_is_ever_drawn(demonstrator: Demonstrator) -> None:
     assert all(SMALL.min_target <= p.answer["target"] <= SMALL.max_target for p in drawn)
 
 
-def test_every_word_is_in_the_vocabulary(demonstrator: Demonstrator) -> None:
+def test_every_word_is_in_the_vocabulary(demonstrator: Countdown) -> None:
     rng = Random(4)
-    known = set(vocabulary())
-    assert len(known) == len(vocabulary())
+    known = set(demonstrator.words)
+    assert len(known) == len(demonstrator.words)
     for _ in range(100):
         assert set(joined(demonstrator.solve(rng)).split(" ")) <= known
         assert set(joined(demonstrator.review(rng, 4)).split(" ")) <= known
 
 
-def test_demonstrations_follow_the_seed(demonstrator: Demonstrator) -> None:
-    again = Demonstrator(SMALL, seed=0)
+def test_demonstrations_follow_the_seed(demonstrator: Countdown) -> None:
+    again = Countdown(SMALL, seed=0)
     assert demonstrator.review(Random(5), 4) == again.review(Random(5), 4)
     assert demonstrator.review(Random(5), 4) != again.review(Random(6), 4)
+
+
+# ---- demonstrations of sums ------------------------------------------------------------------------------------------
+
+SUMS = TaskConfig(name="arithmetic", min_numbers=3, max_numbers=4, max_value=99)
+
+
+def sum_in(text: str) -> Problem:
+    expression = text.removeprefix("<bos> ").split(" \n")[0]
+    return Problem("", expression, sum(int(t.replace(" ", "")) for t in re.findall(r"(?:^|[+-] )\d+", expression)))
+
+
+def test_solved_sums_are_right_and_prompts_those_of_training() -> None:
+    demonstrations, rng = Sums(SUMS, 0), Random(1)
+    for _ in range(200):
+        (head, weight), (solution, _) = demonstrations.solve(rng)
+        problem = sum_in(head)
+        assert weight == 0.0 and normal(head.removeprefix("<bos> ")) == normal(COMPACT.for_candidate(problem).text)
+        assert demonstrations.right(problem, solution.removesuffix(" <eos>"))
+        assert not is_held_out(f"arithmetic:{problem.text}")
+        for step in solution.removesuffix(" <eos>").split(" , "):
+            left, _, result = step.partition(" = ")
+            assert sum(int(t.replace(" ", "")) for t in re.findall(r"(?:^-?|[+-] )\d+", left)) == int(result)
+
+
+def test_reviews_of_sums_are_truthful_and_learn_no_false_step() -> None:
+    demonstrations, rng, verdicts = Sums(SUMS, 0), Random(2), []
+    known = set(demonstrations.words)
+    for _ in range(200):
+        pieces = demonstrations.review(rng, 4)
+        problem, attempts = sum_in(pieces[0][0]), pieces[2:13:3]
+        said = [word for word, _ in pieces[16:23:2]]
+        assert normal(joined(pieces[:14]).removeprefix("<bos> ")) == normal(
+            COMPACT.for_aggregation(problem, [text for text, _ in attempts]).text
+        )
+        truth = [demonstrations.right(problem, text) for text, _ in attempts]
+        assert said == ["right" if right else "wrong" for right in truth]
+        assert all(weight == 0 for (_, weight), right in zip(attempts, truth, strict=True) if not right)
+        assert set(joined(pieces).split(" ")) <= known
+        verdicts += truth
+    assert 0.3 < sum(verdicts) / len(verdicts) < 0.5
+
+
+def test_sums_need_a_vocabulary_that_holds_them() -> None:
+    with pytest.raises(UsageError, match="max_value = 999"):
+        Sums(SUMS.model_copy(update={"max_value": 999}), 0)

@@ -182,6 +182,7 @@ def unit(study: Study, base: Mapping[str, Any], cell: Cell, seed: int) -> Unit:
     train["threads"] = train.get("threads") or 1
     if train.get("precision", "auto") == "auto":
         train["precision"] = "float32"
+    train["batch_tokens"] = train.get("batch_tokens") or 4096
     evaluation = study.evaluation.model_dump(exclude={"temperatures"}, exclude_unset=True)
     values["eval"] = {**evaluation, "rounds": study.evaluation.rounds, "around_training": False}
     offline = METHODS[cell.method].pools == "offline"

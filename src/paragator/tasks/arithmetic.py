@@ -39,9 +39,14 @@ def generate(config: TaskConfig, split: Split, count: int, seed: int) -> list[Pr
         item = stream[index]
         expression = item["metadata"]["expression"]
         text = expression if config.style == "compact" else f"Work out {expression}. Answer with one integer."
-        return f"arithmetic:{expression}", Problem(f"arithmetic-{seed}-{index}", text, int(item["answer"]))
+        return content_key(expression), Problem(f"arithmetic-{seed}-{index}", text, int(item["answer"]))
 
     return take(split, count, draw, what="task arithmetic")
+
+
+def content_key(expression: str) -> str:
+    """What a problem is, whatever it is called: decides its split."""
+    return f"arithmetic:{expression}"
 
 
 def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:

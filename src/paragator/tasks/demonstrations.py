@@ -1,9 +1,10 @@
-"""Supervised demonstrations of Countdown for the cold start of a small model: solving, reviewing, copying.
+"""Supervised demonstrations for the cold start of a small model: solving, reviewing, copying. Countdown, and sums.
 
 Three skills. Which attempt to prefer is hinted at weakly and late, so that policy optimisation has something to sharpen: a
 choice that is blind to the review gave it nothing to start from (experiments/LOG.md).
-    solve    seven in ten reach the target, the others are honest attempts that end wherever they end. (A model that only
-             ever sees success learns to claim it falsely, and then nothing in an attempt shows that it is wrong.)
+    solve    of Countdown seven in ten reach the target, the others are honest attempts that end wherever they end. (A model
+             that only ever sees success learns to claim it falsely, and then nothing in an attempt shows that it is wrong.)
+             A sum is always right: what a model gets wrong there, it gets wrong by itself
     review   inside <think>, each attempt of the pool is called right or wrong, truthfully
     copy     after the review an attempt is written again, or ("use none") a new one; the choice is blind at first, and
              from WarmupConfig.prefer_from on falls, for a share of the demonstrations, on one called right
@@ -13,13 +14,16 @@ A demonstration is pieces of (text, loss weight); tokens are separated by one sp
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from paragator.config import TaskConfig
+from paragator.core.errors import UsageError
 from paragator.core.prompts import LABELS
 from paragator.core.types import Problem
+from paragator.tasks import arithmetic
 from paragator.tasks.base import is_held_out
 from paragator.tasks.countdown import COMPACT, content_key, grade_one
 
@@ -32,16 +36,19 @@ RIGHT = 0.35
 """Share of pool attempts that reach the target before any are spoilt."""
 SPOILT = 0.18
 """Share of pool attempts with a false step, a foreign number or a false claim of the target."""
+RIGHT_SUM = 0.4
+"""Share of right attempts in a pool of sums; the others have one false step."""
+SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
+LARGEST_SUM = 2000
+"""Numbers up to here may be tokens of their own."""
 AFRESH = 0.25
 """Share of aggregations that write a new attempt instead of copying."""
 WEIGHTS = {"attempt in pool": 0.3, "verdict": 2.0, "choice": 0.5, "form": 0.2, "solution": 1.0}
 
 
-def vocabulary() -> list[str]:
-    """Every token of the embedded model's tokenizer, in order; the first four are special."""
-    words = ["<pad>", "<bos>", "<eos>", "<unk>", "<think>", "</think>", "\n", "->", ",", "=", "+", "-", "*", "/"]
-    words += ["solve:", "review:", "right", "wrong", "use", "none", *LABELS[:8]]
-    return words + [str(n) for n in range(LARGEST + 1)]
+WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "<think>", "</think>", "\n", "->", ",", "=", "+", "-", "*", "/"]
+WORDS += ["solve:", "review:", "right", "wrong", "use", "none", *LABELS[:8]]
+"""What every small model's tokenizer knows, in order; the first four are special."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +93,65 @@ def combinations(a: int, b: int) -> list[tuple[str, int]]:
 
 
 class Demonstrator:
-    """Draws demonstrations over the training split of a Countdown config; a held-out problem never occurs."""
+    """Draws demonstrations over the training split of a task; a held-out problem never occurs. A task fills in four things."""
+
+    words: list[str]
+    """Every token of the tokenizer, in order."""
+
+    def problem(self, rng: Random) -> tuple[Problem, Any]:
+        """A training problem, and what its attempts are made from."""
+        raise NotImplementedError
+
+    def solution(self, problem: Problem, source: Any, rng: Random) -> str:
+        """What a solver writes."""
+        raise NotImplementedError
+
+    def attempt(self, problem: Problem, source: Any, rng: Random) -> tuple[str, float]:
+        """An attempt of a pool, and the weight with which it is learnt from."""
+        raise NotImplementedError
+
+    def right(self, problem: Problem, text: str) -> bool:
+        """Whether an attempt is right."""
+        raise NotImplementedError
+
+    def solve(self, rng: Random) -> list[Piece]:
+        """A candidate prompt and an attempt."""
+        problem, source = self.problem(rng)
+        head = f"<bos> {problem.text} \n solve:"
+        return [(head, 0.0), (f"{self.solution(problem, source, rng)} <eos>", WEIGHTS["solution"])]
+
+    def review(self, rng: Random, pool_size: int, prefer: float = 0.0) -> list[Piece]:
+        """An aggregation prompt, a truthful review of its attempts, and one of them, or a new one, written out.
+
+        With probability `prefer` the attempt is one of those called right, if there is any; else any attempt.
+        """
+        problem, source = self.problem(rng)
+        pieces: list[Piece] = [(f"<bos> {problem.text} \n", 0.0)]
+        review: list[Piece] = [("<think>", WEIGHTS["solution"])]
+        pool: list[str] = []
+        for label in LABELS[:pool_size]:
+            text, weight = self.attempt(problem, source, rng)
+            pieces += [(label, 0.0), (text, weight), ("\n", 0.0)]
+            verdict = "right" if self.right(problem, text) else "wrong"
+            review += [(label, WEIGHTS["form"]), (verdict, WEIGHTS["verdict"])]
+            pool.append(text)
+        choice = rng.randrange(pool_size)
+        right = [i for i, (word, _) in enumerate(review[2::2]) if word == "right"]
+        if prefer and right and rng.random() < prefer:
+            choice = rng.choice(right)
+        afresh = rng.random() < AFRESH
+        solution = self.solution(problem, source, rng) if afresh else pool[choice]
+        review += [("use", WEIGHTS["form"]), ("none" if afresh else LABELS[choice], WEIGHTS["choice"])]
+        review += [("</think>", WEIGHTS["form"]), (f"{solution} <eos>", WEIGHTS["solution"])]
+        return [*pieces, ("review:", 0.0), *review]
+
+
+class Countdown(Demonstrator):
+    """Countdown: every way to combine a set of numbers is enumerated first."""
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
         self.config = config
+        self.words = [*WORDS, *map(str, range(LARGEST + 1))]
         rng = Random(f"{seed}:attempts")
         sizes = range(config.min_numbers, config.max_numbers + 1)
         values = range(config.min_value, config.max_value + 1)
@@ -110,38 +172,70 @@ class Demonstrator:
         text = COMPACT.format(numbers=" ".join(map(str, shown)), target=target)
         return Problem("", text, {"numbers": shown, "target": target}), attempts
 
-    def solve(self, rng: Random) -> list[Piece]:
-        """A candidate prompt and an attempt."""
-        problem, attempts = self.problem(rng)
-        head = f"<bos> {problem.text} \n solve:"
-        return [(head, 0.0), (f"{draw(problem, attempts, SOLVED, rng)} <eos>", WEIGHTS["solution"])]
+    def solution(self, problem: Problem, source: Attempts, rng: Random) -> str:
+        return draw(problem, source, SOLVED, rng)
 
-    def review(self, rng: Random, pool_size: int, prefer: float = 0.0) -> list[Piece]:
-        """An aggregation prompt, a truthful review of its attempts, and one of them, or a new one, written out.
+    def attempt(self, problem: Problem, source: Attempts, rng: Random) -> tuple[str, float]:
+        text = draw(problem, source, RIGHT, rng)
+        spoilt = rng.random() < SPOILT
+        return (spoil(text, problem, rng), 0.0) if spoilt else (text, WEIGHTS["attempt in pool"])
 
-        With probability `prefer` the attempt is one of those called right, if there is any; else any attempt.
-        """
-        problem, attempts = self.problem(rng)
-        pieces: list[Piece] = [(f"<bos> {problem.text} \n", 0.0)]
-        review: list[Piece] = [("<think>", WEIGHTS["solution"])]
-        pool: list[str] = []
-        for label in LABELS[:pool_size]:
-            text = draw(problem, attempts, RIGHT, rng)
-            spoilt = rng.random() < SPOILT
-            text = spoil(text, problem, rng) if spoilt else text
-            verdict = "right" if grade_one(problem, text).verdict == "correct" else "wrong"
-            pieces += [(label, 0.0), (text, 0.0 if spoilt else WEIGHTS["attempt in pool"]), ("\n", 0.0)]
-            review += [(label, WEIGHTS["form"]), (verdict, WEIGHTS["verdict"])]
-            pool.append(text)
-        choice = rng.randrange(pool_size)
-        right = [i for i, (word, _) in enumerate(review[2::2]) if word == "right"]
-        if prefer and right and rng.random() < prefer:
-            choice = rng.choice(right)
-        afresh = rng.random() < AFRESH
-        solution = draw(problem, attempts, SOLVED, rng) if afresh else pool[choice]
-        review += [("use", WEIGHTS["form"]), ("none" if afresh else LABELS[choice], WEIGHTS["choice"])]
-        review += [("</think>", WEIGHTS["form"]), (f"{solution} <eos>", WEIGHTS["solution"])]
-        return [*pieces, ("review:", 0.0), *review]
+    def right(self, problem: Problem, text: str) -> bool:
+        return grade_one(problem, text).verdict == "correct"
+
+
+class Sums(Demonstrator):
+    """Chain arithmetic, left to right, a step at a time: "12 + 7 = 19 , 19 - 30 = -11". A number is one token, its sign included."""
+
+    def __init__(self, config: TaskConfig, seed: int) -> None:
+        self.config = config
+        self.digits = (len(str(config.min_value)), len(str(config.max_value)))
+        largest = config.max_numbers * (10 ** self.digits[1] - 1) + max(SLIPS)
+        if largest > LARGEST_SUM:
+            raise UsageError(
+                f"task.max_numbers = {config.max_numbers}, task.max_value = {config.max_value}: sums up to {largest} need as "
+                f"many tokens; stay below {LARGEST_SUM}"
+            )
+        self.words = [*WORDS, *map(str, range(-largest, largest + 1))]
+
+    def problem(self, rng: Random) -> tuple[Problem, list[str]]:
+        """A training problem as `tasks.arithmetic` makes it, and its terms: "12", "+ 7", "- 30"."""
+        while True:
+            digits = rng.randint(*self.digits)
+            numbers = [
+                str(rng.randint(10 ** (digits - 1), 10**digits - 1))
+                for _ in range(rng.randint(self.config.min_numbers, self.config.max_numbers))
+            ]
+            terms = [numbers[0], *(f"{rng.choice('+-')} {n}" for n in numbers[1:])]
+            text = " ".join(terms)
+            if not is_held_out(arithmetic.content_key(text)):
+                return Problem("", text, sum(int(t.replace(" ", "")) for t in terms)), terms
+
+    def solution(self, problem: Problem, source: list[str], rng: Random) -> str:
+        return worked(source)
+
+    def attempt(self, problem: Problem, source: list[str], rng: Random) -> tuple[str, float]:
+        if rng.random() < RIGHT_SUM:
+            return worked(source), WEIGHTS["attempt in pool"]
+        slips = {rng.randrange(1, len(source)): rng.choice(SLIPS)}
+        return worked(source, slips), 0.0
+
+    def right(self, problem: Problem, text: str) -> bool:
+        return arithmetic.grade_one(problem, text).verdict == "correct"
+
+
+DEMONSTRATORS: dict[str, Callable[[TaskConfig, int], Demonstrator]] = {"countdown": Countdown, "arithmetic": Sums}
+"""By the task's name."""
+
+
+def worked(terms: Sequence[str], slips: Mapping[int, int] | None = None) -> str:
+    """A sum's steps; the result of step i (from 1) is off by `slips[i]`, and what follows goes on from there."""
+    total, steps = int(terms[0]), []
+    for i, term in enumerate(terms[1:], 1):
+        result = total + int(term.replace(" ", "")) + (slips or {}).get(i, 0)
+        steps.append(f"{total} {term} = {result}")
+        total = result
+    return " , ".join(steps)
 
 
 def draw(problem: Problem, attempts: Attempts, solved: float, rng: Random) -> str:
@@ -158,7 +252,7 @@ def spoil(text: str, problem: Problem, rng: Random) -> str:
     kind = rng.random()
     if kind < 0.35:
         at = rng.choice(equals) + 1
-        words[at] = str(min(LARGEST, max(0, int(words[at]) + rng.choice([-10, -3, -2, -1, 1, 2, 3, 10]))))
+        words[at] = str(min(LARGEST, max(0, int(words[at]) + rng.choice(SLIPS))))
     elif kind < 0.6:
         at = rng.choice([i + d for i in equals for d in (-3, -1)])
         words[at] = str(rng.randint(1, 12))

@@ -18,6 +18,8 @@ from paragator.train.methods import METHODS
 from paragator.train.rows import LOGITS_AT_ONCE
 
 FLOAT = 4
+MOST_TOKENS = {False: 4096, True: 65_536}
+"""Most tokens of one pass where no budget is set, on a CPU and on CUDA: a longer one is no faster a token."""
 PROMPT_TOKENS = 256
 """Assumed length of a problem with its candidate template."""
 
@@ -266,6 +268,7 @@ class Work:
 def stages(config: Config, *, prompt: int = PROMPT_TOKENS, fill: float = 1.0) -> list[Work]:
     """What each stage samples and trains on in a step, every completion `fill` of its longest length."""
     method, n = METHODS[config.method.name], config.rollout.candidates
+    tokens = config.train.batch_tokens or MOST_TOKENS[False]
     out, attempt = [], round(fill * config.generate.max_tokens)
     room = config.rollout.max_prompt_tokens
     names: Sequence[Stage] = ("generate", "aggregate") if method.aggregate else ("generate",)
@@ -277,10 +280,42 @@ def stages(config: Config, *, prompt: int = PROMPT_TOKENS, fill: float = 1.0) ->
         share = config.rollout.pools if name == "aggregate" else 1  # prompts of a problem and round
         group, groups = n // share, config.train.problems * share * (method.rounds if name == "aggregate" else 1)
         sampled = 0 if name == "generate" and method.pools == "offline" else groups
-        branches = max(1, min(group, (config.train.batch_tokens - prompt) // completion))
+        branches = max(1, min(group, (tokens - prompt) // completion))
         trained = groups * (group * completion + -(-group // branches) * prompt) if method.scheme(name) else 0
         out.append(Work(name, prompt, completion, sampled * group * completion, sampled * prompt, trained, branches))
     return out
+
+
+def budget(config: Config, shape: Shape, free: float, *, bfloat16: bool, cuda: bool) -> int:
+    """`train.batch_tokens`; where it is not set, the power of two whose pass half of `free` bytes hold.
+
+    `free` is what the weights leave; gradients and moments come out of it as well.
+    """
+    tokens = config.train.batch_tokens or MOST_TOKENS[cuda]
+    if config.train.batch_tokens:
+        return tokens
+
+    def needs(tokens: int) -> float:
+        chosen = config.model_copy(update={"train": config.train.model_copy(update={"batch_tokens": tokens})})
+        found = [memory_of(config, shape, work, tokens, bfloat16, cuda) for work in stages(chosen) if work.trained]
+        return max((m.activations + m.working + m.gradients + m.optimiser for m in found), default=0.0)
+
+    while tokens > 512 and needs(tokens) > free / 2:
+        tokens //= 2
+    return tokens
+
+
+def memory_of(config: Config, shape: Shape, work: Work, tokens: int, bfloat16: bool, cuda: bool) -> Memory:
+    """Memory at the fullest row of a stage."""
+    return memory(
+        shape,
+        load_of(work, tokens),
+        bfloat16=bfloat16,
+        checkpointed=config.model.gradient_checkpointing,
+        lora=config.model.lora_rank,
+        kl=config.train.kl > 0,
+        cuda=cuda,
+    )
 
 
 def load_of(work: Work, batch_tokens: int) -> Load:
@@ -325,18 +360,12 @@ def estimate(
 
     `rate` in FLOP/s; `prompt` tokens of a problem; `fill` is the mean completion length over the longest.
     """
+    tokens = config.train.batch_tokens or MOST_TOKENS[cuda]
     if rate <= 0 or not 0 < fill <= 1 or prompt < 1:
         raise UsageError(f"flops = {rate}, fill = {fill}, prompt = {prompt}: use flops > 0, 0 < fill <= 1, prompt >= 1")
     shape = shape_of(config.model)
-    options = {"bfloat16": bfloat16, "checkpointed": config.model.gradient_checkpointing, "cuda": cuda}
     full = stages(config, prompt=prompt)
-    found = [
-        memory(
-            shape, load_of(w, config.train.batch_tokens), lora=config.model.lora_rank, kl=config.train.kl > 0, **options
-        )
-        for w in full
-        if w.trained
-    ]
+    found = [memory_of(config, shape, work, tokens, bfloat16, cuda) for work in full if work.trained]
     works = stages(config, prompt=prompt, fill=fill)
     work = flops(config, shape, works)
     return {
@@ -345,7 +374,7 @@ def estimate(
         "trained_parameters": shape.adapters(config.model.lora_rank) if config.model.lora_rank else shape.parameters,
         "precision": "bfloat16" if bfloat16 else "float32",
         "memory_bytes": asdict(max(found, key=lambda m: m.peak)) if found else {},
-        "micro_batch": {w.stage: asdict(load_of(w, config.train.batch_tokens)) for w in full if w.trained},
+        "micro_batch": {w.stage: asdict(load_of(w, tokens)) for w in full if w.trained},
         "tokens_per_step": {
             w.stage: {"generated": w.generated, "prefilled": w.prefilled, "trained": w.trained} for w in works
         },

@@ -10,11 +10,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 
 from paragator.config import Config, OptimizerConfig
-from paragator.train import checkpoint, objective
+from paragator.core.errors import UsageError
+from paragator.train import checkpoint, estimate, objective
 from paragator.train.packed import Batch, collate, log_probs
 from paragator.train.rows import STAGES, Tree, pack
 
@@ -46,6 +48,7 @@ class Policy:
             fused=model.device.type in ("cpu", "cuda"),  # one pass over weights and moments: 7 times as fast on a CPU
         )
         self.raw = model
+        self.batch_tokens = budget_on(model.device, model.config, config, self.precision == "bfloat16")
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.updates = 0
 
@@ -63,7 +66,7 @@ class Policy:
         if self.config.model.gradient_checkpointing:
             self.raw.train()  # sampling left the model in eval mode, where nothing is checkpointed
         total, parts = 0.0, []
-        for row in pack(trees, self.config.train.batch_tokens):
+        for row in pack(trees, self.batch_tokens):
             batch = collate(row).to(self.accelerator.device)
             value, stats = self.loss(batch, kl_constants)
             self.accelerator.backward(value)
@@ -131,6 +134,17 @@ class Policy:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def budget_on(device: torch.device, sizes: Any, config: Config, bfloat16: bool) -> int:
+    """Tokens of a pass that this device has memory for now; a CPU's where the estimate does not know the model's kind."""
+    cuda = device.type == "cuda"
+    try:
+        shape = estimate.from_json(sizes.get_text_config().to_dict(), config.model.path)
+    except UsageError:
+        return config.train.batch_tokens or estimate.MOST_TOKENS[False]
+    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+    return estimate.budget(config, shape, free, bfloat16=bfloat16, cuda=cuda)
 
 
 def frozen_reference(model: Any, kl: float) -> Any:

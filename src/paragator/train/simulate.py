@@ -16,7 +16,7 @@ from typing import Any
 from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.types import Stage
-from paragator.train.estimate import FLOAT, Shape, load_of, memory, pass_flops, passes, stages
+from paragator.train.estimate import FLOAT, Shape, budget, memory_of, pass_flops, passes, stages
 from paragator.train.hardware import Cost, Efficiency, Hardware
 from paragator.train.lengths import Lengths
 from paragator.train.methods import METHODS
@@ -104,7 +104,11 @@ def plan(
             f"method.name = {config.method.name}, rollout.pools = {config.rollout.pools}: the simulator knows one pool a "
             "problem and one aggregation round a step; set rollout.pools = 1 and another method"
         )
-    room = memory_of(workload, shape, cluster)
+    h = cluster.hardware
+    tokens = budget(config, shape, h.memory_bytes / 2, bfloat16=h.value_bytes < FLOAT, cuda=True)
+    train = config.train.model_copy(update={"batch_tokens": tokens})
+    workload = replace(workload, config=config.model_copy(update={"train": train}))
+    room = room_of(workload, shape, cluster)
     drawn = [groups_of(workload, Random(f"{seed}:{i}")) for i in range(draws)]
     steps = workload.config.train.steps
     rollouts = {
@@ -192,15 +196,15 @@ def updated(workload: Workload, groups: Groups, shape: Shape, cluster: Cluster, 
 
     At most batch_tokens at a time; padded rows of like length go together. Both skip groups without signal.
     """
-    method, train = METHODS[workload.config.method.name], workload.config.train
+    method, most = METHODS[workload.config.method.name], workload.config.train.batch_tokens or 0
     trained = [r for pair in groups for r in pair if r is not None and r.signal and method.scheme(r.stage) is not None]
     if packed:
-        rows = [row for r in trained for row in cut(r.prompt, r.lengths, train.batch_tokens)]
-        bins = first_fit([row.num_tokens for row in rows], train.batch_tokens)
+        rows = [row for r in trained for row in cut(r.prompt, r.lengths, most)]
+        bins = first_fit([row.num_tokens for row in rows], most)
         batches = [[joined([rows[i] for i in bin_])] for bin_ in bins]
     else:
         rows = [Row.alone(r.prompt + length, length) for r in trained for length in r.lengths]
-        batches = microbatches(rows, train.batch_tokens)
+        batches = microbatches(rows, most)
     products, scores = passes(workload.config)
     flop = [batch_flop(shape, batch, packed or cluster.skips, products, scores) for batch in batches]
     computed = sum(len(batch) * batch[0].num_tokens for batch in batches)
@@ -336,19 +340,11 @@ def tokens_of(
     return out | {f"computed_{name}": fmean(u.computed for u in found) for name, found in updates.items()}
 
 
-def memory_of(workload: Workload, shape: Shape, cluster: Cluster) -> dict[str, Any]:
+def room_of(workload: Workload, shape: Shape, cluster: Cluster) -> dict[str, Any]:
     """Bytes of a training device (its state sharded over all of them), and tokens of cache of one replica."""
     config, h = workload.config, cluster.hardware
-    last = stages(config)[-1]
-    found = memory(
-        shape,
-        load_of(last, config.train.batch_tokens),
-        bfloat16=h.value_bytes < FLOAT,
-        checkpointed=config.model.gradient_checkpointing,
-        lora=config.model.lora_rank,
-        kl=config.train.kl > 0,
-        cuda=True,
-    )
+    tokens = config.train.batch_tokens or 0
+    found = memory_of(config, shape, stages(config)[-1], tokens, h.value_bytes < FLOAT, True)
     state = (found.weights + found.gradients + found.optimiser + found.reference) / cluster.gpus_train
     training = state + (found.activations + found.working) / cluster.train_parallel
     free = RESERVED * h.memory_bytes - (0 if cluster.gpus_rollout else state)

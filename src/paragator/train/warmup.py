@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.config import Section, TaskConfig
 from paragator.core.errors import UsageError
-from paragator.tasks.demonstrations import Demonstrator, Piece, vocabulary
+from paragator.tasks.demonstrations import DEMONSTRATORS, Demonstrator, Piece
 from paragator.train import checkpoint
 
 SAVE_EVERY = 200
@@ -59,10 +59,14 @@ class WarmupConfig(Section):
     threads: int | None = Field(None, ge=1)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a number, symbol or word; numbers above the vocabulary are <unk>; decoding joins by spaces."""
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
-    words = Regex(r"\n|->|</?think>|solve:|review:|\d+|[A-Za-z]+|[^\s\w]")
+def build_tokenizer(known: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token a number, symbol or word; numbers above the vocabulary are <unk>; decoding joins by spaces.
+
+    A sign belongs to its number, if no space is between them, where the vocabulary has negative numbers.
+    """
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    number = r"-?\d+" if "-1" in known else r"\d+"
+    words = Regex(rf"\n|->|</?think>|solve:|review:|{number}|[A-Za-z]+|[^\s\w]")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r"[ \t\r]+"), "removed"), pre_tokenizers.Split(words, "isolated")]
     )
@@ -77,12 +81,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(config: WarmupConfig) -> LlamaForCausalLM:
-    """A freshly initialised Llama, seeded."""
+def build_model(config: WarmupConfig, words: int) -> LlamaForCausalLM:
+    """A freshly initialised Llama with a vocabulary of `words`, seeded."""
     torch.manual_seed(config.seed)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(vocabulary()),
+            vocab_size=words,
             hidden_size=config.width,
             num_hidden_layers=config.layers,
             num_attention_heads=config.width // 32,
@@ -127,19 +131,21 @@ def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Ten
 
 def warmup(config: WarmupConfig, say: Callable[[str], None] = print) -> Path:
     """Train from nothing, or on from an interrupted run's checkpoint, and write the model; return its folder."""
-    if config.task.name != "countdown":
+    if config.task.name not in DEMONSTRATORS:
         raise UsageError(
-            f"task.name = {config.task.name!r}: demonstrations exist for countdown only; set task.name = 'countdown'"
+            f"task.name = {config.task.name!r}: demonstrations exist for {' and '.join(DEMONSTRATORS)}; set one of them"
         )
     if config.threads:
         torch.set_num_threads(config.threads)
     output = Path(config.output)
-    model, tokenizer = build_model(config), build_tokenizer()
+    say(f"{config.task.name}: preparing demonstrations")
+    demonstrator = DEMONSTRATORS[config.task.name](config.task, config.seed)
+    words = demonstrator.words
+    model, tokenizer = build_model(config, len(words)), build_tokenizer(words)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     done, spent = resume(config, model, optimizer, say)
-    say(f"{sum(p.numel() for p in model.parameters()):,} parameters; enumerating attempts")
-    demonstrator = Demonstrator(config.task, config.seed)
-    ids = {word: i for i, word in enumerate(vocabulary())}
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(words)} tokens")
+    ids = {word: i for i, word in enumerate(words)}
     start = time.perf_counter() - spent
     for step in range(done + 1, config.steps + 1):
         for group in optimizer.param_groups:
