@@ -94,8 +94,9 @@ async def job(
     from paragator.engines import loading
     from paragator.report.page import write_report
     from paragator.train.loop import train as train_steps
-    from paragator.train.policy import Policy
+    from paragator.train.policy import Policy, as_begun
 
+    config = as_begun(config, run_dir)
     model, tokenizer = loading.load(config.model)
     policy = Policy(model, tokenizer, config)
     size = sum(p.numel() for p in model.parameters())

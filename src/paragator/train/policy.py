@@ -120,7 +120,12 @@ class Policy:
         return {name: p for name, p in self.raw.named_parameters() if p.requires_grad}
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
-        checkpoint.save(folder, self.tensors(), self.optimizer.optimizer, {**meta, "updates": self.updates})
+        checkpoint.save(
+            folder,
+            self.tensors(),
+            self.optimizer.optimizer,
+            {**meta, "updates": self.updates, "precision": self.precision},
+        )
 
     def restore(self, folder: Path) -> dict[str, Any]:
         meta = checkpoint.load(folder, self.tensors(), self.optimizer.optimizer)
@@ -164,18 +169,26 @@ def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
     return settings.lr * (1 - progress) if settings.schedule == "linear" else settings.lr
 
 
+def as_begun(config: Config, run_dir: Path) -> Config:
+    """The config of a run that may go on from a checkpoint: a precision that it chose by itself stays what it was."""
+    found = checkpoint.newest(run_dir / "checkpoints")
+    begun = checkpoint.read_meta(found).get("precision") if found else None
+    if config.train.precision != "auto" or begun is None:
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": begun})})
+
+
 def pick_precision(wanted: str, device: str) -> str:
     """ "bfloat16" or "float32"; "auto" is bfloat16 on CUDA, and on a CPU what a small product says is faster."""
     if wanted != "auto":
         return wanted
     if device != "cpu":
         return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(256, 256, dtype=dtype)
-        a @ a
-        start = time.perf_counter()
-        for _ in range(5):
+    seconds = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    for _ in range(7):  # in turns and the best of each: other programs slow single products down
+        for dtype in seconds:
+            a = torch.ones(512, 512, dtype=dtype)
+            start = time.perf_counter()
             a @ a
-        seconds[dtype] = time.perf_counter() - start
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
     return "bfloat16" if seconds[torch.bfloat16] < 0.7 * seconds[torch.float32] else "float32"
