@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.config import Config, load
@@ -18,8 +20,9 @@ from paragator.core.types import Completion, Failure, Grade, Group, Plan, Proble
 from paragator.engines.loading import add_lora
 from paragator.records import Graded
 from paragator.tasks import Task
+from paragator.train import packed
 from paragator.train.methods import METHODS
-from paragator.train.policy import Policy
+from paragator.train.policy import Policy, as_begun
 from paragator.train.rows import Branch, Tree
 from paragator.train.step import Step, Timeline, constant, credited, step
 
@@ -221,6 +224,41 @@ def lora(model: LlamaForCausalLM) -> Any:
     pytest.importorskip("peft")
     torch.manual_seed(3)
     return add_lora(model, 2)
+
+
+@pytest.fixture
+def accelerator_anew() -> Iterator[None]:
+    """Accelerate keeps one precision for a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.usefixtures("accelerator_anew")
+@pytest.mark.parametrize("many", [True, False])
+def test_an_update_in_bfloat16(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    """Under Accelerate's autocast, which also wraps the model's forward; with all logits at once, and in chunks."""
+    monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 2 if many else 2**26)
+    policy = Policy(model, tokenizer, configured("--train.precision=bfloat16"))
+    tree = Tree("generate", (4, 5), (Branch((6, 7), (-1.0, -1.0), 1.0), Branch((7,), (-1.0,), -1.0)))
+    assert policy.update([tree], 1, {"generate": 0.1})["grad_norm"] > 0
+    assert packed.has_plain_head(policy.model)
+
+
+@pytest.mark.usefixtures("accelerator_anew")
+@pytest.mark.parametrize("flags", [[], ["--train.precision=float32"]])
+def test_a_precision_that_was_chosen_is_kept(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, flags: list[str]
+) -> None:
+    Policy(model, tokenizer, configured("--train.precision=bfloat16")).save(
+        tmp_path / "checkpoints" / "step_3", {"step": 3}
+    )
+    assert as_begun(configured("--train.precision=auto", *flags), tmp_path).train.precision == (
+        "float32" if flags else "bfloat16"
+    )
+    assert as_begun(configured("--train.precision=auto"), tmp_path / "another").train.precision == "auto"
 
 
 @pytest.mark.parametrize("adapters", [False, True], ids=["frozen copy", "adapters off"])
