@@ -111,7 +111,14 @@ async def vllm(log: Path, threads: int) -> AsyncIterator[str]:
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    arguments = ["--enforce-eager", "--distributed-executor-backend", "uni", "--dtype", "float32"]
+    arguments = [
+        "--enforce-eager",
+        "--distributed-executor-backend",
+        "uni",
+        "--dtype",
+        "float32",
+        "--no-enable-chunked-prefill",
+    ]
     arguments += ["--max-model-len", str(CONTEXT), "--max-num-seqs", "64"]
     common.say("starting vLLM (about a minute)")
     async with served(str(PYTHON), common.SMOLLM2, log, arguments) as url:

@@ -37,7 +37,8 @@ class Policy:
         self.reference = frozen_reference(model, config.train.kl)
         model.train()
         if config.model.gradient_checkpointing:  # only in training mode: sampling switches to eval and keeps its cache
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})  # the first is transformers' newer name
         settings = config.optimizer
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
