@@ -53,7 +53,7 @@ smollm2: $(VLLM) $(SMOLLM2)-arithmetic/config.json
 	@echo "report: $(CURDIR)/runs/smollm2/report.html"
 
 bench: $(DEV) $(SMOLLM2)/config.json
-	@for name in startup update step; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
+	@for name in startup update linear step; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
 	@$(BIN)/python benchmarks/grading.py
 	@$(BIN)/python benchmarks/rollout.py $(BENCH) $(if $(wildcard $(VLLM)),--vllm)
 	@$(if $(wildcard $(VLLM)),$(BIN)/python benchmarks/inference.py $(BENCH) --vllm,echo "no benchmarks/inference.py: it needs make vllm")

@@ -16,6 +16,7 @@ PAGE = common.ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
 TITLES = {
     "update": "One update: forward, backward, optimiser",
+    "linear": "How an update grows",
     "step": "A whole two-stage step",
     "rollout": "Rollouts",
     "inference": "Aggregation rounds on vLLM",
