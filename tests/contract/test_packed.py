@@ -168,7 +168,8 @@ def test_a_small_row() -> None:
     assert batch.sources.tolist() == [1, 2, 1]
     (call,) = batch.layout.calls
     assert (call.count, call.length, [b.length for b in call.branches]) == (1, 2, [2, 1])
-    assert (call.branches[0].mask[0, 0] == 0).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    made = batch.layout.ready(torch.device("cpu"), torch.float32).calls[0].branches[0].mask
+    assert made is not None and (made[0, 0] == 0).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert batch.layout.token.tolist() == batch.layout.slot.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -180,7 +181,28 @@ def test_trees_of_similar_shape_share_calls() -> None:
     ]
     assert plan.token[plan.slot].tolist() == list(range(10 + 8 + 9 + 7 + 2 + 4))
     assert int(plan.padding.sum()) == len(plan.token) - len(plan.slot) == 2
-    assert (plan.calls[0].branches[0].mask[:, 0, 0, 9] == 0).tolist() == [True, True, False, False]
+    made = plan.ready(torch.device("cpu"), torch.float32).calls[0].branches[0].mask
+    assert made is not None and (made[:, 0, 0, 9] == 0).tolist() == [True, True, False, False]
+
+
+def test_large_trees_have_calls_of_their_own() -> None:
+    assert [
+        c.count for c in layout([(attention.TOGETHER // 2 + 1, [3]), (attention.TOGETHER // 2 + 1, [3])]).calls
+    ] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3"])
+def test_a_kernel_that_is_causal_itself_needs_no_mask(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What CUDA does: torch's bias object, which a CPU writes out."""
+    ready = attention.Layout.ready
+    monkeypatch.setattr(attention.Layout, "ready", lambda self, *args: ready(self, *args, fused=True))
+    model = toy(kind)
+    made = collate(pack(TREES, 17)[0]).layout.ready(torch.device("cpu"), torch.float32).calls[0].branches[0].mask
+    assert isinstance(made, attention.CausalBias)
+    fast, slow = packed_log_probs(model, TREES, 17), padded_log_probs(model, TREES)
+    assert relative(fast, slow) < 1e-5
+    got, want = gradients(model, fast.sum()), gradients(model, slow.sum())
+    assert max(relative(got[name], want[name]) for name in want) < 1e-5
 
 
 def test_an_attention_that_is_not_given_the_layout_is_an_error() -> None:

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from paragator.core.errors import UsageError
+from paragator.train.rows import TOGETHER
 
 NAME = "paragator_tree"
 """As transformers' attn_implementation: with a layout this module's attention, without one exactly sdpa."""
@@ -34,12 +36,13 @@ Shape = tuple[int, Sequence[int]]
 class Branches:
     """B branches of similar length, padded to L; tree [B] says which of the call's prompts is whose.
 
-    mask [B or 1, 1, L, P + L], to be added to the scores: 0 where a branch's token sees a key, else -inf.
+    prompts [B] are the prompts' lengths; None where none is padded. mask is made by `Layout.ready`.
     """
 
     length: int
     tree: Tensor
-    mask: Tensor
+    prompts: Tensor | None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,25 @@ class Layout:
     padding: Tensor
     slot: Tensor
 
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32, heads_per_key: int = 1) -> Layout:
-        """The same on another device; the masks in the scores' type and once for each head that shares a key."""
+    def ready(
+        self, device: torch.device, dtype: torch.dtype, heads_per_key: int = 1, fused: bool | None = None
+    ) -> Layout:
+        """The same on a device, with its masks: numbers to add to the scores, in their type, shared by all layers.
 
-        def moved(part: Branches) -> Branches:
-            mask = part.mask.to(device, dtype).repeat(1, 1, heads_per_key, 1)
-            return Branches(part.length, part.tree.to(device), mask)
+        They are written once for each head that shares a key, whose queries `tree_attention` lines up. Where the kernel
+        knows how to be causal itself (`fused`; by default on CUDA), a mask that only says so is not written.
+        """
+        fused = device.type == "cuda" if fused is None else fused
 
-        calls = tuple(Call(call.count, call.length, tuple(map(moved, call.branches))) for call in self.calls)
+        def made(part: Branches, prompt: int) -> Branches:
+            if fused and part.prompts is None:
+                mask: Tensor = causal_lower_right(part.length, prompt + part.length)
+            else:
+                sizes = None if part.prompts is None else part.prompts.to(device)
+                mask = mask_of(sizes, prompt, part.length, device, dtype).repeat(1, 1, heads_per_key, 1)
+            return Branches(part.length, part.tree.to(device), part.prompts, mask)
+
+        calls = tuple(Call(c.count, c.length, tuple(made(b, c.length) for b in c.branches)) for c in self.calls)
         return Layout(calls, self.token.to(device), self.padding.to(device), self.slot.to(device))
 
 
@@ -83,8 +97,7 @@ def layout(trees: Sequence[Shape]) -> Layout:
     calls, token = [], []
     for group in alike([prompt for prompt, _ in trees]):
         length = max(trees[t][0] for t in group)
-        for t in group:
-            token.append(padded(starts[t], trees[t][0], length))
+        token += [padded(starts[t], trees[t][0], length) for t in group]
         ends, owners = [], []
         for r, t in enumerate(group):
             start = starts[t] + trees[t][0]
@@ -92,12 +105,14 @@ def layout(trees: Sequence[Shape]) -> Layout:
                 ends.append((start, size))
                 owners.append(r)
                 start += size
+        even = all(trees[t][0] == length for t in group)
         parts = []
-        for members in alike([size for _, size in ends]):
+        for members in alike([size for _, size in ends], together=len(ends)):
             longest = max(ends[b][1] for b in members)
             token += [padded(*ends[b], longest) for b in members]
             tree = torch.tensor([owners[b] for b in members])
-            parts.append(Branches(longest, tree, mask_of([trees[t][0] for t in group], tree, length, longest)))
+            prompts = None if even else torch.tensor([trees[group[owners[b]]][0] for b in members])
+            parts.append(Branches(longest, tree, prompts))
         calls.append(Call(len(group), length, tuple(parts)))
     slots = torch.cat(token)
     slot = torch.empty(at, dtype=torch.long)
@@ -106,11 +121,12 @@ def layout(trees: Sequence[Shape]) -> Layout:
     return Layout(tuple(calls), slots.clamp(min=0), (slots < 0)[:, None], slot)
 
 
-def alike(sizes: Sequence[int]) -> list[list[int]]:
-    """Indices in groups of similar size, the largest first; see ALIKE."""
+def alike(sizes: Sequence[int], together: int | None = None) -> list[list[int]]:
+    """Indices in groups of similar size, the largest first: see ALIKE, and TOGETHER where a group's size is not given."""
     groups: list[list[int]] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        if groups and sizes[i] >= ALIKE * sizes[groups[-1][0]]:
+        longest = sizes[groups[-1][0]] if groups else 0
+        if groups and sizes[i] >= ALIKE * longest and len(groups[-1]) < (together or TOGETHER // longest):
             groups[-1].append(i)
         else:
             groups.append([i])
@@ -124,15 +140,14 @@ def padded(start: int, count: int, length: int) -> Tensor:
     return out
 
 
-def mask_of(prompts: Sequence[int], tree: Tensor, length: int, longest: int) -> Tensor:
-    """[B or 1, 1, L, P + L]: all of one's own prompt, and one's own tokens up to oneself."""
-    own = torch.full((longest, longest), -torch.inf).triu(1)
-    sizes = torch.tensor(prompts)
-    if bool((sizes == length).all()):
-        return torch.cat([torch.zeros(longest, length), own], 1)[None, None]
-    hidden = torch.arange(length) >= sizes[tree, None]
-    prompt = torch.zeros(len(tree), longest, length).masked_fill_(hidden[:, None], -torch.inf)
-    return torch.cat([prompt, own.expand(len(tree), -1, -1)], 2)[:, None]
+def mask_of(prompts: Tensor | None, length: int, longest: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[B or 1, 1, L, P + L], 0 or -inf: all of one's own prompt of `prompts` [B] tokens, and one's own up to oneself."""
+    own = torch.full((longest, longest), -torch.inf, device=device, dtype=dtype).triu(1)
+    count = 1 if prompts is None else len(prompts)
+    prompt = torch.zeros(count, longest, length, device=device, dtype=dtype)
+    if prompts is not None:
+        prompt.masked_fill_((torch.arange(length, device=device) >= prompts[:, None])[:, None], -torch.inf)
+    return torch.cat([prompt, own.expand(count, -1, -1)], 2)[:, None]
 
 
 class Spread(torch.autograd.Function):
@@ -205,10 +220,12 @@ def tree_attention(
                 torch.cat([repeated(shared, part.tree), slots(own, at, *shape)], 2)
                 for shared, own in ((k, keys), (v, values))
             )
-            # heads that share keys become further queries of them: fewer and larger products
-            q = slots(queries, at, *shape).reshape(len(part.tree), groups, -1, width)
-            found = attend(q, k2, v2, part.mask, **options)
-            found = found.view(len(part.tree), heads, part.length, width)
+            q, mask = slots(queries, at, *shape), part.mask
+            if isinstance(mask, CausalBias):
+                found = attend(q, k2, v2, mask, enable_gqa=heads != groups, **options)
+            else:  # heads that share keys become further queries of them: fewer and larger products
+                found = attend(q.reshape(len(part.tree), groups, -1, width), k2, v2, mask, **options)
+                found = found.view(len(part.tree), heads, part.length, width)
             out.append(found.transpose(1, 2).reshape(-1, heads * width))
             at += len(part.tree) * part.length
     return Collect.apply(torch.cat(out), layout).view(1, tokens, heads, width), None

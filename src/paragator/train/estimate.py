@@ -15,7 +15,7 @@ from paragator.core.errors import UsageError
 from paragator.core.types import Stage
 from paragator.engines.loading import folder_of, read_json
 from paragator.train.methods import METHODS
-from paragator.train.rows import LOGITS_AT_ONCE
+from paragator.train.rows import LOGITS_AT_ONCE, TOGETHER
 
 FLOAT = 4
 MOST_TOKENS = {False: 4096, True: 65_536}
@@ -31,8 +31,9 @@ FORMULAS = {
     "activations": "tokens x layers x [e (4 f + 4 q) + 4 heads + norms]: f = intermediate size, q = heads x head size, e = 4 bytes, "
     "or 2 under bfloat16; norms = 24 h (LoRA 16 h; bfloat16 26 h or 18 h) + Qwen3's 8 (q + kv) (LoRA 4; bfloat16 6 or 4). "
     "And the branches' attention: e (2 kv) a key, of the prompt and its own for each branch, and e q a branch token. Gradient "
-    "checkpointing: 4 h a layer, and one whole layer at a time. And the branches' masks, once: (4 + e) x heads a key head x L "
-    "x (P + L), L = completion, P = prompt; as often as there are branches where several prompts are packed",
+    "checkpointing: 4 h a layer, and one whole layer at a time. And the branches' masks, once: 2 e x heads a key head x L "
+    "x (P + L), L = completion, P = prompt; on CUDA none for a prompt alone, else one; one a branch where "
+    "several small prompts share a call",
     "working": "the largest of: logits (16 bytes x predicted tokens x vocabulary, 14 under bfloat16; never more than 2^26 logits "
     "at a time); gradients of the logits (e) + of the head (4 V h); a layer's backward 4 (3 f + 3 h) a token "
     "(+ 4 V h with tied embeddings)",
@@ -184,9 +185,10 @@ class Load:
         """Keys of the branches' attention: each branch has its prompt's and its own."""
         return self.trees * self.branches * (self.prompt + self.completion)
 
-    def mask(self, heads_per_key: int) -> int:
-        """Numbers in the branches' masks: one for all of a prompt alone, one a branch where prompts share a call."""
-        count = 1 if self.trees == 1 else self.trees * self.branches
+    def mask(self, heads_per_key: int, cuda: bool) -> int:
+        """Numbers in the branches' masks: one for all of a prompt alone (CUDA: none), one a branch where prompts share a call."""
+        alone = self.trees == 1 or 2 * self.prompt > TOGETHER
+        count = (0 if cuda else 1) if alone else min(self.trees, TOGETHER // self.prompt) * self.branches
         return count * heads_per_key * self.completion * (self.prompt + self.completion)
 
 
@@ -215,7 +217,7 @@ def memory(
     activations, layer = kept(shape, load, bfloat16, bool(lora))
     if checkpointed:
         activations = FLOAT * shape.hidden * load.tokens * shape.layers
-    activations += load.mask(shape.heads // shape.kv_heads) * (FLOAT + (2 if bfloat16 else FLOAT))
+    activations += 2 * (2 if bfloat16 else FLOAT) * load.mask(shape.heads // shape.kv_heads, cuda)
     work = working(shape, load, bfloat16, layer if checkpointed else 0, bool(lora))
     temporaries = FLOAT * trained if cuda else 2 * FLOAT * (0 if lora else shape.head)
     static = weights + 3 * FLOAT * trained + reference

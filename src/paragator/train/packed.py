@@ -51,7 +51,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()})
 
 
 def collate(row: PackedRow) -> Batch:
@@ -92,7 +93,7 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
         "use_cache": False,
-        "layout": batch.layout.to(batch.input_ids.device, scores_type(model), heads_per_key(model)),
+        "layout": batch.layout.ready(batch.input_ids.device, scores_type(model), heads_per_key(model)),
         "attention_mask": NO_MASK,  # or transformers would make one
     }
     vocabulary = model_config(model).vocab_size

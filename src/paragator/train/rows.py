@@ -12,6 +12,9 @@ STAGES: tuple[Stage, Stage] = ("generate", "aggregate")
 LOGITS_AT_ONCE = 2**26
 """Most logits that exist at a time; more are computed in chunks from the hidden states, and again in the backward pass."""
 
+TOGETHER = 2**12
+"""Most prompt tokens that one attention call holds of several trees: only small trees gain by sharing one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Branch:
