@@ -51,8 +51,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()})
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        moved: dict[str, Any] = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in values}
+        return Batch(**moved)
 
 
 def collate(row: PackedRow) -> Batch:
