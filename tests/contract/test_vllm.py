@@ -24,7 +24,7 @@ from paragator.core.types import Prompt
 from paragator.engines.openai import OpenAIEngine
 from paragator.engines.sampling import Sampling
 from paragator.engines.spread import Spread
-from paragator.engines.vllm import VllmEngine, served, written
+from paragator.engines.vllm import VllmEngine, ended, environment, served, written
 from servers import VllmServer, running
 
 ROOT = Path(__file__).parents[2]
@@ -301,6 +301,25 @@ def alive(pid: int) -> bool:
     """Whether a process runs; one that ended and that nobody waited for does not."""
     state = Path(f"/proc/{pid}/stat")
     return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_the_compiler_is_off_below_a_folder_with_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's compiler writes the path into a command line that it splits at spaces."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    assert environment("/some folder/bin/python")["TORCHDYNAMO_DISABLE"] == "1"
+    assert "TORCHDYNAMO_DISABLE" not in environment("/folder/bin/python")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
+    assert environment("/some folder/bin/python")["TORCHDYNAMO_DISABLE"] == "0"
+
+
+def test_the_last_error_tells_more_than_the_last_line(tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    log.write_text("RuntimeError: the first\nsmall.module.OtherError: the cause\n  warnings.warn('leaked: 1')\n")
+    server = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    server.wait()
+    assert "ended with code 3 (small.module.OtherError: the cause)" in ended(server, log)
+    log.write_text("ready\n")
+    assert "(ready)" in ended(server, log)
 
 
 def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:
