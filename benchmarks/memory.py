@@ -177,7 +177,7 @@ def main() -> int:
         return 0
     found = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     print(f"{'case':<26} {'parameters':>11} {'estimated':>10} {'measured':>10}   off")
     for case in CASES:
         command = [sys.executable, __file__, "--one", case["name"]]
