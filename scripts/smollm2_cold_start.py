@@ -57,9 +57,8 @@ def main() -> int:
     steps = options.examples // BATCH
     config = config.model_copy(
         update={
-            "engine": config.engine.model_copy(
-                update={"rollout": "transformers"}
-            ),  # no correction for a sampler's weights
+            # no sampler whose weights would have to be corrected for
+            "engine": config.engine.model_copy(update={"rollout": "transformers"}),
             "optimizer": config.optimizer.model_copy(update=settings),
             "train": config.train.model_copy(update={"steps": steps}),
         }

@@ -219,21 +219,16 @@ def test_compare_draws_two_runs(cli: Cli, capsys: pytest.CaptureFixture[str]) ->
     assert run(["report", "runs/dr_grpo"]) == 0
 
 
+def warmup_file(folder: Path, steps: int, task: str) -> Path:
+    """A config of a tiny warm-up that writes to `folder`/model."""
+    path = folder / "warmup.toml"
+    sizes = "width = 32\nlayers = 1\ncontext = 160\nsolve_rows = 2\nreview_rows = 2\n"
+    path.write_text(f'output = "{folder}/model"\nsteps = {steps}\n{sizes}[task]\n{task}')
+    return path
+
+
 def test_warmup_writes_a_model_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "warmup.toml"
-    path.write_text(f"""
-output = "{tmp_path}/model"
-steps = 3
-width = 32
-layers = 1
-context = 160
-solve_rows = 2
-review_rows = 2
-[task]
-min_numbers = 2
-max_numbers = 3
-max_value = 4
-""")
+    path = warmup_file(tmp_path, 3, "min_numbers = 2\nmax_numbers = 3\nmax_value = 4\n")
     assert run(["warmup", str(path)]) == 0
     model, tokenizer = loading.load(ModelConfig(path=str(tmp_path / "model")))
     ids = tokenizer("1 2 -> 3\nsolve:", return_tensors="pt")["input_ids"]
@@ -246,20 +241,7 @@ max_value = 4
 
 
 def test_warmup_on_sums_knows_their_numbers(tmp_path: Path) -> None:
-    path = tmp_path / "warmup.toml"
-    path.write_text(f"""
-output = "{tmp_path}/model"
-steps = 1
-width = 32
-layers = 1
-solve_rows = 2
-review_rows = 2
-[task]
-name = "arithmetic"
-min_numbers = 3
-max_numbers = 3
-max_value = 20
-""")
+    path = warmup_file(tmp_path, 1, 'name = "arithmetic"\nmin_numbers = 3\nmax_numbers = 3\nmax_value = 20\n')
     assert run(["warmup", str(path)]) == 0
     _, tokenizer = loading.load(ModelConfig(path=str(tmp_path / "model")))
     text = "12 - 40 + 3\nsolve: 12 - 40 = -28 , -28 + 3 = -25"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paragator.core.credit import max_at_k, pass_at_1, pass_at_k
+from paragator.core.credit import max_at_k, outcome, pass_at_1, pass_at_k
 from paragator.core.errors import UsageError
 
 quick = settings(deadline=None, max_examples=80)
@@ -294,3 +294,11 @@ def test_reward_mean_warns_and_the_default_does_not() -> None:
 def test_wrong_input_says_what_and_what_to_do(call: Callable[[], object], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         call()
+
+
+def test_outcome_is_the_mean_over_the_pools_that_hold_a_candidate() -> None:
+    found = outcome(4, [(0, 1), (1, 2)], [[1, 0, None], [1, 1]])
+    assert found == [0.5, 0.75, 1.0, None]
+    assert outcome(2, [(0,)], [[None, None]]) == [None, None]
+    with pytest.raises(UsageError, match="reward nan"):
+        outcome(1, [(0,)], [[math.nan]])

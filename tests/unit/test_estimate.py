@@ -6,7 +6,7 @@ import pytest
 
 from paragator.config import Config, ModelConfig
 from paragator.core.errors import UsageError
-from paragator.train.estimate import HUB, Load, estimate, memory, shape_of, stages
+from paragator.train.estimate import HUB, MOST_TOKENS, Load, budget, estimate, memory, shape_of, stages, with_tokens
 
 
 def test_parameters_are_those_of_the_models() -> None:
@@ -37,3 +37,22 @@ def test_tokens_of_a_step_are_those_of_the_plan() -> None:
 def test_a_wrong_rate_is_refused() -> None:
     with pytest.raises(UsageError, match="flops"):
         estimate(Config(), bfloat16=False, cuda=False, rate=0)
+
+
+def test_a_pass_takes_the_tokens_that_half_of_the_memory_holds() -> None:
+    config = Config(model=ModelConfig(path="HuggingFaceTB/SmolLM2-135M-Instruct"))
+    shape = shape_of(config.model)
+
+    def chosen(free: float, cuda: bool = False) -> int:
+        return budget(config, shape, free, bfloat16=False, cuda=cuda)
+
+    assert (chosen(1e12), chosen(1e12, cuda=True)) == (MOST_TOKENS[False], MOST_TOKENS[True])
+    sizes = [chosen(free) for free in (1e9, 8e9, 12e9, 20e9, 40e9)]
+    assert sizes == sorted(sizes) and sizes[0] == 512 < sizes[2] < sizes[-1]
+    assert budget(with_tokens(config, 777), shape, 1e9, bfloat16=False, cuda=False) == 777
+
+
+def test_an_estimate_without_a_budget_is_that_of_the_largest_one() -> None:
+    free, fixed = Config(), with_tokens(Config(), MOST_TOKENS[True])
+    made = [estimate(c, bfloat16=True, cuda=True, rate=1e12) for c in (free, fixed)]
+    assert made[0] == made[1]

@@ -150,30 +150,21 @@ def mask_of(prompts: Tensor | None, length: int, longest: int, device: torch.dev
     return torch.cat([prompt, own.expand(count, -1, -1)], 2)[:, None]
 
 
-class Spread(torch.autograd.Function):
-    """x [T, ...] in its slots [M, ...]; both ways are gathers, as a token has one slot. Padding repeats some token."""
+class Gather(torch.autograd.Function):
+    """x[index] along the first axis, whose gradient is a gather too: `back` tells where in the result each row of x went.
+
+    `hidden` are the rows of x that nothing asks for. (index_select alone adds gradients up, row by row.)
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: Layout) -> Tensor:
-        ctx.plan = plan
-        return x.index_select(0, plan.token)
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor, hidden: Tensor | None) -> Tensor:
+        ctx.back, ctx.hidden = back, hidden
+        return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.index_select(0, ctx.plan.slot), None
-
-
-class Collect(torch.autograd.Function):
-    """y [M, ...] back in the row's order [T, ...]; padding gets no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, plan: Layout) -> Tensor:
-        ctx.plan = plan
-        return y.index_select(0, plan.slot)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.index_select(0, ctx.plan.token).masked_fill_(ctx.plan.padding, 0), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        found = grad.index_select(0, ctx.back)
+        return found if ctx.hidden is None else found.masked_fill_(ctx.hidden, 0), None, None, None
 
 
 def tree_attention(
@@ -199,7 +190,7 @@ def tree_attention(
     tokens = query.shape[2]
     sizes = [t.shape[1] * t.shape[3] for t in (query, key, value)]
     row = torch.cat([t[0].transpose(0, 1).reshape(tokens, -1) for t in (query, key, value)], 1)
-    queries, keys, values = Spread.apply(row, layout).split(sizes, 1)
+    queries, keys, values = Gather.apply(row, layout.token, layout.slot, None).split(sizes, 1)
     heads, groups, width = query.shape[1], key.shape[1], query.shape[3]
     options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling}
 
@@ -228,7 +219,8 @@ def tree_attention(
                 found = found.view(len(part.tree), heads, part.length, width)
             out.append(found.transpose(1, 2).reshape(-1, heads * width))
             at += len(part.tree) * part.length
-    return Collect.apply(torch.cat(out), layout).view(1, tokens, heads, width), None
+    found = Gather.apply(torch.cat(out), layout.slot, layout.token, layout.padding)
+    return found.view(1, tokens, heads, width), None
 
 
 def repeated(prompts: Tensor, tree: Tensor) -> Tensor:

@@ -288,18 +288,23 @@ def stages(config: Config, *, prompt: int = PROMPT_TOKENS, fill: float = 1.0) ->
     return out
 
 
+def with_tokens(config: Config, tokens: int) -> Config:
+    """The config with that many `train.batch_tokens`."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"batch_tokens": tokens})})
+
+
 def budget(config: Config, shape: Shape, free: float, *, bfloat16: bool, cuda: bool) -> int:
     """`train.batch_tokens`; where it is not set, the power of two whose pass half of `free` bytes hold.
 
     `free` is what the weights leave; gradients and moments come out of it as well.
     """
-    tokens = config.train.batch_tokens or MOST_TOKENS[cuda]
     if config.train.batch_tokens:
-        return tokens
+        return config.train.batch_tokens
+    tokens = MOST_TOKENS[cuda]
 
     def needs(tokens: int) -> float:
-        chosen = config.model_copy(update={"train": config.train.model_copy(update={"batch_tokens": tokens})})
-        found = [memory_of(config, shape, work, tokens, bfloat16, cuda) for work in stages(chosen) if work.trained]
+        works = stages(with_tokens(config, tokens))
+        found = [memory_of(config, shape, work, tokens, bfloat16, cuda) for work in works if work.trained]
         return max((m.activations + m.working + m.gradients + m.optimiser for m in found), default=0.0)
 
     while tokens > 512 and needs(tokens) > free / 2:
@@ -360,12 +365,13 @@ def estimate(
 ) -> dict[str, Any]:
     """Everything that `paragator doctor --config` prints, as plain numbers: bytes, tokens, FLOPs and seconds.
 
-    `rate` in FLOP/s; `prompt` tokens of a problem; `fill` is the mean completion length over the longest.
+    `rate` in FLOP/s; `prompt` tokens of a problem; `fill` is the mean completion length over the longest. Without
+    `train.batch_tokens` it is the most that training would choose.
     """
     tokens = config.train.batch_tokens or MOST_TOKENS[cuda]
     if rate <= 0 or not 0 < fill <= 1 or prompt < 1:
         raise UsageError(f"flops = {rate}, fill = {fill}, prompt = {prompt}: use flops > 0, 0 < fill <= 1, prompt >= 1")
-    shape = shape_of(config.model)
+    shape, config = shape_of(config.model), with_tokens(config, tokens)
     full = stages(config, prompt=prompt)
     found = [memory_of(config, shape, work, tokens, bfloat16, cuda) for work in full if work.trained]
     works = stages(config, prompt=prompt, fill=fill)

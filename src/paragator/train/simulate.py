@@ -16,7 +16,7 @@ from typing import Any
 from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.types import Stage
-from paragator.train.estimate import FLOAT, Shape, budget, memory_of, pass_flops, passes, stages
+from paragator.train.estimate import FLOAT, Shape, budget, memory_of, pass_flops, passes, stages, with_tokens
 from paragator.train.hardware import Cost, Efficiency, Hardware
 from paragator.train.lengths import Lengths
 from paragator.train.methods import METHODS
@@ -106,8 +106,7 @@ def plan(
         )
     h = cluster.hardware
     tokens = budget(config, shape, h.memory_bytes / 2, bfloat16=h.value_bytes < FLOAT, cuda=True)
-    train = config.train.model_copy(update={"batch_tokens": tokens})
-    workload = replace(workload, config=config.model_copy(update={"train": train}))
+    workload = replace(workload, config=with_tokens(config, tokens))
     room = room_of(workload, shape, cluster)
     drawn = [groups_of(workload, Random(f"{seed}:{i}")) for i in range(draws)]
     steps = workload.config.train.steps
