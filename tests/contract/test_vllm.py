@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from paragator.cli.rollouts import rollouts
+from paragator.config import Config, validate
 from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Prompt
 from paragator.engines.openai import OpenAIEngine
@@ -372,3 +374,33 @@ def test_real_vllm_samples_from_the_published_weights(tmp_path: Path) -> None:
 
     assert asyncio.run(trial()) < 1e-3
     shutil.rmtree(tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"), [([], "bfloat16"), (["--dtype=float32"], None), (["--dtype", "half"], None)]
+)
+def test_a_server_of_ones_own_has_the_trainers_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], dtype: str | None
+) -> None:
+    """Unless its arguments say another."""
+    seen: list[str] = []
+
+    @asynccontextmanager
+    async def stop_here(python: str, model: Path, log: Path, arguments: Sequence[str]) -> AsyncIterator[str]:
+        seen.extend(arguments)
+        raise RunError("seen")
+        yield ""
+
+    class Stub:
+        precision = "bfloat16"
+        export = staticmethod(exported)
+
+    async def begin() -> None:
+        engine = {"rollout": "vllm", "launch": True, "vllm_arguments": given}
+        async with rollouts(validate(Config, {"engine": engine}), Stub(), tmp_path, lambda line: None):  # type: ignore[arg-type]
+            pass
+
+    monkeypatch.setattr("paragator.cli.rollouts.served", stop_here)
+    with pytest.raises(RunError, match="seen"):
+        asyncio.run(begin())
+    assert seen == given + (["--dtype", dtype] if dtype else [])
