@@ -10,10 +10,20 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    MistralConfig,
+    OPTConfig,
+    Qwen3Config,
+)
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt
-from paragator.engines.generation import Row, batches, draw
+from paragator.engines import generation
+from paragator.engines.generation import Branched, Row, batches, draw
 from paragator.engines.sampling import Sampling
 from paragator.engines.scripted import Scripted
 from paragator.engines.transformers import TransformersEngine
@@ -101,25 +111,63 @@ def test_logprobs_equal_a_plain_forward_pass(make_engine, model, ask, temperatur
             torch.testing.assert_close(torch.tensor(out.logprobs), expected, atol=1e-4, rtol=0)
 
 
+def one_row_at_a_time(model, prompt_ids, seed, index):
+    """The slow oracle: one row's token ids, drawn from a plain forward pass over all of it for every token."""
+    rng, ids = random.Random(f"{seed}:{index}"), list(prompt_ids)
+    for _ in range(12):
+        probs = torch.softmax(full_logits(model, ids)[-1].double(), -1).tolist()
+        u, mass, token = rng.random() * math.fsum(probs), 0.0, -1
+        while mass <= u:
+            token += 1
+            mass += probs[token]
+        ids.append(token)
+        if token == 2:
+            break
+    return ids[len(prompt_ids) :]
+
+
+REQUESTS = ((LONG, 3, 11), (SHORT, 6, 12), (MIDDLE, 6, 13), (SHORT, 2, 14))
+
+
 @pytest.mark.parametrize("max_batch_tokens", [32_768, 100, 1])
 def test_equal_to_sampling_one_row_at_a_time_without_a_cache(make_engine, model, ask, max_batch_tokens):
-    groups = ask(make_engine(max_batch_tokens), (LONG, 3, 11), (SHORT, 6, 12), (MIDDLE, 6, 13), (SHORT, 2, 14))
     ended = set()
-    for group, seed in zip(groups, (11, 12, 13, 14), strict=True):
+    for group, (_, _, seed) in zip(ask(make_engine(max_batch_tokens), *REQUESTS), REQUESTS, strict=True):
         for index, out in enumerate(group.completions):
-            rng, ids = random.Random(f"{seed}:{index}"), list(group.prompt_ids)
-            for _ in range(12):
-                probs = torch.softmax(full_logits(model, ids)[-1].double(), -1).tolist()
-                u, mass, token = rng.random() * math.fsum(probs), 0.0, -1
-                while mass <= u:
-                    token += 1
-                    mass += probs[token]
-                ids.append(token)
-                if token == 2:
-                    break
-            assert list(out.token_ids) == ids[len(group.prompt_ids) :]
+            assert list(out.token_ids) == one_row_at_a_time(model, group.prompt_ids, seed, index)
             ended.add(len(out.token_ids))
     assert len(ended) > 3  # rows ended at different steps, so finished ones left the batch
+
+
+KINDS = {
+    "qwen3": (Qwen3Config, {"head_dim": 16, "num_key_value_heads": 1}, True),
+    "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}, True),
+    "gpt_neox": (GPTNeoXConfig, {}, True),
+    "opt": (OPTConfig, {"ffn_dim": 64, "word_embed_proj_dim": 32}, True),
+    "mistral": (MistralConfig, {"num_key_value_heads": 1, "sliding_window": 4}, False),
+    "gemma2": (Gemma2Config, {"head_dim": 16, "num_key_value_heads": 1, "sliding_window": 4}, False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_models_share_prompts_where_they_can_and_sample_right_in_any_case(kind, tokenizer, ask, monkeypatch):
+    settings, more, shares = KINDS[kind]
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {} if kind == "gpt2" else {**shape, "max_position_embeddings": 64}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    std = "init_std" if kind == "opt" else "initializer_range"
+    config = settings(vocab_size=len(tokenizer), **{std: 0.3}, **shape, **ids, **more)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    before, made = model.config._attn_implementation, []
+    monkeypatch.setattr(generation, "Branched", lambda *args: made.append(args) or Branched(*args))
+    engine = TransformersEngine(model, tokenizer, sampling={"generate": Sampling(max_tokens=12)})
+    for group, (_, _, seed) in zip(ask(engine, *REQUESTS), REQUESTS, strict=True):
+        for index, out in enumerate(group.completions):
+            assert list(out.token_ids) == one_row_at_a_time(model, group.prompt_ids, seed, index)
+    engine.close()
+    assert bool(made) == shares
+    assert model.config._attn_implementation == before
 
 
 def test_frequencies_match_the_distribution():

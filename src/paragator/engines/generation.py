@@ -2,8 +2,8 @@
 
 What differs from `model.generate`: siblings share one prefill; every row draws from its own named stream, so what else
 is in the batch cannot change it (apart from float rounding); the log-probabilities are those that were sampled from;
-finished rows leave the batch; keys and values are appended in place (the stock cache copies itself for each token,
-which was two thirds of the time for a small model on a CPU).
+finished rows leave the batch; siblings share their prompt's keys and values, and add theirs in place (branching.py; the
+stock cache holds a copy of the prompt for each row and copies itself for each token).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
+from paragator.engines.branching import NO_MASK, Branches, attending, can_branch
+from paragator.engines.products import narrow_products
 from paragator.engines.sampling import Sampling
 
 COMPACT_BELOW = 0.75
@@ -61,7 +62,7 @@ def sample_rows(
     model.eval()
     try:
         # Not inference_mode: buffers that a model updates in its forward pass must stay usable by autograd.
-        with torch.no_grad():
+        with torch.no_grad(), narrow_products(model):
             for batch in batches(rows, sampling.max_tokens, max_batch_tokens):
                 sampled = sample_batch(model, [rows[i] for i in batch], sampling, eos_ids, device, cancelled)
                 results.update(zip(batch, sampled, strict=True))
@@ -104,8 +105,7 @@ def sample_batch(
     logprobs = torch.zeros(count, max_tokens, device=device)
     alive = torch.arange(count, device=device)  # the rows that the cache still holds
     unfinished = torch.ones(count, dtype=torch.bool, device=device)  # of those
-    logits, cache, mask, position = prefill(model, rows, max_tokens, device)
-    width = mask.shape[1] - max_tokens
+    logits, following = prefill(model, rows, max_tokens, device)
     for step in range(max_tokens):
         if cancelled():
             raise InterruptedError("every request of the batch was cancelled")
@@ -118,27 +118,14 @@ def sample_batch(
             break
         if left < COMPACT_BELOW * len(alive):
             keep = unfinished.nonzero().squeeze(1)
-            cache.reorder_cache(keep)
-            alive, token, mask, position, unfinished = (x[keep] for x in (alive, token, mask, position, unfinished))
-        output = model(
-            input_ids=token[:, None],
-            attention_mask=mask[:, : width + step + 1],
-            position_ids=position + step,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = output.logits[:, -1]
+            following.keep(keep)
+            alive, token, unfinished = (x[keep] for x in (alive, token, unfinished))
+        logits = following(token, step)
     return cut(tokens, logprobs, eos)
 
 
-def prefill(
-    model: Any, rows: Sequence[Row], max_tokens: int, device: torch.device
-) -> tuple[Tensor, Any, Tensor, Tensor]:
-    """Run each distinct prompt once, padded on the left, and branch the result to its rows.
-
-    Returns the next token's logits [B, V], the cache, the attention mask [B, longest prompt + max_tokens] with the
-    columns of tokens to come already set, and the next token's position [B, 1].
-    """
+def prefill(model: Any, rows: Sequence[Row], max_tokens: int, device: torch.device) -> tuple[Tensor, Branched | Copied]:
+    """Run each distinct prompt once, padded on the left: the rows' first logits [B, V], and how to get the next ones."""
     index: dict[tuple[int, ...], int] = {}
     for row in rows:
         index.setdefault(row.prompt_ids, len(index))
@@ -155,46 +142,67 @@ def prefill(
         use_cache=True,
         logits_to_keep=1,
     )
-    branch = torch.tensor([index[row.prompt_ids] for row in rows], device=device)
-    cache = output.past_key_values
-    cache.reorder_cache(branch)  # unlike batch_select_indices, linear-attention layers have it too
-    cache.layers = [RoomyLayer(x, max_tokens) if type(x) is DynamicLayer else x for x in cache.layers]
-    return output.logits[branch, -1], cache, mask[branch], (width - first)[branch]
+    prompt = torch.tensor([index[row.prompt_ids] for row in rows], device=device)
+    cache, position = output.past_key_values, (width - first)[prompt]
+    following: Branched | Copied
+    if can_branch(model, cache):
+        following = Branched(model, Branches(cache, prompt, mask[:, :width] == 0, max_tokens), position)
+    else:
+        cache.reorder_cache(prompt)  # unlike batch_select_indices, linear-attention layers have it too
+        following = Copied(model, cache, mask[prompt], width, position)
+    return output.logits[prompt, -1], following
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values [B, heads, length, dim] of one layer, as views of buffers with room for the tokens to come."""
+@dataclass(slots=True)
+class Branched:
+    """The next logits [B, V] of rows that share their prompts' keys and values; position [B, 1] is of the first token."""
 
-    def __init__(self, filled: DynamicLayer, room: int) -> None:
-        super().__init__()
-        keys, values = filled.keys, filled.values
-        assert keys is not None and values is not None, "a prefilled layer has keys and values"
-        self.lazy_initialization(keys, values)
-        self.length = keys.shape[-2]
-        self.key_buffer, self.value_buffer = with_room(keys, room), with_room(values, room)
-        self.show()
+    model: Any
+    branches: Branches
+    position: Tensor
 
-    def show(self) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = self.key_buffer[:, :, : self.length], self.value_buffer[:, :, : self.length]
-        return self.keys, self.values
+    def __call__(self, token: Tensor, step: int) -> Tensor:
+        with attending(self.model):
+            output = self.model(
+                input_ids=token[:, None],
+                attention_mask=NO_MASK,
+                position_ids=self.position + step,
+                past_key_values=self.branches.cache,
+                use_cache=True,
+                branches=self.branches,
+            )
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        self.key_buffer[:, :, start : self.length] = key_states
-        self.value_buffer[:, :, start : self.length] = value_states
-        return self.show()
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.key_buffer, self.value_buffer = self.key_buffer[beam_idx], self.value_buffer[beam_idx]
-        self.show()
+    def keep(self, rows: Tensor) -> None:
+        self.branches.keep(rows)
+        self.position = self.position[rows]
 
 
-def with_room(states: Tensor, room: int) -> Tensor:
-    """A copy of states [B, heads, length, dim] with `room` more columns, not yet set."""
-    batch, heads, length, dim = states.shape
-    buffer = states.new_empty(batch, heads, length + room, dim)
-    buffer[:, :, :length] = states
-    return buffer
+@dataclass(slots=True)
+class Copied:
+    """The same with a stock cache that holds a copy of its prompt for each row, for models that cannot share."""
+
+    model: Any
+    cache: Any
+    mask: Tensor
+    width: int
+    position: Tensor
+
+    def __call__(self, token: Tensor, step: int) -> Tensor:
+        output = self.model(
+            input_ids=token[:, None],
+            attention_mask=self.mask[:, : self.width + step + 1],
+            position_ids=self.position + step,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.reorder_cache(rows)
+        self.mask, self.position = self.mask[rows], self.position[rows]
 
 
 def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

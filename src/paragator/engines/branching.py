@@ -1,0 +1,160 @@
+"""Decoding for rows that share prompts: a prompt's keys and values are stored once and read once for all of its rows.
+
+A row's keys are its prompt's and its own. Scores against a prompt are one product for all rows of it; the softmax goes
+over both parts together, so the result is plain attention. Per token it reads (prompts x their length + rows x what they
+have sampled) keys, where a cache of whole rows reads rows x (prompt + sampled).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.cache_utils import DynamicLayer
+
+from paragator.core.errors import UsageError
+
+NAME = "paragator_branches"
+"""As transformers' attn_implementation, while rows are decoded."""
+NO_MASK = torch.zeros(1, 1, 1, 0)
+"""Given as a mask, transformers passes it on and makes none; `branch_attention` has its own."""
+DROP_BELOW = 0.75
+"""Prompts without rows are dropped once fewer than this share of the stored prompts has any."""
+
+
+class BranchedLayer(DynamicLayer):
+    """One layer's keys and values: of the prompts [P, K, W, D], and of what the rows sampled, [B, K, at most `room`, D]."""
+
+    def __init__(self, filled: DynamicLayer, rows: int, room: int) -> None:
+        super().__init__()
+        keys, values = filled.keys, filled.values
+        assert keys is not None and values is not None, "a prefilled layer has keys and values"
+        self.lazy_initialization(keys, values)
+        self.prompt_keys, self.prompt_values = keys, values
+        self.buffers = tuple(x.new_empty(rows, x.shape[1], room, x.shape[3]) for x in (keys, values))
+        self.length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append in place; the rows' own keys and values so far."""
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start : self.length] = states
+        own_keys, own_values = (buffer[:, :, : self.length] for buffer in self.buffers)
+        return own_keys, own_values
+
+    def get_seq_length(self) -> int:
+        return self.prompt_keys.shape[-2] + self.length
+
+    def keep(self, rows: Tensor, prompts: Tensor | None) -> None:
+        self.buffers = tuple(buffer[rows] for buffer in self.buffers)
+        if prompts is not None:
+            self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
+
+
+class Branches:
+    """Which of P stored prompts each of B rows continues, and a cache in which only the rows grow.
+
+    cache   as the prefill of the prompts left it; its layers are replaced
+    prompt  [B] each row's prompt; rows of one prompt stand together, in the prompts' order
+    padded  [P, W] True where a prompt is padding
+    room    how many tokens a row may add
+    """
+
+    def __init__(self, cache: Any, prompt: Tensor, padded: Tensor, room: int) -> None:
+        self.cache = cache
+        self.cache.layers = [BranchedLayer(layer, len(prompt), room) for layer in cache.layers]
+        self.prompt, self.padded = prompt, padded
+        self.arrange()
+
+    def arrange(self) -> None:
+        """Give each row a place in a grid of P prompts by n rows, n being the most rows of a prompt."""
+        prompts, counts = len(self.padded), torch.bincount(self.prompt, minlength=len(self.padded))
+        self.width = int(counts.max())
+        first = (counts.cumsum(0) - counts)[self.prompt]
+        rows = torch.arange(len(self.prompt), device=self.prompt.device)
+        self.place = self.prompt * self.width + rows - first
+        self.row = torch.zeros(prompts * self.width, dtype=torch.long, device=rows.device)
+        self.row[self.place] = rows
+        self.full = len(rows) == len(self.row)
+        self.mask = self.padded[:, None, None] if bool(self.padded.any()) else None
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [at most B], in order."""
+        self.prompt = self.prompt[rows]
+        used, prompt = self.prompt.unique(return_inverse=True)
+        drop = len(used) < DROP_BELOW * len(self.padded)
+        for layer in self.cache.layers:
+            layer.keep(rows, used if drop else None)
+        if drop:
+            self.prompt, self.padded = prompt, self.padded[used]
+        self.arrange()
+
+    def by_prompt(self, x: Tensor) -> Tensor:
+        """[B, K, G, X] of the rows as [P, K, n G, X]; where a prompt has fewer than n rows, some row stands in."""
+        placed = x if self.full else x.index_select(0, self.row)
+        return placed.view(len(self.padded), self.width, *x.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+    def by_row(self, x: Tensor) -> Tensor:
+        """The inverse of `by_prompt`."""
+        split = x.unflatten(2, (self.width, -1)).transpose(1, 2).flatten(0, 1)
+        return split if self.full else split.index_select(0, self.place)
+
+
+def can_branch(model: Any, cache: Any) -> bool:
+    """Whether this model attends in every layer, to everything, through transformers' attention interface, by plain scores."""
+    config = model.config.get_text_config()
+    return (
+        bool(getattr(model, "_supports_attention_backend", False))
+        and getattr(config, "attn_logit_softcapping", None) is None
+        and all(type(layer) is DynamicLayer for layer in cache.layers)
+    )
+
+
+@contextmanager
+def attending(model: Any) -> Iterator[None]:
+    """`branch_attention` in all layers of `model`."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def branch_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    branches: Branches | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """query [B, H, 1, D], the rows' own key and value [B, K, t, D]: attention to prompt and own, [B, 1, H, D].
+
+    The signature is transformers' attention interface's.
+    """
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if more.get(name) is not None]
+    if branches is None or unknown:
+        raise UsageError(f"attention with {unknown or 'other arguments'} cannot be sampled in process: use vLLM")
+    layer = branches.cache.layers[module.layer_idx]
+    rows, heads, _, size = query.shape
+    q = query.reshape(rows, key.shape[1], -1, size) * (size**-0.5 if scaling is None else scaling)
+    to_prompt = branches.by_prompt(q) @ layer.prompt_keys.transpose(-1, -2)
+    if branches.mask is not None:
+        to_prompt = to_prompt.masked_fill(branches.mask, -torch.inf)
+    scores = torch.cat([branches.by_row(to_prompt), q @ key.transpose(-1, -2)], -1)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    of_prompt, of_own = weights.split([to_prompt.shape[-1], key.shape[2]], -1)
+    found = branches.by_row(branches.by_prompt(of_prompt) @ layer.prompt_values) + of_own @ value
+    return found.reshape(rows, 1, heads, size), None
+
+
+AttentionInterface.register(NAME, branch_attention)

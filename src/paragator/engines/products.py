@@ -1,0 +1,52 @@
+"""Products of weights and few rows on a CPU, as decoding makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+FEWEST, MOST = 2, 32
+"""Rows for which the product is turned round."""
+
+
+@contextmanager
+def narrow_products(model: Any) -> Iterator[None]:
+    """Linear layers of `model` compute W x' for x W' where x has few rows.
+
+    The library that torch uses on CPUs shares x W' out to threads by the rows of x, of which decoding has a handful; W x' by
+    those of W. With two threads and 8 rows that is 2 to 3 times as fast for a large W. Nothing changes with one thread, nor
+    for weights other than float32 on a CPU.
+    """
+    layers = [m for m in model.modules() if is_plain(m)] if torch.get_num_threads() > 1 else []
+    for layer in layers:
+        layer.forward = partial(narrow, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def is_plain(module: Any) -> bool:
+    """Whether this is torch's own linear layer with float32 weights on the CPU, and nobody else replaced its forward."""
+    return (
+        type(module) is nn.Linear
+        and module.weight.device.type == "cpu"
+        and module.weight.dtype == torch.float32
+        and "forward" not in vars(module)
+    )
+
+
+def narrow(layer: nn.Linear, x: Tensor) -> Tensor:
+    """layer(x), for x [..., in], by the product that is faster."""
+    rows = x.reshape(-1, x.shape[-1])
+    if not FEWEST <= len(rows) <= MOST:
+        return functional.linear(x, layer.weight, layer.bias)
+    out = layer.weight @ rows.t() if layer.bias is None else torch.addmm(layer.bias[:, None], layer.weight, rows.t())
+    return out.t().reshape(*x.shape[:-1], -1)
