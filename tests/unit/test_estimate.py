@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from paragator.config import Config, ModelConfig
 from paragator.core.errors import UsageError
 from paragator.train.estimate import HUB, MOST_TOKENS, Load, budget, estimate, memory, shape_of, stages, with_tokens
+from paragator.train.hardware import free_memory
 
 
 def test_parameters_are_those_of_the_models() -> None:
@@ -56,3 +59,21 @@ def test_an_estimate_without_a_budget_is_that_of_the_largest_one() -> None:
     free, fixed = Config(), with_tokens(Config(), MOST_TOKENS[True])
     made = [estimate(c, bfloat16=True, cuda=True, rate=1e12) for c in (free, fixed)]
     assert made[0] == made[1]
+
+
+LIMITS = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+
+
+@pytest.mark.parametrize("folder", LIMITS)
+def test_free_memory_is_what_a_containers_limit_leaves(folder: str, tmp_path: Path) -> None:
+    assert free_memory(tmp_path) > 0  # no control group: the machine's
+    (tmp_path / folder).mkdir(exist_ok=True)
+    limit, used = LIMITS[folder]
+    for name, text in ((used, "700000"), ("memory.stat", "anon 5\ninactive_file 200000\n"), (limit, "1000000")):
+        (tmp_path / folder / name).write_text(text)
+    assert free_memory(tmp_path) == 500_000
+    (tmp_path / folder / limit).write_text("max")
+    assert free_memory(tmp_path) > 500_000
+    (tmp_path / folder / limit).write_text("600000")
+    (tmp_path / folder / "memory.stat").write_text("inactive_file 0\n")
+    assert free_memory(tmp_path) == 0

@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from paragator.core.errors import UsageError
 from paragator.train.estimate import Shape, pass_flops
@@ -80,6 +83,22 @@ class Efficiency:
     """To grade one solution."""
     graders: float = 16
     """Solutions graded at once."""
+
+
+def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that this process may still take: what the machine has free or, if that is less, what a container's limit leaves."""
+    left = [psutil.virtual_memory().available]
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = (int((groups / name).read_text()) for name in (limit, used))
+            stat = dict(line.split() for line in (groups / limit).with_name("memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such control group, or no limit ("max")
+            continue
+        left.append(most - now + int(stat.get("inactive_file", 0)))  # files that were read can be dropped
+    return max(0, min(left))
 
 
 def assumed(hardware: Hardware, efficiency: Efficiency, settings: Sequence[str]) -> tuple[Hardware, Efficiency]:

@@ -10,13 +10,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from accelerate import Accelerator
 
 from paragator.config import Config, OptimizerConfig
 from paragator.core.errors import UsageError
 from paragator.train import checkpoint, estimate, objective
+from paragator.train.hardware import free_memory
 from paragator.train.packed import Batch, collate, log_probs
 from paragator.train.rows import STAGES, Tree, pack
 
@@ -149,7 +149,7 @@ def budget_on(device: torch.device, sizes: Any, config: Config, bfloat16: bool) 
         shape = estimate.from_json(sizes.get_text_config().to_dict(), config.model.path)
     except UsageError:
         return config.train.batch_tokens or estimate.MOST_TOKENS[False]
-    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if cuda else free_memory()
     return estimate.budget(config, shape, free, bfloat16=bfloat16, cuda=cuda)
 
 
