@@ -34,12 +34,14 @@ Shape = tuple[int, Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """B branches of similar length, padded to L; tree [B] says which of the call's prompts is whose.
+    """B branches of similar length, padded to L, in the order of the call's prompts, of which each has counts[r].
 
+    tree [B] says which prompt is whose;
     prompts [B] are the prompts' lengths; None where none is padded. mask is made by `Layout.ready`.
     """
 
     length: int
+    counts: tuple[int, ...]
     tree: Tensor
     prompts: Tensor | None
     mask: Tensor | None = None
@@ -82,7 +84,7 @@ class Layout:
             else:
                 sizes = None if part.prompts is None else part.prompts.to(device)
                 mask = mask_of(sizes, prompt, part.length, device, dtype).repeat(1, 1, heads_per_key, 1)
-            return Branches(part.length, part.tree.to(device), part.prompts, mask)
+            return Branches(part.length, part.counts, part.tree.to(device), part.prompts, mask)
 
         calls = tuple(Call(c.count, c.length, tuple(made(b, c.length) for b in c.branches)) for c in self.calls)
         return Layout(calls, self.token.to(device), self.padding.to(device), self.slot.to(device))
@@ -109,10 +111,12 @@ def layout(trees: Sequence[Shape]) -> Layout:
         parts = []
         for members in alike([size for _, size in ends], together=len(ends)):
             longest = max(ends[b][1] for b in members)
+            members.sort()
             token += [padded(*ends[b], longest) for b in members]
             tree = torch.tensor([owners[b] for b in members])
+            counts = tuple(torch.bincount(tree, minlength=len(group)).tolist())
             prompts = None if even else torch.tensor([trees[group[owners[b]]][0] for b in members])
-            parts.append(Branches(longest, tree, prompts))
+            parts.append(Branches(longest, counts, tree, prompts))
         calls.append(Call(len(group), length, tuple(parts)))
     slots = torch.cat(token)
     slot = torch.empty(at, dtype=torch.long)
@@ -208,7 +212,7 @@ def tree_attention(
         for part in call.branches:
             shape = (len(part.tree), part.length)
             k2, v2 = (
-                torch.cat([repeated(shared, part.tree), slots(own, at, *shape)], 2)
+                torch.cat([repeated(shared, part), slots(own, at, *shape)], 2)
                 for shared, own in ((k, keys), (v, values))
             )
             q, mask = slots(queries, at, *shape), part.mask
@@ -223,9 +227,28 @@ def tree_attention(
     return found.view(1, tokens, heads, width), None
 
 
-def repeated(prompts: Tensor, tree: Tensor) -> Tensor:
+class Repeat(torch.autograd.Function):
+    """x[tree] along the first axis, for counts[r] neighbours of each r.
+
+    index_select's own backward is 10 times as slow where gradients are views, as those of attention are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tree: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.counts = counts
+        return x.index_select(0, tree)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return torch.stack([part.sum(0) for part in grad.split(ctx.counts)]), None, None
+
+
+def repeated(prompts: Tensor, part: Branches) -> Tensor:
     """prompts [R, K, P, D] as [B, K, P, D], each branch's own; a single one is not copied, and its gradients add up fast."""
-    return prompts.expand(len(tree), -1, -1, -1) if len(prompts) == 1 else prompts.index_select(0, tree)
+    if len(prompts) == 1:
+        return prompts.expand(len(part.tree), -1, -1, -1)
+    out: Tensor = Repeat.apply(prompts, part.tree, part.counts)
+    return out
 
 
 attend = functional.scaled_dot_product_attention
