@@ -15,6 +15,7 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
+    LlamaConfig,
     MistralConfig,
     OPTConfig,
     Qwen3Config,
@@ -24,6 +25,7 @@ from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt
 from paragator.engines import generation
 from paragator.engines.generation import Branched, Row, batches, draw
+from paragator.engines.loading import add_lora
 from paragator.engines.sampling import Sampling
 from paragator.engines.scripted import Scripted
 from paragator.engines.transformers import TransformersEngine
@@ -141,6 +143,7 @@ def test_equal_to_sampling_one_row_at_a_time_without_a_cache(make_engine, model,
 
 KINDS = {
     "qwen3": (Qwen3Config, {"head_dim": 16, "num_key_value_heads": 1}, True),
+    "llama with adapters": (LlamaConfig, {"num_key_value_heads": 1}, True),
     "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}, True),
     "gpt_neox": (GPTNeoXConfig, {}, True),
     "opt": (OPTConfig, {"ffn_dim": 64, "word_embed_proj_dim": 32}, True),
@@ -159,6 +162,7 @@ def test_kinds_of_models_share_prompts_where_they_can_and_sample_right_in_any_ca
     std = "init_std" if kind == "opt" else "initializer_range"
     config = settings(vocab_size=len(tokenizer), **{std: 0.3}, **shape, **ids, **more)
     model = AutoModelForCausalLM.from_config(config).eval()
+    model = add_lora(model, 2) if "adapters" in kind else model
     before, made = model.config._attn_implementation, []
     monkeypatch.setattr(generation, "Branched", lambda *args: made.append(args) or Branched(*args))
     engine = TransformersEngine(model, tokenizer, sampling={"generate": Sampling(max_tokens=12)})

@@ -32,3 +32,11 @@ def test_layers_are_turned_round_inside_only_and_others_are_left_alone():
             assert "forward" not in vars(model[0])
     finally:
         torch.set_num_threads(threads)
+
+
+def test_under_autocast_a_layer_is_as_it_is():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(37, 53), torch.randn(8, 37)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = narrow(layer, x), layer(x)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
