@@ -14,6 +14,7 @@ from torch import Tensor
 transformers = pytest.importorskip("transformers")
 
 from paragator.core.errors import DataError, UsageError  # noqa: E402
+from paragator.engines.branching import NO_MASK  # noqa: E402
 from paragator.train import attention, packed  # noqa: E402
 from paragator.train.attention import layout  # noqa: E402
 from paragator.train.packed import Batch, collate, log_probs, padded_log_probs  # noqa: E402
@@ -209,7 +210,7 @@ def test_an_attention_that_is_not_given_the_layout_is_an_error() -> None:
     model = toy()
     model.config._attn_implementation = attention.NAME
     with pytest.raises(RuntimeError):  # never quietly the wrong attention
-        model(input_ids=torch.arange(4)[None], attention_mask=attention.NO_MASK, use_cache=False)
+        model(input_ids=torch.arange(4)[None], attention_mask=NO_MASK, use_cache=False)
 
 
 def test_batch_carries_what_the_engine_sampled() -> None:

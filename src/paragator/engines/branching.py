@@ -7,7 +7,7 @@ have sampled) keys, where a cache of whole rows reads rows x (prompt + sampled).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from paragator.core.errors import UsageError
 NAME = "paragator_branches"
 """As transformers' attn_implementation, while rows are decoded."""
 NO_MASK = torch.zeros(1, 1, 1, 0)
-"""Given as a mask, transformers passes it on and makes none; `branch_attention` has its own."""
+"""Given as a mask, transformers passes it on and makes none; nothing can attend with it but what brings its own."""
 DROP_BELOW = 0.75
 """Prompts without rows are dropped once fewer than this share of the stored prompts has any."""
 
@@ -126,6 +126,13 @@ def attending(model: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
+def check_plain(more: Mapping[str, Any]) -> None:
+    """UsageError for scores that are more than products of queries and keys; `more` is what a model gives its attention."""
+    for name in ("softcap", "s_aux", "position_bias"):
+        if more.get(name) is not None:
+            raise UsageError(f"attention with {name} cannot share prompts: use a model with plain attention")
+
+
 def branch_attention(
     module: Any,
     query: Tensor,
@@ -141,9 +148,9 @@ def branch_attention(
 
     The signature is transformers' attention interface's.
     """
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if more.get(name) is not None]
-    if branches is None or unknown:
-        raise UsageError(f"attention with {unknown or 'other arguments'} cannot be sampled in process: use vLLM")
+    check_plain(more)
+    if branches is None:
+        raise UsageError("the model keeps arguments from its attention, so it cannot be sampled in process: use vLLM")
     layer = branches.cache.layers[module.layer_idx]
     rows, heads, _, size = query.shape
     q = query.reshape(rows, key.shape[1], -1, size) * (size**-0.5 if scaling is None else scaling)

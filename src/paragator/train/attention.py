@@ -19,13 +19,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from paragator.core.errors import UsageError
+from paragator.engines.branching import check_plain
 from paragator.train.rows import TOGETHER
 
 NAME = "paragator_tree"
 """As transformers' attn_implementation: with a layout this module's attention, without one exactly sdpa."""
-NO_MASK = torch.zeros(1, 1, 1, 0)
-"""Given as a mask, it is passed on as it is, and nothing can attend with it but `tree_attention`."""
 ALIKE = 0.75
 """Prompts (branches) share a call when the shortest has this share of the longest's tokens: padding is computed too."""
 Shape = tuple[int, Sequence[int]]
@@ -188,9 +186,7 @@ def tree_attention(
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if more.get(name) is not None]
-    if unknown:
-        raise UsageError(f"attention with {unknown[0]} cannot be packed: use a model with plain attention")
+    check_plain(more)
     tokens = query.shape[2]
     sizes = [t.shape[1] * t.shape[3] for t in (query, key, value)]
     row = torch.cat([t[0].transpose(0, 1).reshape(tokens, -1) for t in (query, key, value)], 1)

@@ -25,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from paragator.core.errors import UsageError
-from paragator.train.attention import NAME, NO_MASK, Layout, layout
+from paragator.engines.branching import NO_MASK
+from paragator.train.attention import NAME, Layout, layout
 from paragator.train.rows import LOGITS_AT_ONCE, STAGES, PackedRow, Piece, Tree
 
 
