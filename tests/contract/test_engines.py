@@ -7,9 +7,11 @@ import math
 import random
 import time
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -309,6 +311,36 @@ def test_the_models_mode_and_gradients_are_as_before(make_engine, model, ask):
     assert first.outputs == second.outputs and model.training
     model(torch.tensor([[1, 5, 6]])).logits.sum().backward()
     assert model.lm_head.weight.grad is not None
+
+
+def test_weights_are_cast_once_a_batch_where_the_models_forward_autocasts(model, tokenizer, ask):
+    """What Accelerate makes of a model in mixed precision; each layer's product is counted by the type of its weights."""
+    inner, casts = model.forward, []
+
+    def forward(**inputs):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return inner(**inputs)
+
+    model.forward = forward
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default and args[0] is model.lm_head.weight:
+                casts.append(1)
+            return function(*args, **(kwargs or {}))
+
+    @contextmanager
+    def autocast():
+        with torch.autocast("cpu", dtype=torch.bfloat16), Casts():
+            yield
+
+    for context, expected in ((Casts, 12), (autocast, 1)):
+        casts.clear()
+        engine = TransformersEngine(model, tokenizer, sampling={"generate": Sampling(max_tokens=12)}, autocast=context)
+        engine.eos_ids = (10**6,)
+        ask(engine, (SHORT, 2, 0))
+        engine.close()
+        assert len(casts) == expected
 
 
 def test_a_change_of_weights_counts_from_the_next_request(make_engine, model, ask):

@@ -136,15 +136,15 @@ def check_prompts(config: Config, problems: list[Problem], engine: Any) -> None:
             raise UsageError(f"problem {problem.id}: {reason}; shorten it, or lower generate.max_tokens")
 
 
-def build_engine(config: Config, model: Any, tokenizer: Any) -> Any:
-    """The in-process engine with each stage's sampling, on as many CPU threads as configured."""
+def build_engine(config: Config, model: Any, tokenizer: Any, **options: Any) -> Any:
+    """The in-process engine with each stage's sampling, on as many CPU threads as configured; `options` are the engine's."""
     import torch
 
     from paragator.engines.transformers import TransformersEngine
 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    return TransformersEngine(model, tokenizer, sampling=samplings(config))
+    return TransformersEngine(model, tokenizer, sampling=samplings(config), **options)
 
 
 def samplings(config: Config) -> dict[Stage, Sampling]:

@@ -23,7 +23,7 @@ async def rollouts(
 ) -> AsyncIterator[tuple[Any, Publish | None]]:
     """The engine, and what hands it the weights after a step; None where it samples from the policy itself."""
     if config.engine.rollout == "transformers":
-        engine = compose.build_engine(config, policy.raw, policy.tokenizer)
+        engine = compose.build_engine(config, policy.raw, policy.tokenizer, autocast=policy.accelerator.autocast)
         try:
             yield engine, None
         finally:

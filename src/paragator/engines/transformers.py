@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,8 @@ class TransformersEngine:
     sampling          the settings of each stage that will be asked for
     max_batch_tokens  budget of one batch in tokens, rows times (prompt + max_tokens); bounds the key-value cache
     device            where inputs go; the model's own by default
+    autocast          entered around every batch: where the model's own forward autocasts, weights are then cast once a
+                      batch and not once a token
 
     Each distinct prompt is prefilled once for all its samples. A result depends on (prompt, seed, sibling index) and
     the weights, not on what else was in the batch, apart from float rounding. A prompt that leaves no room for
@@ -51,6 +54,7 @@ class TransformersEngine:
         sampling: Mapping[Stage, Sampling],
         max_batch_tokens: int = 32_768,
         device: torch.device | str | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         if max_batch_tokens < 1:
             raise UsageError(f"max_batch_tokens = {max_batch_tokens}: at least 1 is needed")
@@ -59,6 +63,7 @@ class TransformersEngine:
         self.sampling = dict(sampling)
         self.max_batch_tokens = max_batch_tokens
         self.device = torch.device(device) if device is not None else model.device
+        self.autocast = autocast
         self.eos_ids = end_tokens(model, tokenizer)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._waiting: list[Request] = []
@@ -158,15 +163,16 @@ class TransformersEngine:
         return [results[r] for r in requests]
 
     def _sample_alike(self, requests: Sequence[Request], sampling: Sampling) -> list[Sampled]:
-        return sample_rows(
-            self.model,
-            [Row(r.prompt_ids, f"{r.seed}:{i}") for r in requests for i in range(r.n)],
-            sampling,
-            self.eos_ids,
-            max_batch_tokens=self.max_batch_tokens,
-            device=self.device,
-            cancelled=lambda: all(r.future.cancelled() for r in requests),
-        )
+        with self.autocast():
+            return sample_rows(
+                self.model,
+                [Row(r.prompt_ids, f"{r.seed}:{i}") for r in requests for i in range(r.n)],
+                sampling,
+                self.eos_ids,
+                max_batch_tokens=self.max_batch_tokens,
+                device=self.device,
+                cancelled=lambda: all(r.future.cancelled() for r in requests),
+            )
 
 
 def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
