@@ -45,8 +45,9 @@ def is_plain(module: Any) -> bool:
 
 def narrow(layer: nn.Linear, x: Tensor) -> Tensor:
     """layer(x), for x [..., in], by the product that is faster."""
-    rows = x.reshape(-1, x.shape[-1])
-    if not FEWEST <= len(rows) <= MOST or torch.is_autocast_enabled("cpu"):
+    rows = x.reshape(-1, x.shape[-1]).contiguous()  # the product is slow on the transpose of a result of its own
+    few = FEWEST <= len(rows) <= MOST and layer.out_features >= layer.in_features
+    if not few or torch.is_autocast_enabled("cpu"):
         return functional.linear(x, layer.weight, layer.bias)
     out = layer.weight @ rows.t() if layer.bias is None else torch.addmm(layer.bias[:, None], layer.weight, rows.t())
     return out.t().reshape(*x.shape[:-1], -1)
