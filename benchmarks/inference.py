@@ -5,8 +5,9 @@
 Population inference as in RSA (arXiv 2509.26626): N solutions a problem; in each of T rounds every one of N new
 solutions is asked for with its own random subset of K of the last round's. `rsa` below restates the published loop: a
 round's requests of all problems go out together, and the next round begins when the last one is back. Ours is
-`paragator.core.scaffold.run`, where a problem waits for itself only. Both make the same requests (checked): prompts,
-seeds, lengths.
+`paragator.core.scaffold.run`, where an aggregation waits for its own subset only. Both make the same requests (checked):
+prompts, seeds, lengths. N is four times K, as published. `steps` and `peer_steps` are the tokens on the
+longest chain of requests that wait for each other: what counts where a server's step costs the same for few rows and many.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 import random
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import vllm_side
 from paragator.core.prompts import Templates
 from paragator.core.scaffold import derive, run
 from paragator.core.types import Plan, Problem, Sample
+from paragator.engines.openai import seed_of
 
 HELD = (
     "server, model, requests (prompts, seeds and lengths, checked), requests allowed in flight, empty prefix cache at the start; "
@@ -51,12 +53,28 @@ async def rsa(problems: Sequence[Problem], sample: Sample, plan: Plan, templates
 
 
 async def ours(problems: Sequence[Problem], sample: Sample, plan: Plan, templates: Templates, seed: int) -> None:
-    """Our scaffold, every problem for itself."""
+    """Our scaffold, every pool for itself."""
     await asyncio.gather(*(run(p, sample, plan, templates=templates, seed=seed) for p in problems))
 
 
+def chains(problems: Sequence[Problem], plan: Plan, length: Callable[[int], int], seed: int) -> tuple[int, int]:
+    """Tokens on the longest chain of requests that wait for each other: ours, and with a barrier each round."""
+    n, longest, slowest = plan.candidates, 0, [0] * (plan.rounds + 1)
+    for problem in problems:
+        first = [length(seed_of(derive(seed, problem, 0, 0), i)) for i in range(n)]
+        ends = [max(first)] * n
+        slowest[0] = max(slowest[0], *first)
+        for t in range(1, plan.rounds + 1):
+            own = [length(seed_of(derive(seed, problem, t, i), 0)) for i in range(n)]
+            pools = [random.Random(f"{seed}:{problem.id}:{t}:{i}").sample(range(n), plan.pool_size) for i in range(n)]
+            ends = [max(ends[j] for j in pool) + tokens for pool, tokens in zip(pools, own, strict=True)]
+            slowest[t] = max(slowest[t], *own)
+        longest = max(longest, *ends)
+    return longest, sum(slowest)
+
+
 async def measure(kind: str, url: str, tokenizer: Any, flags: Any) -> common.Case:
-    count, plan, longest = (2, Plan.population(2, 2, 1), 8) if flags.quick else (6, Plan.population(4, 2, 3), 128)
+    count, plan, longest = (2, Plan.population(2, 2, 1), 8) if flags.quick else (2, Plan.population(8, 2, 5), 128)
     rng = random.Random("inference")
     problems = [Problem(f"p{i}", common.prompt_of(tokenizer, 60, rng)[0]) for i in range(count)]
     engine = vllm_side.Fixed(url, tokenizer, vllm_side.lengths(kind, longest), in_flight=256)
@@ -73,6 +91,7 @@ async def measure(kind: str, url: str, tokenizer: Any, flags: Any) -> common.Cas
     seconds = await vllm_side.in_turns(sides, url, flags.repeats, flags.within)
     vllm_side.same(kind, asked["ours"], asked["rsa"])
     await engine.close()
+    steps, peer_steps = chains(problems, plan, engine.length, 0)
     return common.case(
         f"{count} problems, N = {plan.candidates}, K = {plan.pool_size}, {plan.rounds} rounds, {kind}",
         seconds["ours"],
@@ -82,6 +101,8 @@ async def measure(kind: str, url: str, tokenizer: Any, flags: Any) -> common.Cas
         requests=len(asked["ours"]),
         sampled_tokens=sum(length for _, length, _ in asked["ours"]),
         prompt_tokens=sum(len(ids) for ids, _, _ in asked["ours"]),
+        steps=steps,
+        peer_steps=peer_steps,
     )
 
 
@@ -100,7 +121,7 @@ def main() -> int:
     flags = parser.parse_args()
     if not flags.vllm:
         parser.error("nothing to measure without --vllm")
-    common.finish(flags, "inference", asyncio.run(measured(flags)), "requests", "sampled_tokens")
+    common.finish(flags, "inference", asyncio.run(measured(flags)), "requests", "sampled_tokens", "steps", "peer_steps")
     return 0
 
 

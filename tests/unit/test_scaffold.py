@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from paragator.core.errors import UsageError
 from paragator.core.prompts import COMPACT
-from paragator.core.scaffold import run
-from paragator.core.types import Completion, Failure, Group, Plan, Problem, Prompt, Stage, Trace
+from paragator.core.scaffold import derive, run
+from paragator.core.types import Completion, Failure, Group, Plan, Problem, Prompt, Stage, Trace, population
 
 
 class FakeEngine:
@@ -246,3 +248,115 @@ def test_a_last_round_without_a_solution_is_a_failure(plan: Plan) -> None:
     trace = solve(plan, FakeEngine(fails=lambda stage, n, i: stage == last))
     assert trace.failure == f"round {plan.rounds} left no solution"
     assert trace.population(plan.rounds) == ()
+
+
+# ---- a pool waits for its own ---------------------------------------------------------------------------------------
+
+
+async def with_barriers(problem: Problem, sample: FakeEngine, plan: Plan, seed: int) -> list[tuple[Group, ...]]:
+    """The slow oracle: every round begins when all of the last one is there. Without failures."""
+    first = await sample(
+        COMPACT.for_candidate(problem), plan.candidates, stage="generate", seed=derive(seed, problem, 0, 0)
+    )
+    rounds, share = [(first,)], plan.aggregations // plan.pools
+    for t in range(1, plan.rounds + 1):
+        solutions, groups = population(rounds[-1]), []
+        for i in range(plan.pools):
+            pool = random.Random(f"{seed}:{problem.id}:{t}:{i}").sample(range(len(solutions)), plan.pool_size)
+            prompt = COMPACT.for_aggregation(problem, [solutions[j].text for j in pool])
+            group = await sample(prompt, share, stage="aggregate", seed=derive(seed, problem, t, i))
+            groups.append(replace(group, pool=tuple(pool)))
+        rounds.append(tuple(groups))
+    return rounds
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan.population(8, 3, 4),
+        Plan.population(30, 4, 2),
+        Plan(6, 3, 2, 3, 12),
+        Plan.method(4, 3),
+        Plan.training(8, 4, 2),
+    ],
+)
+def test_a_trace_is_that_of_rounds_with_barriers(plan: Plan) -> None:
+    for order in range(5):
+        expected = asyncio.run(with_barriers(PROBLEM, FakeEngine(), plan, seed=order))
+        assert list(solve(plan, FakeEngine(order), seed=order).rounds) == expected
+
+
+def test_a_pool_does_not_wait_for_solutions_that_it_does_not_show() -> None:
+    """One aggregation of round 1 never ends before all later ones that can do without it."""
+    plan, begun = Plan.population(6, 2, 3), list[int]()
+    engine, numbers = FakeEngine(), {derive(0, PROBLEM, t, i): (t, i) for t in range(1, 4) for i in range(6)}
+
+    async def scenario() -> Trace:
+        release = asyncio.Event()
+
+        async def sample(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+            begun.append(numbers.get(seed, (0, 0))[0])
+            if numbers.get(seed) == (1, 0):
+                await release.wait()
+            return await engine(prompt, n, stage=stage, seed=seed)
+
+        task = asyncio.ensure_future(run(PROBLEM, sample, plan, templates=COMPACT))
+        for _ in range(2000):
+            await asyncio.sleep(0)
+        assert not task.done()
+        release.set()
+        return await task
+
+    trace = asyncio.run(scenario())
+    waited = begun.index(3)  # a third round began ...
+    assert (
+        begun[:waited].count(1) == 6 and 0 < begun[:waited].count(2) < 6
+    )  # ... while the second was not all asked for
+    assert trace == solve(plan)
+
+
+def test_pools_of_a_round_with_failures_are_random_subsets_of_what_is_left() -> None:
+    engine = FakeEngine(fails=lambda stage, n, i: stage == "generate" and i in (1, 4))
+    pools = [solve(Plan.population(6, 2, 1), engine, seed=s).rounds[1][i].pool for s in range(200) for i in range(6)]
+    counts = Counter(pools)
+    assert len(counts) == 12 and all(60 < count < 145 for count in counts.values())  # 1,200 draws of 12 ordered pairs
+
+
+def test_a_round_with_too_few_ends_the_trace_though_pools_were_full() -> None:
+    """Two of six aggregations fail and five are the minimum: what round 2 would show does not count."""
+    failing = {derive(0, PROBLEM, 1, i) for i in (0, 3)}
+
+    class Fails(FakeEngine):
+        async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+            group = await super().__call__(prompt, n, stage=stage, seed=seed)
+            return replace(group, outputs=(Failure("x"),)) if seed in failing else group
+
+    engine = Fails()
+    trace = solve(Plan(6, 2, 2, 6, 6, minimum=5), engine)
+    assert trace.failure == "round 1 left 4 solutions, 5 are needed" and len(trace.rounds) == 2
+    assert len(engine.calls) == 7  # nothing was asked of round 2
+
+
+def test_an_engine_that_raises_ends_the_run_and_what_it_still_waits_for() -> None:
+    cancelled: list[int] = []
+
+    async def scenario() -> None:
+        engine, seeds = FakeEngine(), [derive(0, PROBLEM, 1, i) for i in range(4)]
+
+        async def sample(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+            if seed == seeds[0]:
+                raise UsageError("no")
+            try:
+                if stage == "aggregate":
+                    await asyncio.sleep(60)
+                return await engine(prompt, n, stage=stage, seed=seed)
+            except asyncio.CancelledError:
+                cancelled.append(seed)
+                raise
+
+        with pytest.raises(UsageError, match="no"):
+            await run(PROBLEM, sample, Plan.population(4, 2, 2), templates=COMPACT)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+    assert len(cancelled) == 3

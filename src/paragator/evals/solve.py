@@ -13,7 +13,7 @@ from paragator.core import select
 from paragator.core.errors import RunError
 from paragator.core.packing import Packer, strip_thinking
 from paragator.core.prompts import Templates
-from paragator.core.scaffold import run
+from paragator.core.scaffold import derive, run
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage, Trace
 from paragator.engines.journal import one_by_one
 from paragator.grading.decide import canonical
@@ -105,15 +105,20 @@ class Watch:
     ) -> None:
         self.sample, self.plan, self.split, self.seen = sample, plan, split, seen
         self.rounds: list[Round] = []
-        self.calls = 0
+        self.numbers: dict[int, int] = {}
+
+    def expect(self, problem: Problem, seed: int) -> None:
+        """Know every request of this problem by its seed: which round it belongs to."""
+        rounds = range(1, self.plan.rounds + 1)
+        pools = {derive(seed, problem, t, i): t for t in rounds for i in range(self.plan.pools)}
+        self.numbers = {derive(seed, problem, 0, 0): 0} | pools
 
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
-        """What `sample` gives; every aggregation round asks once for each of its pools."""
-        number = 0 if stage == "generate" else 1 + self.calls // self.plan.pools
-        self.calls += stage == "aggregate"
-        if number == len(self.rounds):
-            asked = self.plan.aggregations if number else self.plan.candidates
-            self.rounds.append(Round(number, asked))
+        """What `sample` gives. A pool may be asked about before its round is: rounds overlap."""
+        number = self.numbers[seed]
+        while number >= len(self.rounds):
+            asked = self.plan.aggregations if self.rounds else self.plan.candidates
+            self.rounds.append(Round(len(self.rounds), asked))
             self.seen(self.rounds[-1])
         round_ = self.rounds[number]
 
@@ -166,6 +171,7 @@ async def solve(
     prices: tuple[float, float] = (0.0, 0.0),
 ) -> Solution:
     """Run the watch's plan on one problem. RunError with the commonest reason when no request gave a solution."""
+    watch.expect(problem, seed)
     trace = await run(problem, watch, watch.plan, templates=templates, packer=packer, seed=seed)
     return solution_of(trace, watch.rounds, prices)
 
