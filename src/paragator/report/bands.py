@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from paragator.core.estimators import mean
-from paragator.report.plots import STAGES, canvas, colour, finish, is_number, say_empty, series, smooth
+from paragator.report.plots import STAGES, canvas, colour, finish, is_number, say_empty, series, shade, smooth, stroke
 
 Metrics = Sequence[Mapping[str, Any]]
 """The rows of one run's metrics.jsonl, by step."""
@@ -29,7 +29,7 @@ def curves(
 ) -> bytes | None:
     """Each metric of `panels` over training, smoothed: the mean over a method's seeds, its band from lowest to highest seed.
 
-    `methods` maps a label to the metrics of each seed. Returns a PNG; None with nothing to draw.
+    `methods` maps a label to the metrics of each seed; one without any keeps its colour free. Returns a PNG, or None.
     """
     figure, axes_list = canvas(len(panels), ylabel, list(methods))
     any_drawn = False
@@ -42,9 +42,11 @@ def curves(
             if not at:
                 continue
             drawn = True
-            axes.plot(at, [mean(some) for some in values], color=colour(i), linewidth=2, label=label)
+            axes.plot(
+                at, [mean(some) for some in values], color=colour(i), linestyle=stroke(i), linewidth=2, label=label
+            )
             low, high = [min(some) for some in values], [max(some) for some in values]
-            axes.fill_between(at, low, high, color=colour(i), alpha=0.15, linewidth=0)
+            axes.fill_between(at, low, high, color=colour(i), alpha=shade(len(methods)), linewidth=0)
         any_drawn = any_drawn or drawn
         if not drawn:
             say_empty(axes, "not recorded")

@@ -21,6 +21,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's palette, told apart with every common colour vision; markers repeat the distinction."""
 
 MARKERS = "osD^vPX"
+STROKES: tuple[Any, ...] = ("-", (0, (3, 1, 1, 1)), (0, (1, 1)))
+"""Line styles, a further one each time that the colours are used up."""
 INK, FAINT = "#333333", "#dddddd"
 DASHED = (0, (5, 3))
 DPI = 200
@@ -45,7 +47,7 @@ def reward_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes | No
                 continue
             drawn = True
             axes.plot(steps, values, color=colour(i), alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smooth(values), color=colour(i), linewidth=2, label=label)
+            axes.plot(steps, smooth(values), color=colour(i), linestyle=stroke(i), linewidth=2, label=label)
         any_drawn = any_drawn or drawn
         if not drawn:
             say_empty(axes, "no reward recorded")
@@ -68,7 +70,7 @@ def accuracy_by_round(tables: Mapping[str, EvalTable]) -> bytes | None:
         axes.set_title(title)
         axes.set_xlabel("Round (0 is initial)")
         lines = ((i, label, list(enumerate(table.series(key)))) for i, (label, table) in enumerate(tables.items()))
-        drawn = [draw_line(axes, points, label, i) for i, label, points in lines]
+        drawn = [draw_line(axes, points, label, i, shade(len(tables))) for i, label, points in lines]
         if not any(drawn):
             say_empty(axes, "not measured")
         any_drawn = any_drawn or any(drawn)
@@ -103,7 +105,7 @@ def accuracy_by_tokens(tables: Mapping[str, EvalTable], title: str = "") -> byte
     for i, (label, table) in enumerate(tables.items()):
         cost = [cell.mean for cell in table.series("generated_so_far")]
         points = [pair for pair in zip(cost, table.series("pass_at_1"), strict=True) if pair[0] > 0]
-        drawn |= draw_line(axes, points, label, i)
+        drawn |= draw_line(axes, points, label, i, shade(len(tables)))
         votes = [(n * table.cell("tokens", 0).mean, cell.mean) for n, cell in table.votes()]
         votes = [(at, 100 * share) for at, share in votes if at > 0 and not math.isnan(share)]
         if points and len(votes) > 1:
@@ -115,18 +117,19 @@ def accuracy_by_tokens(tables: Mapping[str, EvalTable], title: str = "") -> byte
     return finish(figure, panels) if drawn else None
 
 
-def draw_line(axes: Axes, points: Sequence[tuple[float, Interval]], label: str, index: int) -> bool:
-    """One line of shares in percent with its band; False when no point has a mean."""
+def draw_line(axes: Axes, points: Sequence[tuple[float, Interval]], label: str, index: int, alpha: float) -> bool:
+    """One line of shares in percent with its band, as opaque as `alpha`; False when no point has a mean."""
     known = [(at, cell) for at, cell in points if not math.isnan(cell.mean)]
     if not known:
         return False
     at, (mean, low, high) = [at for at, _ in known], percent([cell for _, cell in known])
-    marker = MARKERS[index % len(MARKERS)]
-    axes.plot(at, mean, linewidth=2, label=label, color=colour(index), marker=marker, markersize=5)
+    marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+    look: dict[str, Any] = {"color": colour(index), "linestyle": stroke(index), "marker": marker, "markersize": 5}
+    axes.plot(at, mean, linewidth=2, label=label, **look)
     if len(at) == 1:
         whiskers = [[mean[0] - low[0]], [high[0] - mean[0]]]
         axes.errorbar(at, mean, yerr=whiskers, color=colour(index), capsize=3)
-    axes.fill_between(at, low, high, color=colour(index), alpha=0.15, linewidth=0)
+    axes.fill_between(at, low, high, color=colour(index), alpha=alpha, linewidth=0)
     return True
 
 
@@ -200,6 +203,15 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
+
+
+def stroke(index: int) -> Any:
+    return STROKES[index // len(COLOURS) % len(STROKES)]
+
+
+def shade(lines: int) -> float:
+    """How opaque bands are, so that many of them leave their lines to be seen."""
+    return min(0.15, 0.6 / max(1, lines))
 
 
 def legend_columns(labels: Sequence[str]) -> int:

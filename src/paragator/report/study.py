@@ -269,7 +269,6 @@ class Results:
         out: dict[str, bytes | None] = {}
         for place in self.whole.benchmarks:
             methods = {row.label: [m for m in self.metrics(place, row.label) if m] for row in self.whole.rows}
-            methods = {label: runs for label, runs in methods.items() if runs}
             end = f"_{place.replace('/', '-')}.png" if len(self.whole.benchmarks) > 1 else ".png"
             steps, tokens, dead = (name + end for name in BANDS)
             out[steps] = bands.curves(methods)
