@@ -40,11 +40,15 @@ def temperature_cells(table: EvalTable) -> tuple[Interval, ...]:
 def bars(panels: Mapping[str, Mapping[str, EvalTable]]) -> bytes | None:
     """Initial pass@1, initial majority and aggregation as bars by benchmark, one panel a row. Returns a PNG, or None.
 
-    `panels` maps a row's label to tables by benchmark; one with nothing to show is left out.
+    `panels` maps a row's label to tables by benchmark; one with nothing to show is left out. Several rows of the same single
+    benchmark stand in one panel.
     """
     shown = {label: tables for label, tables in panels.items() if any(map(is_known, tables.values()))}
     if not shown:
         return None
+    places = {place for tables in shown.values() for place in tables}
+    if len(places) == 1 < len(shown):
+        shown = {place: {label: tables[place] for label, tables in shown.items()} for place in places}
     k = next(iter(next(iter(shown.values())).values())).k
     names = ("initial pass@1", f"initial maj@{k}", "aggregation, last round")
     figure, axes_list = canvas(len(shown), "Problems solved (%)", names, across=across(shown))
