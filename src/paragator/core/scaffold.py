@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from paragator.core.packing import Packer
 from paragator.core.prompts import Templates
+from paragator.core.together import together
 from paragator.core.types import Completion, Failure, Group, Plan, Problem, Prompt, Sample, Trace, population
 
 
@@ -43,12 +44,7 @@ async def run(
             aggregate(problem, rounds[-1], sample, plan, templates, packer, seed, round_, i) for i in range(plan.pools)
         ]
         rounds.append([asyncio.ensure_future(pool) for pool in pools])
-    tasks = [task for groups in rounds for task in groups]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+    await together(*(task for groups in rounds for task in groups))
     return traced(problem, plan, seed, [[task.result() for task in groups] for groups in rounds])
 
 

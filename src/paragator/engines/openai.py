@@ -18,6 +18,7 @@ from typing import Any
 
 from paragator.config import EngineConfig
 from paragator.core.errors import UsageError
+from paragator.core.together import together
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
 from paragator.engines.choices import completion_of, count_of, is_answer
 from paragator.engines.encoding import encode, misfit
@@ -118,7 +119,7 @@ class OpenAIEngine:
         if n > 1 and not self.one_by_one:
             outputs = await self._at_once(asked, n)
         alone = (self._alone(asked, index) for index in range(len(outputs), n))
-        outputs += await gathered(*alone)
+        outputs += await together(*alone)
         return Group(prompt, tuple(outputs), ids, stage, num_prompt_tokens=asked.prompt_tokens)
 
     @property
@@ -238,20 +239,6 @@ class Asked:
 def seed_of(seed: int, index: int) -> int:
     """The seed of one sibling's own request."""
     return random.Random(f"{seed}:{index}").getrandbits(SEED_BITS)
-
-
-async def gathered(*parts: Any) -> list[Any]:
-    """`asyncio.gather` whose other parts are cancelled and awaited when one raises; a single part gets no task."""
-    if len(parts) == 1:
-        return [await parts[0]]
-    tasks = [asyncio.ensure_future(part) for part in parts]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 def listed(body: bytes) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from paragator.core.errors import DataError
 from paragator.core.packing import Packer
 from paragator.core.prompts import Templates
 from paragator.core.scaffold import run
+from paragator.core.together import together
 from paragator.core.types import Plan, Problem, Sample
 from paragator.engines.journal import Stopped
 from paragator.records import Graded
@@ -77,7 +78,7 @@ async def evaluate(
             left.discard(key)
             done(len(wanted) - len(left), len(wanted))
 
-    await all_of([one(key) for key in wanted if key in left])
+    await together(*(one(key) for key in wanted if key in left))
     if left:
         return None
     order = [key for key, _ in recorded(output)]
@@ -92,17 +93,6 @@ def is_complete(output: Path, problems: Sequence[Problem], repeats: int) -> bool
         return False
     finished = {key for key, why in recorded(output) if why is None}
     return all((p.id, r) in finished for p in problems for r in range(repeats))
-
-
-async def all_of(jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run jobs together; the first exception cancels the others, waits for them to end, and is raised."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def recorded(path: Path) -> Iterator[tuple[Key, str | None]]:
