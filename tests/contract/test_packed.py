@@ -64,6 +64,22 @@ def relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
+ALIKE = [tree(9, 4, 4, 2), tree(8, 6, 5, 1, 4), tree(9, 4, seed=1), tree(7, 2, 4, 5, stage="aggregate"), tree(9, 1, 5)]
+"""Prompts similar enough for one kernel call, with different numbers of branches in each of its lengths."""
+
+
+def test_prompts_of_one_call_equal_padded() -> None:
+    model = toy()
+    plan = collate(pack(ALIKE, 1000)[0]).layout
+    assert any(call.count == len(ALIKE) and len(call.branches) > 1 for call in plan.calls)
+    assert any(len(set(part.counts)) > 1 for call in plan.calls for part in call.branches)
+    fast, slow = packed_log_probs(model, ALIKE, 1000), padded_log_probs(model, ALIKE)
+    assert relative(fast, slow) < 1e-5
+    weights = torch.linspace(-1, 1, len(slow))
+    got, want = gradients(model, (fast * weights).sum()), gradients(model, (slow * weights).sum())
+    assert max(relative(got[name], want[name]) for name in want) < 1e-5
+
+
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("kind", ["Llama", "Qwen3"])
 def test_packed_equals_padded(kind: str, budget: int) -> None:

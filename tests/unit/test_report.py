@@ -17,13 +17,14 @@ import pytest
 
 from paragator.cli.compare import main
 from paragator.core.errors import DataError, UsageError
+from paragator.core.estimators import Interval
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, append, append_json_lines
 from paragator.report.bars import bars, step_seconds, temperatures
 from paragator.report.compare import compare
 from paragator.report.markup import show
 from paragator.report.page import write_report
-from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, reward_curves, smooth
+from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, draw_line, reward_curves, shade, smooth
 from paragator.report.readings import choose
 from paragator.report.runs import read_metrics
 from paragator.report.sheet import latex_text
@@ -222,6 +223,31 @@ def test_pictures_of_little_are_pictures() -> None:
         temperatures({"one": {0.5: one, 1.0: one}}),
     ):
         assert picture is not None and picture.startswith(PNG)
+
+
+def png_size(data: bytes | None) -> tuple[int, int]:
+    assert data is not None
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def test_many_methods_on_one_benchmark_share_a_panel() -> None:
+    """So their bars are no taller than one method's, but for slanted names; on two benchmarks each has its own panel."""
+    one = table(fake_evaluation(0.1, problems=2), k=2)
+    low, many = png_size(bars({"a": {"b": one}})), png_size(bars({f"a{i}": {"b": one} for i in range(8)}))
+    apart = png_size(bars({f"a{i}": {"b": one, "c": one} for i in range(8)}))
+    assert many == low and apart[1] > 3 * low[1]
+
+
+def test_lines_are_told_apart_by_colour_stroke_or_marker() -> None:
+    from matplotlib.figure import Figure
+
+    one, axes = Interval(0.5, 0.4, 0.6), Figure().subplots()
+    for i in range(14):
+        assert draw_line(axes, [(0, one), (1, one)], str(i), i, shade(14))
+    looks = {(line.get_color(), str(line.get_linestyle())) for line in axes.lines}
+    markers = {(line.get_color(), line.get_marker()) for line in axes.lines}
+    assert len(looks) == len(markers) == 14
+    assert shade(2) == 0.15 > shade(10) > 0
 
 
 def test_pictures_of_nothing_are_none() -> None:

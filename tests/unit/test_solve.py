@@ -16,6 +16,7 @@ from paragator.config import Config, load
 from paragator.core.errors import RunError, UsageError
 from paragator.core.packing import Packer
 from paragator.core.prompts import CHAT
+from paragator.core.scaffold import derive
 from paragator.core.types import Completion, Failure, Plan, Problem, Prompt, Stage
 from paragator.engines.scripted import Scripted
 from paragator.evals.solve import Round, Solution, Watch, solve, stopped, unscored
@@ -49,6 +50,19 @@ def test_each_completion_is_seen_where_they_come_apart(split: bool) -> None:
     watched(boxed, Plan(3, 1, 3, 1, 3), split=split, seen=lambda r: seen.append((r.number, r.done)))
     apart = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)]
     assert seen == (apart if split else [(0, 0), (0, 3), (1, 0), (1, 3)])
+
+
+def test_rounds_that_overlap_are_counted_apart() -> None:
+    """The first aggregation of round 1 answers last of all; what can do without it goes on, and counts where it belongs."""
+    plan, slow = Plan.population(6, 2, 3), derive(0, PROBLEM, 1, 0)
+    engine = Scripted(boxed, delay=lambda prompt, seed: 0.05 if seed == slow else 0.0)
+    seen: list[tuple[int, int]] = []
+    watch = Watch(engine, plan, seen=lambda r: seen.append((r.number, r.done)))
+    solution = asyncio.run(solve(PROBLEM, watch, templates=CHAT, packer=Packer()))
+    assert [(r.number, r.asked, r.done) for r in watch.rounds] == [(t, 6, 6) for t in range(4)]
+    assert seen.index((3, 1)) < seen.index((1, 6))
+    for t, round_ in enumerate(watch.rounds):
+        assert {g.prompt for g in round_.groups} == {g.prompt for g in solution.trace.rounds[t]}
 
 
 def test_failures_and_truncated_solutions_are_counted() -> None:
