@@ -55,7 +55,10 @@ def test_each_completion_is_seen_where_they_come_apart(split: bool) -> None:
 def test_rounds_that_overlap_are_counted_apart() -> None:
     """The first aggregation of round 1 answers last of all; what can do without it goes on, and counts where it belongs."""
     plan, slow = Plan.population(6, 2, 3), derive(0, PROBLEM, 1, 0)
-    engine = Scripted(boxed, delay=lambda prompt, seed: 0.05 if seed == slow else 0.0)
+    engine = Scripted(
+        lambda prompt, index, stage, seed: rf"\boxed{{{seed + index}}}",
+        delay=lambda prompt, seed: 0.05 if seed == slow else 0.0,
+    )
     seen: list[tuple[int, int]] = []
     watch = Watch(engine, plan, seen=lambda r: seen.append((r.number, r.done)))
     solution = asyncio.run(solve(PROBLEM, watch, templates=CHAT, packer=Packer()))
