@@ -204,10 +204,10 @@ def commit() -> str | None:
 
 
 def use_threads(count: int) -> None:
-    """Let torch compute on `count` threads."""
-    import torch
+    """Let torch compute on `count` threads, in this thread and in the one in which the package computes."""
+    from paragator.engines.compute import set_threads
 
-    torch.set_num_threads(count)
+    set_threads(count)
 
 
 def prompt_of(tokenizer: Any, length: int, rng: random.Random) -> tuple[str, tuple[int, ...]]:

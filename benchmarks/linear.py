@@ -71,7 +71,7 @@ def draw(cases: Sequence[common.Case], path: Path) -> None:
 
 def main() -> int:
     flags = common.parser(__doc__).parse_args()
-    torch.set_num_threads(flags.threads)
+    common.use_threads(flags.threads)
     model, _ = load(ModelConfig(path="embedded", device="cpu"))
     points = [(M, n) for n in (2, 4, 8, 16)] + [(m, N) for m in (1, 2, 8)]
     cases = [measure(f"embedded, N = {n}, m = {m}", m, n, model, flags) for m, n in points]

@@ -88,14 +88,16 @@ def parts_of(steps: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def best(call: Callable[[], Any], repeats: int = 5) -> float:
-    """Median seconds of a call, after one that does not count."""
-    call()
-    seconds = []
-    for _ in range(repeats):
+    """Median seconds of a call in the thread that computes, after one that does not count."""
+    from paragator.engines.compute import computed_now
+
+    def timed() -> float:
         start = time.perf_counter()
         call()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        return time.perf_counter() - start
+
+    computed_now(call)
+    return statistics.median(computed_now(timed) for _ in range(repeats))
 
 
 class Bench:
@@ -127,6 +129,7 @@ class Bench:
                     "problems": problems,
                     "truncated": "wrong",
                     "precision": "float32",
+                    "batch_tokens": 4096,  # else the trainer and the simulator choose for themselves
                     "steps": 1000,
                 },
                 "optimizer": {"lr": 1e-9},
@@ -185,6 +188,7 @@ class Bench:
         import torch
 
         from paragator.cli.doctor import product_rate
+        from paragator.engines.compute import computed_now
         from paragator.engines.generation import COMPACT_BELOW
 
         name, *sizes = first
@@ -192,7 +196,7 @@ class Bench:
         metrics, workload = self.steps(config, repeats)
         parts = parts_of(metrics)
         block = torch.ones(2**24)
-        rate, speed = product_rate("cpu", False), 2 * 4 * block.numel() / best(block.clone)
+        rate, speed = computed_now(product_rate, "cpu", False), 2 * 4 * block.numel() / best(block.clone)
         hardware = replace(PRESETS["cpu"], name="this machine", flops_s=rate, memory_bytes_s=speed)
         batching = Batching(rows=10**6, continuous=False, leave_at=COMPACT_BELOW)
         cluster = Cluster(

@@ -225,7 +225,7 @@ def growth(flags: Any) -> common.Case:
 
 def one(prompt: int, flags: Any) -> None:
     """One point of `growth`, printed; peak memory is what an update needs above weights, gradients and moments."""
-    torch.set_num_threads(flags.threads)
+    common.use_threads(flags.threads)
     model, _ = load(ModelConfig(path=str(common.SMOLLM2), device="cpu"))
     length = 4 if flags.quick else 64
     trees, _ = trees_of(Work("growth", "smollm2", (("aggregate", prompt, (length,) * 8),)), model.config.vocab_size)
@@ -261,7 +261,7 @@ def main() -> int:
     if flags.one:
         one(flags.one, flags)
         return 0
-    torch.set_num_threads(flags.threads)
+    common.use_threads(flags.threads)
     chosen = [w for w in works(flags.quick) if (flags.full or not w.full) and flags.only in (None, w.model)]
     paths = {"smollm2": str(common.SMOLLM2), "embedded": "embedded"}
     models = {name: load(ModelConfig(path=paths[name], device="cpu")) for name in {w.model for w in chosen}}

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.core.types import Completion, Failure, Group, Prompt, Sample
+from paragator.engines.compute import set_threads
 from paragator.engines.openai import OpenAIEngine
 from paragator.engines.sampling import Sampling
 from paragator.engines.scripted import Scripted
@@ -27,9 +28,9 @@ MAX_TOKENS = 12
 def one_thread() -> Iterator[None]:
     """Tiny matrices: threads only get in the way."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    set_threads(1)
     yield
-    torch.set_num_threads(threads)
+    set_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from paragator.cli.main import run
+from paragator.engines.compute import set_threads
 from paragator.tasks.demonstrations import LARGEST, WORDS
 from paragator.train.warmup import WarmupConfig, build_model, build_tokenizer, export
 
@@ -25,7 +25,7 @@ Cli = Callable[..., int]
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Tiny matrices: threads only get in the way, and one thread is reproducible."""
-    torch.set_num_threads(1)
+    set_threads(1)
 
 
 @pytest.fixture(scope="session")

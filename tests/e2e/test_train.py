@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from paragator.cli.main import main, run
 from paragator.config import ModelConfig
 from paragator.core.errors import RunError
 from paragator.engines import loading
+from paragator.engines.transformers import TransformersEngine
 from paragator.train.methods import METHODS
+from paragator.train.policy import Policy
 
 SOURCE = Path(__file__).parents[2] / "src"
 Cli = Callable[..., int]
@@ -74,6 +77,28 @@ def test_the_same_config_gives_the_same_run(cli: Cli) -> None:
     assert traces(Path("runs/a")) == traces(Path("runs/b"))
     assert cli("train", "--name", "c", "--seed", "1") == 0
     assert metrics(Path("runs/a")) != metrics(Path("runs/c"))
+
+
+def test_everything_large_is_computed_in_one_thread(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second thread that computes has OpenMP helpers of its own, and both then run slower (engines/compute.py)."""
+    seen: dict[str, set[tuple[str, int]]] = {}
+
+    def watch(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def noted(*args: Any, **more: Any) -> Any:
+            seen.setdefault(name, set()).add((threading.current_thread().name, torch.get_num_threads()))
+            return real(*args, **more)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    watch(loading, "load")
+    watch(TransformersEngine, "_sample")
+    for name in ("__init__", "update", "save", "restore", "export"):
+        watch(Policy, name)
+    assert cli("train", "--train.steps", "1") == cli("train", "--resume") == 0
+    assert len(seen) == 7
+    assert set().union(*seen.values()) == {("paragator-torch_0", 1)}  # by its configuration: one product, one core
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "offline_aggregation"])

@@ -138,12 +138,10 @@ def check_prompts(config: Config, problems: list[Problem], engine: Any) -> None:
 
 def build_engine(config: Config, model: Any, tokenizer: Any, **options: Any) -> Any:
     """The in-process engine with each stage's sampling, on as many CPU threads as configured; `options` are the engine's."""
-    import torch
-
+    from paragator.engines.compute import set_threads
     from paragator.engines.transformers import TransformersEngine
 
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
+    set_threads(config.train.threads)
     return TransformersEngine(model, tokenizer, sampling=samplings(config), **options)
 
 

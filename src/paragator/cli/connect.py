@@ -85,8 +85,9 @@ async def in_process(
 ) -> tuple[Rollout, Any]:
     """The model in this process. The siblings of a prompt stay one request, as they share its prefill."""
     from paragator.engines import loading
+    from paragator.engines.compute import computed
 
-    model, tokenizer = loading.load(config.model)
+    model, tokenizer = await computed(loading.load, config.model)
     engine = compose.build_engine(config, model, tokenizer)
     compose.check_prompts(config, problems, engine)
     journal = Journal(engine, run_dir / CALLS, settings=settings_of(config, compose.facts_of(config).fingerprint))
@@ -155,8 +156,9 @@ async def open_sample(config: Config, problem: Problem) -> AsyncIterator[Rollout
     engine: Any
     if config.engine.rollout == "transformers":
         from paragator.engines import loading
+        from paragator.engines.compute import computed
 
-        engine = compose.build_engine(config, *loading.load(config.model))
+        engine = compose.build_engine(config, *await computed(loading.load, config.model))
         compose.check_prompts(config, [problem], engine)
         rollout = Rollout(engine, compose.build_packer(config, engine))
     else:

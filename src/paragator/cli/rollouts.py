@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ async def rollouts(
     config: Config, policy: Policy, run_dir: Path, say: Callable[[str], None]
 ) -> AsyncIterator[tuple[Any, Publish | None]]:
     """The engine, and what hands it the weights after a step; None where it samples from the policy itself."""
+    from paragator.engines.compute import computed_now, set_threads
+
     if config.engine.rollout == "transformers":
         engine = compose.build_engine(config, policy.raw, policy.tokenizer, autocast=policy.accelerator.autocast)
         try:
@@ -29,12 +32,13 @@ async def rollouts(
         finally:
             engine.close()
         return
-    weights = run_dir / "weights"
+    set_threads(config.train.threads)
+    weights, export = run_dir / "weights", partial(computed_now, policy.export)
     settings = config.engine
     async with AsyncExitStack() as stack:
         if settings.launch:
             say(f"starting vLLM ({settings.vllm_python}); its log is {run_dir / 'logs' / 'vllm.log'}")
-            model = written(policy.export, weights, 0).resolve()
+            model = written(export, weights, 0).resolve()
             log, arguments = run_dir / "logs" / "vllm.log", settings.vllm_arguments
             if not any(word.split("=")[0] == "--dtype" for word in arguments):
                 arguments = [*arguments, "--dtype", policy.precision]  # the trainer's own: its log-probabilities match
@@ -48,7 +52,7 @@ async def rollouts(
         stack.push_async_callback(remote.close)
 
         async def publish(step: int) -> None:
-            await remote.publish(policy.export, step)
+            await remote.publish(export, step)
 
         if not (run_dir / "checkpoints").exists():  # an evaluation comes first, of these weights
             await publish(0)

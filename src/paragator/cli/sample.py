@@ -46,8 +46,9 @@ async def job(config: Config, output: Path, count: int, *, quiet: bool) -> dict[
             raise UsageError(f"--output {output} holds pools of another model; delete it or choose another file")
         done.add(record.trace.problem.id)
     from paragator.engines import loading
+    from paragator.engines.compute import computed
 
-    model, tokenizer = loading.load(config.model)
+    model, tokenizer = await computed(loading.load, config.model)
     engine = compose.build_engine(config, model, tokenizer)
     compose.check_prompts(config, problems, engine)
     missing = [p for p in problems if p.id not in done]

@@ -92,13 +92,14 @@ async def job(
     """Load, evaluate, train, evaluate, report; an interruption skips to the report."""
     from paragator.cli.rollouts import rollouts
     from paragator.engines import loading
+    from paragator.engines.compute import computed
     from paragator.report.page import write_report
     from paragator.train.loop import train as train_steps
     from paragator.train.policy import Policy, as_begun
 
     config = as_begun(config, run_dir)
-    model, tokenizer = loading.load(config.model)
-    policy = Policy(model, tokenizer, config)
+    model, tokenizer = await computed(loading.load, config.model)
+    policy = await computed(Policy, model, tokenizer, config)
     size = sum(p.numel() for p in model.parameters())
     say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
     tell = teller(config, policy, say)
@@ -127,7 +128,7 @@ async def job(
                 stop=stop,
             )
         if finished:
-            policy.export(run_dir / "model")
+            await computed(policy.export, run_dir / "model")
             finished = not evaluating or await evaluated("eval_after")
     if config.tracker != "none":
         policy.accelerator.end_training()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
+from paragator.engines.compute import computed, computed_now
 from paragator.engines.generation import Row, Sampled, sample_rows
 from paragator.engines.sampling import Sampling
 
@@ -67,7 +67,6 @@ class TransformersEngine:
         self.eos_ids = end_tokens(model, tokenizer)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._waiting: list[Request] = []
-        self._worker: ThreadPoolExecutor | None = None
         self._drain: asyncio.Task[None] | None = None
 
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
@@ -120,22 +119,18 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Wait for the batch that is running, if any. The engine may be used again."""
-        if self._worker is not None:
-            self._worker.shutdown(wait=True, cancel_futures=True)
-            self._worker = None
+        computed_now(lambda: None)
 
     async def _answer_waiting(self) -> None:
-        """Until none waits: let requests gather while the loop is busy, then run them all in the worker thread."""
+        """Until none waits: let requests gather while the loop is busy, then run them all in the computing thread."""
         while self._waiting:
             await self._quiet()
             requests = [r for r in self._waiting if not r.future.done()]  # a cancelled caller waits no longer
             self._waiting = []
             if not requests:
                 continue
-            if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, "paragator-engine")
             try:
-                results = await asyncio.get_running_loop().run_in_executor(self._worker, self._sample, requests)
+                results = await computed(self._sample, requests)
             except Exception as error:  # noqa: BLE001  (not hidden: every caller gets it)
                 for request in requests:
                     if not request.future.done():

@@ -1,4 +1,4 @@
-"""What a device can do, and seconds of one piece of work on it: a roofline with stated efficiencies. No torch.
+"""What a device can do, the memory that is free, and seconds of one piece of work: a roofline with stated efficiencies. No torch.
 
 Peaks are data sheets' figures. Efficiencies are assumptions until somebody measures them: `benchmarks/plan.py` does so on a CPU.
 docs/plan.md tells the model in words.

@@ -14,6 +14,7 @@ from paragator.config import Config
 from paragator.core.errors import DataError, ParagatorError, RunError
 from paragator.core.packing import Packer
 from paragator.core.types import Group, Problem, Sample
+from paragator.engines.compute import computed
 from paragator.tasks import Task
 from paragator.train import checkpoint
 from paragator.train.policy import Policy
@@ -45,7 +46,7 @@ async def train(
     happened. `publish(step)` hands the weights after a step to an engine that samples elsewhere.
     """
     run_dir = config.run_dir
-    first = resume(policy, run_dir) + 1
+    first = await computed(resume, policy, run_dir) + 1
     failed = 0
     for number in range(first, config.train.steps + 1):
         chosen = choose(problems, number, config)
@@ -54,7 +55,7 @@ async def train(
             result = await step(number, chosen, sample, task, policy, packer, config, pools)
         except ParagatorError:  # before the update: the policy is as the step before left it
             if number > first:
-                save(policy, run_dir, number - 1)
+                await computed(save, policy, run_dir, number - 1)
             raise
         failed = failed + 1 if math.isnan(result.metrics.get("generate/reward", math.nan)) else 0
         if failed == BAD_STEPS:
@@ -67,7 +68,7 @@ async def train(
         report(result.metrics)
         stopping = stop()
         if stopping or number % config.train.checkpoint_every == 0 or number == config.train.steps:
-            save(policy, run_dir, number)
+            await computed(save, policy, run_dir, number)
         if stopping and number < config.train.steps:
             return False
     await timed(publish, config.train.steps)

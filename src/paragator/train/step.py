@@ -16,6 +16,7 @@ from paragator.core.estimators import pass_at_k
 from paragator.core.packing import Packer
 from paragator.core.scaffold import run
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage
+from paragator.engines.compute import computed
 from paragator.records import Graded
 from paragator.tasks import Task, grade_trace
 from paragator.train.methods import METHODS, Method, schemes
@@ -74,7 +75,7 @@ async def step(
     trees = [tree for record in records for tree in credited(record, method, config, len(problems))]
     constants = {stage: constant(stage, config, len(problems)) for stage in ("generate", "aggregate")}
     with timeline.during("update"):
-        stats = policy.update(trees, number, constants)
+        stats = await computed(policy.update, trees, number, constants)
     return Step(records, {"step": number, **summary(records, method, config), **stats, **timeline.seconds()})
 
 
