@@ -90,9 +90,9 @@ def measure(name: str) -> dict[str, Any]:
 
     from paragator.config import Config, ModelConfig, validate
     from paragator.engines.loading import add_lora, load
-    from paragator.train.estimate import Load, from_json, memory
-    from paragator.train.policy import Policy
-    from paragator.train.rows import Branch, Tree
+    from paragator.training.estimate import Load, from_json, memory
+    from paragator.training.policy import Policy
+    from paragator.training.rows import Branch, Tree
 
     torch.set_num_threads(1)
     case = case_of(name)

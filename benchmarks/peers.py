@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from paragator.train import objective
-from paragator.train.rows import STAGES, Tree
+from paragator.training import objective
+from paragator.training.rows import STAGES, Tree
 
 ROWS = 8
 Inputs = dict[str, Tensor]

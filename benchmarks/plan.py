@@ -22,11 +22,11 @@ from typing import Any
 from common import case, finish, parser, say, use_threads
 
 from paragator.config import Config, validate
-from paragator.train.estimate import Shape, shape_of
-from paragator.train.hardware import PRESETS, Cost, Efficiency
-from paragator.train.lengths import Lengths
-from paragator.train.rollout_events import Batching
-from paragator.train.simulate import Cluster, Workload, groups_of, plan, updated
+from paragator.training.estimate import Shape, shape_of
+from paragator.training.hardware import PRESETS, Cost, Efficiency
+from paragator.training.lengths import Lengths
+from paragator.training.rollout_events import Batching
+from paragator.training.simulate import Cluster, Workload, groups_of, plan, updated
 
 WITHIN = 0.20
 PARTS = ("generate", "aggregate", "grade", "update")
@@ -140,8 +140,8 @@ class Bench:
     def steps(self, config: Config, repeats: int) -> tuple[list[dict[str, float]], Workload]:
         """Metrics of `repeats` real steps after one that does not count, and the workload that they were."""
         from paragator.cli import compose
-        from paragator.train.policy import Policy
-        from paragator.train.step import step
+        from paragator.training.policy import Policy
+        from paragator.training.step import step
 
         policy = Policy(self.model, self.tokenizer, config)
         engine = compose.build_engine(config, self.model, self.tokenizer)
@@ -260,8 +260,8 @@ class Bench:
         """Seconds of an empty update and of an empty micro-batch by tiny trees; the rate by the measured steps."""
         from random import Random
 
-        from paragator.train.policy import Policy
-        from paragator.train.rows import Branch, Tree
+        from paragator.training.policy import Policy
+        from paragator.training.rows import Branch, Tree
 
         small = config.model_copy(update={"train": config.train.model_copy(update={"batch_tokens": 64})})
         policy = Policy(self.model, self.tokenizer, small)

@@ -2,7 +2,7 @@
 
     python benchmarks/step.py [--quick] [--repeats 5] [--threads 2]
 
-Ours is `paragator.train.step.step` with the in-process engine. The other side is what a TRL user would write: GRPOTrainer
+Ours is `paragator.training.step.step` with the in-process engine. The other side is what a TRL user would write: GRPOTrainer
 samples each stage with transformers' generate (num_generations rows a prompt, each prefilled by itself), scores them with
 a reward function and computes its loss in micro-batches of 8 rows; in between the solutions become aggregation prompts.
 End-of-sequence tokens stop neither side, so that both sample `max_tokens` tokens for every completion. First, TRL's
@@ -35,9 +35,9 @@ from paragator.engines.loading import load
 from paragator.engines.sampling import Sampling
 from paragator.engines.transformers import TransformersEngine
 from paragator.tasks import Task
-from paragator.train import step as training
-from paragator.train.policy import Policy
-from paragator.train.rows import Tree
+from paragator.training import step as training
+from paragator.training.policy import Policy
+from paragator.training.rows import Tree
 
 NO_TOKEN = 2**40
 HELD = (

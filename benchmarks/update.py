@@ -29,9 +29,9 @@ import torch
 from paragator.config import Config, ModelConfig, validate
 from paragator.core.types import Stage
 from paragator.engines.loading import load
-from paragator.train.packed import collate
-from paragator.train.policy import Policy
-from paragator.train.rows import Branch, Tree, pack
+from paragator.training.packed import collate
+from paragator.training.policy import Policy
+from paragator.training.rows import Branch, Tree, pack
 
 AGREE = 1e-4
 HELD = (

@@ -3,7 +3,7 @@
     python examples/one_file.py
 
 The policy is a table of logits: which of ten answers to give to a problem, and, when shown a pool, which of its attempts to
-copy, by whether an attempt looks right (even) or not. A right answer is an even one. What differs from `train/step.py`:
+copy, by whether an attempt looks right (even) or not. A right answer is an even one. What differs from `training/step.py`:
 no tokens, so a rollout has one log-probability; everything else (scaffold, credit, one update for both stages) is the same.
 """
 

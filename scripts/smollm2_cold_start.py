@@ -27,10 +27,10 @@ from paragator.config import Config, ModelConfig, load
 from paragator.core.types import Problem, Prompt
 from paragator.engines import loading
 from paragator.engines.encoding import encode
-from paragator.train import checkpoint
-from paragator.train.packed import collate, log_probs
-from paragator.train.policy import Policy
-from paragator.train.rows import Branch, Tree, pack
+from paragator.training import checkpoint
+from paragator.training.packed import collate, log_probs
+from paragator.training.policy import Policy
+from paragator.training.rows import Branch, Tree, pack
 
 STEP_ERROR = 0.35
 BATCH = 16

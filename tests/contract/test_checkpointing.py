@@ -10,9 +10,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from paragator.config import Config, validate
-from paragator.train.packed import collate, log_probs
-from paragator.train.policy import Policy
-from paragator.train.rows import Branch, Tree, pack
+from paragator.training.packed import collate, log_probs
+from paragator.training.policy import Policy
+from paragator.training.rows import Branch, Tree, pack
 
 KINDS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
 TREES = [

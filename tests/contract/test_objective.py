@@ -12,9 +12,9 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from paragator.core.errors import UsageError  # noqa: E402
-from paragator.train.objective import k3, loss, merge  # noqa: E402
-from paragator.train.packed import collate, log_probs  # noqa: E402
-from paragator.train.rows import Branch, Tree, pack  # noqa: E402
+from paragator.training.objective import k3, loss, merge  # noqa: E402
+from paragator.training.packed import collate, log_probs  # noqa: E402
+from paragator.training.rows import Branch, Tree, pack  # noqa: E402
 
 torch.set_num_threads(1)
 Array = np.ndarray[Any, np.dtype[np.float64]]

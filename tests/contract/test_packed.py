@@ -15,10 +15,10 @@ transformers = pytest.importorskip("transformers")
 
 from paragator.core.errors import DataError, UsageError  # noqa: E402
 from paragator.engines.branching import NO_MASK  # noqa: E402
-from paragator.train import attention, packed  # noqa: E402
-from paragator.train.attention import layout  # noqa: E402
-from paragator.train.packed import Batch, collate, log_probs, padded_log_probs  # noqa: E402
-from paragator.train.rows import Branch, Tree, pack  # noqa: E402
+from paragator.training import attention, packed  # noqa: E402
+from paragator.training.attention import layout  # noqa: E402
+from paragator.training.packed import Batch, collate, log_probs, padded_log_probs  # noqa: E402
+from paragator.training.rows import Branch, Tree, pack  # noqa: E402
 
 torch.set_num_threads(1)
 VOCAB = 23

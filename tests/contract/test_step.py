@@ -20,11 +20,11 @@ from paragator.core.types import Completion, Failure, Grade, Group, Plan, Proble
 from paragator.engines.loading import add_lora
 from paragator.records import Graded
 from paragator.tasks import Task
-from paragator.train import packed
-from paragator.train.methods import METHODS
-from paragator.train.policy import Policy, as_begun
-from paragator.train.rows import Branch, Tree
-from paragator.train.step import Step, Timeline, constant, credited, step
+from paragator.training import packed
+from paragator.training.methods import METHODS
+from paragator.training.policy import Policy, as_begun
+from paragator.training.rows import Branch, Tree
+from paragator.training.step import Step, Timeline, constant, credited, step
 
 BASE = (
     "--rollout.candidates=4", "--rollout.pool_size=2", "--method.k=2", "--train.precision=float32",

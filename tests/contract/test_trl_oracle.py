@@ -23,9 +23,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from paragator.train.objective import loss
-from paragator.train.packed import collate, log_probs
-from paragator.train.rows import Branch, Tree, pack
+from paragator.training.objective import loss
+from paragator.training.packed import collate, log_probs
+from paragator.training.rows import Branch, Tree, pack
 
 torch.set_num_threads(1)
 VOCAB, PAD, EOS, MAX_COMPLETION, ROLLOUTS = 23, 0, 1, 12, 4

@@ -11,7 +11,7 @@ import pytest
 from paragator.cli.main import run
 from paragator.engines.compute import set_threads
 from paragator.tasks.demonstrations import LARGEST, WORDS
-from paragator.train.warmup import WarmupConfig, build_model, build_tokenizer, export
+from paragator.training.warmup import WarmupConfig, build_model, build_tokenizer, export
 
 REWARD = """\
 import zlib

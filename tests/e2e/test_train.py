@@ -22,8 +22,8 @@ from paragator.config import ModelConfig
 from paragator.core.errors import RunError
 from paragator.engines import loading
 from paragator.engines.transformers import TransformersEngine
-from paragator.train.methods import METHODS
-from paragator.train.policy import Policy
+from paragator.training.methods import METHODS
+from paragator.training.policy import Policy
 
 SOURCE = Path(__file__).parents[2] / "src"
 Cli = Callable[..., int]
@@ -277,7 +277,7 @@ def test_warmup_on_sums_knows_their_numbers(tmp_path: Path) -> None:
 
 def test_warmup_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from paragator.config import TaskConfig
-    from paragator.train import warmup as module
+    from paragator.training import warmup as module
 
     def config(name: str) -> Any:
         task = TaskConfig(min_numbers=2, max_numbers=2, max_value=6, min_target=2)

@@ -14,8 +14,8 @@ import torch
 
 from paragator.config import Config
 from paragator.engines import loading
-from paragator.train.policy import Policy
-from paragator.train.rows import Branch, Tree
+from paragator.training.policy import Policy
+from paragator.training.rows import Branch, Tree
 
 GOLDEN = Path(__file__).with_name("loss_curve.json")
 STEPS = 4

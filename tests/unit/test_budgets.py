@@ -17,7 +17,7 @@ FUNCTION_LINES = 60
 CORE_FUNCTION_LINES = 40
 PUBLIC_NAMES = 20
 
-# "train/step.py" or "train/step.py::Class.method" -> (its own limit, why it is better long than split)
+# "training/step.py" or "training/step.py::Class.method" -> (its own limit, why it is better long than split)
 EXCEPTIONS: dict[str, tuple[int, str]] = {}
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import paragator
+
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "numpy", "matplotlib"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # import name -> name of the distribution, where they differ
@@ -58,6 +60,8 @@ def test_core_needs_only_the_standard_library() -> None:
 def test_unit_tests_import_no_torch() -> None:
     code = """
 import pytest
+
+import paragator
 assert pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests/unit"]) == 0
 """
     loaded = loaded_by(code)
@@ -87,3 +91,9 @@ def test_every_import_is_declared(path: Path) -> None:
 def normal(name: str) -> str:
     """A distribution's name as registries compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_a_public_name_is_not_a_module_as_well() -> None:
+    """Importing `paragator.x` binds the module to the package's `x`, over whatever it was before."""
+    modules = {path.stem for path in (ROOT / "src/paragator").iterdir()}
+    assert "training" in modules and not set(paragator.__all__) & modules

@@ -10,7 +10,7 @@ import pytest
 
 from paragator.config import MethodConfig
 from paragator.core import credit
-from paragator.train.methods import METHODS, Method, schemes
+from paragator.training.methods import METHODS, Method, schemes
 
 SOURCE = Path(__file__).parents[2] / "src" / "paragator"
 REWARDS = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, None]
@@ -42,9 +42,9 @@ def test_a_stage_asks_for_its_scheme(name: str) -> None:
 
 def test_step_rows_and_loss_never_name_a_method() -> None:
     for module in ("step", "rows", "objective", "packed", "policy", "loop"):
-        tree = ast.parse((SOURCE / "train" / f"{module}.py").read_text())
+        tree = ast.parse((SOURCE / "training" / f"{module}.py").read_text())
         named = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in METHODS}
-        assert not named, f"train/{module}.py branches on {named}"
+        assert not named, f"training/{module}.py branches on {named}"
 
 
 def test_schemes_are_those_of_core() -> None:

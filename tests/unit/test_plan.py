@@ -15,12 +15,12 @@ from paragator.cli.main import run
 from paragator.cli.plan import shape_with
 from paragator.config import Config, validate
 from paragator.core.errors import ParagatorError, UsageError
-from paragator.train.estimate import HUB, pass_flops
-from paragator.train.hardware import PRESETS, Cost, Efficiency, assumed
-from paragator.train.lengths import Lengths
-from paragator.train.rollout_events import Batching, Request, Rollouts, roll_out
-from paragator.train.rows import first_fit
-from paragator.train.simulate import Cluster, Workload, groups_of, plan, updated
+from paragator.training.estimate import HUB, pass_flops
+from paragator.training.hardware import PRESETS, Cost, Efficiency, assumed
+from paragator.training.lengths import Lengths
+from paragator.training.rollout_events import Batching, Request, Rollouts, roll_out
+from paragator.training.rows import first_fit
+from paragator.training.simulate import Cluster, Workload, groups_of, plan, updated
 
 SMALL, MOE = HUB["Qwen/Qwen3-4B"], HUB["Qwen/Qwen3-235B-A22B"]
 FREE = Efficiency(decode_s=0, row_s=0, prefill_s=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paragator.config import Config, load
-from paragator.train.estimate import estimate
+from paragator.training.estimate import estimate
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("qwen3-*.toml"))
 

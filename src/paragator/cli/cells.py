@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from paragator.cli.compose import MAY_CHANGE, flat
 from paragator.config import Config, EvalConfig, Section, validate
 from paragator.core.errors import UsageError
-from paragator.train.methods import METHODS
+from paragator.training.methods import METHODS
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 

@@ -40,7 +40,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from paragator.engines.loading import facts, pick_device
-    from paragator.train.policy import pick_precision
+    from paragator.training.policy import pick_precision
 
     device = pick_device("auto")
     try:
@@ -63,8 +63,8 @@ def examine() -> dict[str, Any]:
 def print_estimate(config: Config, rate: float | None, fill: float, as_json: bool) -> int:
     """Memory and time of a step, with the formulas that gave them."""
     from paragator.engines.loading import pick_device
-    from paragator.train.estimate import estimate
-    from paragator.train.policy import pick_precision
+    from paragator.training.estimate import estimate
+    from paragator.training.policy import pick_precision
 
     device = pick_device(config.model.device)
     bfloat16 = pick_precision(config.train.precision, device) == "bfloat16"

@@ -11,11 +11,11 @@ from typing import Any
 from paragator.cli.main import Parser, parse, parser_for
 from paragator.config import Config, load
 from paragator.core.errors import UsageError
-from paragator.train.estimate import HUB, Shape, shape_of
-from paragator.train.hardware import PRESETS, Cost, Efficiency, assumed
-from paragator.train.lengths import Lengths
-from paragator.train.rollout_events import Batching
-from paragator.train.simulate import PARTS, Cluster, Workload, plan
+from paragator.training.estimate import HUB, Shape, shape_of
+from paragator.training.hardware import PRESETS, Cost, Efficiency, assumed
+from paragator.training.lengths import Lengths
+from paragator.training.rollout_events import Batching
+from paragator.training.simulate import PARTS, Cluster, Workload, plan
 
 EPILOG = """lengths are a number of tokens, lognormal:MEAN:SIGMA, or a .jsonl file with a number a line; longer ones than the
 stage's max_tokens are cut there. N and m are config keys: --rollout.candidates 16 --rollout.pool_size 4; so are

@@ -13,7 +13,7 @@ from paragator.config import Config
 from paragator.engines.vllm import NAME, VllmEngine, served, written
 
 if TYPE_CHECKING:
-    from paragator.train.policy import Policy
+    from paragator.training.policy import Policy
 
 Publish = Callable[[int], Awaitable[None]]
 

@@ -94,8 +94,8 @@ async def job(
     from paragator.engines import loading
     from paragator.engines.compute import computed
     from paragator.report.page import write_report
-    from paragator.train.loop import train as train_steps
-    from paragator.train.policy import Policy, as_begun
+    from paragator.training.loop import train as train_steps
+    from paragator.training.policy import Policy, as_begun
 
     config = as_begun(config, run_dir)
     model, tokenizer = await computed(loading.load, config.model)

@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
     flags, overrides = parse(parser, arguments)
     if flags.config is None:
         raise UsageError("no config given; try paragator warmup configs/warmup-countdown.toml")
-    from paragator.train.warmup import WarmupConfig, warmup
+    from paragator.training.warmup import WarmupConfig, warmup
 
     config = load(WarmupConfig, flags.config, overrides)
     output = warmup(config, (lambda line: None) if flags.json else lambda line: print(line, flush=True))

@@ -15,10 +15,10 @@ from accelerate import Accelerator
 
 from paragator.config import Config, OptimizerConfig
 from paragator.core.errors import UsageError
-from paragator.train import checkpoint, estimate, objective
-from paragator.train.hardware import free_memory
-from paragator.train.packed import Batch, collate, log_probs
-from paragator.train.rows import STAGES, Tree, pack
+from paragator.training import checkpoint, estimate, objective
+from paragator.training.hardware import free_memory
+from paragator.training.packed import Batch, collate, log_probs
+from paragator.training.rows import STAGES, Tree, pack
 
 
 class Policy:

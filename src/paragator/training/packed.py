@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 
 from paragator.core.errors import UsageError
 from paragator.engines.branching import NO_MASK
-from paragator.train.attention import NAME, Layout, layout
-from paragator.train.rows import LOGITS_AT_ONCE, STAGES, PackedRow, Piece, Tree
+from paragator.training.attention import NAME, Layout, layout
+from paragator.training.rows import LOGITS_AT_ONCE, STAGES, PackedRow, Piece, Tree
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from paragator.config import Section, TaskConfig
 from paragator.core.errors import UsageError
 from paragator.tasks.demonstrations import DEMONSTRATORS, Demonstrator, Piece
-from paragator.train import checkpoint
+from paragator.training import checkpoint
 
 SAVE_EVERY = 200
 """Steps between checkpoints."""

@@ -14,8 +14,8 @@ from paragator.config import Config, ModelConfig
 from paragator.core.errors import UsageError
 from paragator.core.types import Stage
 from paragator.engines.loading import folder_of, read_json
-from paragator.train.methods import METHODS
-from paragator.train.rows import LOGITS_AT_ONCE, TOGETHER
+from paragator.training.methods import METHODS
+from paragator.training.rows import LOGITS_AT_ONCE, TOGETHER
 
 FLOAT = 4
 MOST_TOKENS = {False: 4096, True: 65_536}

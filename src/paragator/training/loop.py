@@ -16,9 +16,9 @@ from paragator.core.packing import Packer
 from paragator.core.types import Group, Problem, Sample
 from paragator.engines.compute import computed
 from paragator.tasks import Task
-from paragator.train import checkpoint
-from paragator.train.policy import Policy
-from paragator.train.step import step
+from paragator.training import checkpoint
+from paragator.training.policy import Policy
+from paragator.training.step import step
 
 MISMATCH, OTHER_MODEL = 0.01, 0.5
 """Mean KL(sampling policy || policy) per token, in nats, above which a step warns, and above which the run stops."""

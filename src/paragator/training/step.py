@@ -19,9 +19,9 @@ from paragator.core.types import Completion, Failure, Grade, Group, Plan, Proble
 from paragator.engines.compute import computed
 from paragator.records import Graded
 from paragator.tasks import Task, grade_trace
-from paragator.train.methods import METHODS, Method, schemes
-from paragator.train.policy import Policy
-from paragator.train.rows import Branch, Tree
+from paragator.training.methods import METHODS, Method, schemes
+from paragator.training.policy import Policy
+from paragator.training.rows import Branch, Tree
 
 PARTS = ("generate", "aggregate", "update", "grade")
 """What a step does, in the order in which parts that coincide are named; see `Timeline`."""

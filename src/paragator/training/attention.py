@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from paragator.engines.branching import check_plain
-from paragator.train.rows import TOGETHER
+from paragator.training.rows import TOGETHER
 
 NAME = "paragator_tree"
 """As transformers' attn_implementation: with a layout this module's attention, without one exactly sdpa."""

@@ -16,12 +16,12 @@ from typing import Any
 from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.types import Stage
-from paragator.train.estimate import FLOAT, Shape, budget, memory_of, pass_flops, passes, stages, with_tokens
-from paragator.train.hardware import Cost, Efficiency, Hardware
-from paragator.train.lengths import Lengths
-from paragator.train.methods import METHODS
-from paragator.train.rollout_events import Batching, Request, Rollouts, roll_out
-from paragator.train.rows import STAGES, first_fit
+from paragator.training.estimate import FLOAT, Shape, budget, memory_of, pass_flops, passes, stages, with_tokens
+from paragator.training.hardware import Cost, Efficiency, Hardware
+from paragator.training.lengths import Lengths
+from paragator.training.methods import METHODS
+from paragator.training.rollout_events import Batching, Request, Rollouts, roll_out
+from paragator.training.rows import STAGES, first_fit
 
 PARTS = ("generate", "both", "aggregate", "grade", "update", "publish")
 """What a step's seconds are spent on, one after another; "both" while both stages are in flight."""
