@@ -120,7 +120,7 @@ def learn(policy: Policy, trees: Sequence[Tree], held_out: Sequence[Tree], targe
 
 def surprise(policy: Policy, trees: Sequence[Tree], stage: str) -> float:
     """Mean negative log-probability of the answers of a stage's demonstrations."""
-    rows = pack([tree for tree in trees if tree.stage == stage], policy.config.train.batch_tokens)
+    rows = pack([tree for tree in trees if tree.stage == stage], policy.batch_tokens)
     with torch.no_grad(), policy.accelerator.autocast():
         parts = [log_probs(policy.model, collate(row)) for row in rows]
     return -float(torch.cat(parts).mean())

@@ -39,7 +39,7 @@ class ModelConfig(Section):
     trust_remote_code: bool = False
     """Run code that comes with a hub model. Leave off unless you have read that code."""
     device: str = "auto"
-    """"auto", "cpu", "cuda", "mps"."""
+    """"auto" (cuda where there is one, else cpu), "cpu", "cuda"."""
     lora_rank: int = Field(0, ge=0)
     """Train LoRA adapters of this rank instead of all weights; 0 is off. Needs the extra `lora`."""
     gradient_checkpointing: bool = False
@@ -207,10 +207,12 @@ class TrainConfig(Section):
     """Distinct training problems; more steps than these cover go round again."""
     truncated: Literal["mask", "drop", "wrong"] = "mask"
     """A rollout cut at max_tokens: counts in its group but is not trained on (mask), leaves the group (drop), or counts as wrong."""
+    updates: int = Field(1, ge=1)
+    """Optimiser steps on a step's rollouts. 1 is on-policy; from the second on, the ratio to the policy before them is clipped."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """Ratio clipping below 1."""
+    """Ratio clipping below 1; acts from the second update on."""
     clip_high: float = Field(0.2, gt=0)
-    """Ratio clipping above 1."""
+    """Ratio clipping above 1; acts from the second update on."""
     weight_cap: float = Field(2.0, gt=0)
     """vllm: cap of the importance weight policy / sampler of a token (truncated importance sampling)."""
     kl: float = Field(0.0, ge=0)

@@ -222,6 +222,26 @@ def test_a_kernel_that_is_causal_itself_needs_no_mask(monkeypatch: pytest.Monkey
     assert max(relative(got[name], want[name]) for name in want) < 1e-5
 
 
+def test_a_kernel_that_is_causal_itself_is_chosen_for_the_type_that_autocast_multiplies_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It chooses before autocast casts: float32 would keep it from the kernels that need no mask."""
+    ready, attend, seen = attention.Layout.ready, attention.attend, set()
+
+    def noted(q: Tensor, k: Tensor, v: Tensor, mask: Any, **more: Any) -> Tensor:
+        if isinstance(mask, attention.CausalBias):
+            seen.update((q.dtype, k.dtype, v.dtype))
+        return attend(q, k, v, mask, **more)
+
+    model = toy("Qwen3")
+    with torch.autocast("cpu", torch.bfloat16):
+        want = packed_log_probs(model, TREES, 17)
+        monkeypatch.setattr(attention.Layout, "ready", lambda self, *args: ready(self, *args, fused=True))
+        monkeypatch.setattr(attention, "attend", noted)
+        assert relative(packed_log_probs(model, TREES, 17), want) < 0.02
+    assert seen == {torch.bfloat16}
+
+
 def test_an_attention_that_is_not_given_the_layout_is_an_error() -> None:
     model = toy()
     model.config._attn_implementation = attention.NAME

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.config import Config, load
@@ -21,9 +20,10 @@ from paragator.engines.loading import add_lora
 from paragator.records import Graded
 from paragator.tasks import Task
 from paragator.training import packed
+from paragator.training.loop import choose
 from paragator.training.methods import METHODS
 from paragator.training.policy import Policy, as_begun
-from paragator.training.rows import Branch, Tree
+from paragator.training.rows import Branch, Tree, pack
 from paragator.training.step import Step, Timeline, constant, credited, step
 
 BASE = (
@@ -193,6 +193,17 @@ def test_outputs_without_ids_are_not_trained_on() -> None:
     assert credited(record, METHODS["dr_grpo"], configured(), 1) == []
 
 
+def test_more_steps_change_nothing_of_those_before() -> None:
+    """The first pass is in the task's order, so a run that is made longer has not seen what follows."""
+    problems = [Problem(f"p{i}", "") for i in range(12)]
+    taken = [
+        [p.id for p in choose(problems[:n], step, configured("--train.problems=3"))] for n in (6, 12) for step in (1, 2)
+    ]
+    assert taken[:2] == taken[2:] == [["p0", "p1", "p2"], ["p3", "p4", "p5"]]
+    again = [p.id for step in (5, 6, 7, 8) for p in choose(problems, step, configured("--train.problems=3"))]
+    assert sorted(again) == sorted(p.id for p in problems) and again != [p.id for p in problems]
+
+
 # ---- the policy ------------------------------------------------------------------------------------------------------
 
 CONSTANTS = {"generate": 0.1, "aggregate": 0.1}
@@ -220,21 +231,32 @@ def test_a_batch_with_signal_moves_the_policy(model: LlamaForCausalLM, tokenizer
     assert any(not torch.equal(before[n], p) for n, p in policy.raw.named_parameters())
 
 
+def test_a_second_update_is_clipped_against_the_policy_before_the_first(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Two updates on one batch are one update, and one by hand whose ratio is taken to where that began."""
+    settings = ("--train.clip_low=0.05", "--train.clip_high=0.01", "--optimizer.max_grad_norm=100")
+    by_hand = Policy(copy.deepcopy(model), tokenizer, configured(*settings))
+    twice = Policy(model, tokenizer, configured(*settings, "--train.updates=2"))
+    (row,) = pack(TREES, 4096)
+    batch = packed.collate(row)
+    old = packed.log_probs(by_hand.model, batch, {"generate": 1.0, "aggregate": 1.0}).detach()
+    first = by_hand.update(TREES, 1, CONSTANTS)
+    value, stats, _ = by_hand.loss(batch, CONSTANTS, old)
+    value.backward()
+    by_hand.optimizer.step()
+    found = twice.update(TREES, 1, CONSTANTS)
+    assert all(torch.equal(p, weights(by_hand)[n]) for n, p in weights(twice).items())
+    assert twice.updates == 2 and found["clipped"] == stats["clipped"] > 0 and found["ratio"] == stats["ratio"] != 1
+    assert found["loss"] == first["loss"] and found["mismatch_kl"] == first["mismatch_kl"]
+
+
 def lora(model: LlamaForCausalLM) -> Any:
     pytest.importorskip("peft")
     torch.manual_seed(3)
     return add_lora(model, 2)
 
 
-@pytest.fixture
-def accelerator_anew() -> Iterator[None]:
-    """Accelerate keeps one precision for a process."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
-@pytest.mark.usefixtures("accelerator_anew")
 @pytest.mark.parametrize("many", [True, False])
 def test_an_update_in_bfloat16(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, many: bool
@@ -247,7 +269,6 @@ def test_an_update_in_bfloat16(
     assert packed.has_plain_head(policy.model)
 
 
-@pytest.mark.usefixtures("accelerator_anew")
 @pytest.mark.parametrize("flags", [[], ["--train.precision=float32"]])
 def test_a_precision_that_was_chosen_is_kept(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, flags: list[str]

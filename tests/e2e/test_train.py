@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -16,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
+import paragator
 from paragator import records
 from paragator.cli.main import main, run
-from paragator.config import ModelConfig
-from paragator.core.errors import RunError
+from paragator.config import ModelConfig, load
+from paragator.core.errors import RunError, UsageError
 from paragator.engines import loading
 from paragator.engines.transformers import TransformersEngine
 from paragator.training.methods import METHODS
@@ -147,12 +149,14 @@ def test_lora_and_kl_run_and_export_a_plain_model(cli: Cli, toy: Path) -> None:
 
 
 def test_a_killed_run_resumes_to_exactly_the_same_end(cli: Cli) -> None:
-    """Killed after step 3 was recorded but before its checkpoint, with a torn line; checkpoints are every 2 steps."""
+    """Killed after step 3 was recorded but before its checkpoint, with a torn line; checkpoints are every 2 steps.
+
+    What was evaluated after step 3 is of other weights than those after step 5, and of no use there.
+    """
     assert cli("train", "--name", "whole", "--train.steps", "5") == 0
     assert cli("train", "--name", "killed", "--train.steps", "3", "--eval.around_training", "true") == 0
     killed = Path("runs/killed")
     shutil.rmtree(killed / "checkpoints" / "step_3")
-    (killed / "eval_after.jsonl").unlink()
     for name in ("metrics.jsonl", "traces.jsonl"):
         with (killed / name).open("a") as file:
             file.write('{"step": 4, "torn')
@@ -164,6 +168,51 @@ def test_a_killed_run_resumes_to_exactly_the_same_end(cli: Cli) -> None:
     for name in ("eval_before.jsonl", "eval_after.jsonl"):
         assert sorted(map(str, rows(killed / name))) == sorted(map(str, rows(Path("runs/whole") / name)))
     assert (killed / "logs" / "attempt_2.log").is_file()
+
+
+def test_an_error_keeps_the_steps_before_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = Policy.update
+
+    def fail_at_step_3(self: Policy, trees: Any, number: int, constants: Any) -> dict[str, float]:
+        if number == 3:
+            raise OSError("out of luck")
+        return update(self, trees, number, constants)
+
+    monkeypatch.setattr(Policy, "update", fail_at_step_3)
+    words = ("--train.steps", "4", "--train.checkpoint_every", "100")
+    with pytest.raises(OSError, match="luck"):
+        cli("train", *words)
+    assert [p.name for p in Path("runs/toy/checkpoints").iterdir()] == ["step_2"]
+    monkeypatch.setattr(Policy, "update", update)
+    assert cli("train", *words, "--resume") == cli("train", *words, "--name", "whole") == 0
+    assert metrics(Path("runs/toy")) == metrics(Path("runs/whole"))
+
+
+def test_training_from_python_more_than_once_and_inside_a_loop(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(toy))
+    config = load(paragator.Config, toy / "toy.toml", ["--train.steps=1"])
+    other = load(paragator.Config, toy / "toy.toml", ["--train.steps=1", "--train.precision=bfloat16", "--name=b"])
+
+    async def notebook() -> int:
+        return int(paragator.train(other))
+
+    assert paragator.train(config) == asyncio.run(notebook()) == 0
+    assert len(metrics(Path("runs/b"))) == 1
+
+
+def test_other_weights_behind_the_path_are_not_gone_on_with(cli: Cli, toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy / "model", tmp_path / "model")
+    words = ("train", "--model.path", str(tmp_path / "model"), "--train.steps")
+    assert cli(*words, "1") == 0
+    model, _ = loading.load(ModelConfig(path=str(tmp_path / "model")))
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] += 1
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UsageError, match="was begun with other weights"):
+        cli(*words, "2", "--resume")
 
 
 def test_resuming_a_finished_run_changes_nothing(cli: Cli) -> None:
@@ -210,6 +259,38 @@ def test_ctrl_c_leaves_a_resumable_run_and_a_valid_report(cli: Cli, toy: Path) -
 
 
 # ---- the other verbs -------------------------------------------------------------------------------------------------
+
+
+SLOW = """
+import sys, time
+from paragator.cli.main import main
+from paragator.training.policy import Policy
+def slow(*args):
+    print("updating", flush=True)
+    time.sleep(60)
+Policy.update = slow
+sys.argv = ["paragator", "train", sys.argv[1], "--eval.around_training", "false"]
+main()
+"""
+
+
+def test_ctrl_c_twice_ends_a_run_in_the_middle_of_an_update(toy: Path, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{toy}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SLOW, str(toy / "toy.toml")]
+    process = subprocess.Popen(
+        command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        assert any("updating" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        assert "again stops at once" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert process.stderr.read().splitlines()[-1] == "interrupted"
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_eval_prints_json_and_resumes(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,8 @@ import pytest
 import paragator
 from paragator import records
 from paragator.cli import screen
-from paragator.cli.solve import in_loop, toml
+from paragator.cli.loop import in_loop
+from paragator.cli.solve import toml
 from paragator.config import Config, load
 from paragator.core.errors import RunError, UsageError
 from paragator.core.packing import Packer

@@ -220,6 +220,33 @@ def test_pools_of_too_few_candidates(fails: Fails, tmp_path: Path) -> None:
     assert "0 easy and 0 hard pools" in offline(fails)
 
 
+def test_fewer_problems_than_a_step_takes(fails: Fails, tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"id": str(i), "problem": f"{i} + 1", "answer": str(i + 1)}) + "\n" for i in range(8))
+    (tmp_path / "few.jsonl").write_text(rows)
+    (tmp_path / "test.jsonl").write_text('{"problem": "9 + 1", "answer": "10"}\n')
+    files = ("--task.path", str(tmp_path / "few.jsonl"), "--task.held_out_path", str(tmp_path / "test.jsonl"))
+    error = fails("train", "--task.name", "jsonl", *files, "--train.problems", "9")
+    assert "train.problems = 9, but there are 8 training problems: lower it" in error
+
+
+def test_a_tracker_that_is_not_installed(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paragator.cli.compose.find_spec", lambda name: None)
+    error = fails("train", "--dry-run", "--tracker", "wandb")
+    assert "tracker = 'wandb' is not installed: pip install wandb, or set tracker = 'none'" in error
+
+
+def test_request_fields_that_change_what_is_sampled_in_training(fails: Fails) -> None:
+    words = (
+        "--engine.rollout",
+        "vllm",
+        "--engine.url",
+        "http://localhost:1/v1",
+        "--engine.extra_body",
+        "{top_p = 0.9}",
+    )
+    assert "engine.extra_body sets top_p: training needs the log-probabilities" in fails("train", "--dry-run", *words)
+
+
 # ---- run directories -------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +72,34 @@ def check(config: Config, *, training: bool, task: Task | None = None) -> Checke
     return Checked(task, known)
 
 
+CHANGES_SAMPLING = {
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "logit_bias",
+    "bad_words",
+    "allowed_token_ids",
+    "min_tokens",
+} | {f"{name}_penalty" for name in ("repetition", "presence", "frequency")}
+
+
 def check_rollout(config: Config, training: bool) -> None:
     engine = config.engine
-    if training and engine.rollout not in ("transformers", "vllm"):
+    if training and engine.rollout not in OWN_WEIGHTS:
         raise UsageError(
             f"engine.rollout = {engine.rollout!r}: training needs exact tokens; use 'transformers' or 'vllm'"
         )
+    if training and config.tracker != "none" and find_spec(config.tracker) is None:
+        raise UsageError(
+            f"tracker = {config.tracker!r} is not installed: pip install {config.tracker}, or set tracker = 'none'"
+        )
     if engine.rollout != "vllm":
         return
+    if wrong := sorted(set(engine.extra_body) & CHANGES_SAMPLING):
+        raise UsageError(
+            f"engine.extra_body sets {', '.join(wrong)}: training needs the log-probabilities of what was sampled; remove it"
+        )
     if not training:
         raise UsageError("engine.rollout = 'vllm' is for training; evaluate through the server: --url http://...")
     if engine.launch == bool(engine.url):
@@ -92,7 +113,7 @@ def check_rollout(config: Config, training: bool) -> None:
 def facts_of(config: Config) -> Facts:
     """What is known of whoever samples: a model folder, a name on a server, or a recording."""
     engine = config.engine
-    if engine.rollout in ("transformers", "vllm"):
+    if engine.rollout in OWN_WEIGHTS:
         return facts(config.model)
     if engine.rollout == "openai":
         if not engine.url:
@@ -246,6 +267,8 @@ def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[st
             shutil.rmtree(run_dir)
         elif resume:
             check_same(run_dir, text)
+            check_weights(run_dir, config, manifest["model"])
+            write_whole(run_dir / "config.json", text + "\n")
         else:
             raise UsageError(f"{run_dir} is in use; add --resume to go on, --overwrite to start again, or --name OTHER")
     elif resume:
@@ -264,6 +287,8 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(new, path)
 
 
+OWN_WEIGHTS = ("transformers", "vllm")
+"""Values of engine.rollout whose model is the folder or hub id that model.path names."""
 MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.threads", "tracker", "runs", "judge.key_env"} | {
     f"engine.{name}"  # where the model is served, how fast it may be asked and what it costs, not what it answers
     for name in (
@@ -284,15 +309,29 @@ MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.threads", "tracker
 
 def check_same(run_dir: Path, text: str) -> None:
     """Refuse to resume a run under a config that means something else, naming the keys."""
-    try:
-        old = flat(json.loads((run_dir / "config.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{run_dir}/config.json cannot be read ({error}); use --overwrite") from None
-    new = flat(json.loads(text))
+    old, new = flat(read_note(run_dir / "config.json")), flat(json.loads(text))
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in MAY_CHANGE)
     if changed:
         what = ", ".join(f"{k} ({old.get(k)!r} -> {new.get(k)!r})" for k in changed[:5])
         raise UsageError(f"{run_dir} was run with another {what}; take it back, or use --overwrite or another --name")
+
+
+def check_weights(run_dir: Path, config: Config, fingerprint: str) -> None:
+    """Refuse to resume a run with other weights behind the same path."""
+    before = read_note(run_dir / "manifest.json").get("model")
+    if config.engine.rollout in OWN_WEIGHTS and before != fingerprint:
+        raise UsageError(
+            f"{run_dir} was begun with other weights in {config.model.path} ({before}, now {fingerprint}); put them back, "
+            "or use --overwrite or another --name"
+        )
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What a run directory says of itself in JSON."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); use --overwrite") from None
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

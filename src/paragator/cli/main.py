@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import NoReturn
@@ -93,7 +94,8 @@ def main() -> NoReturn:
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        sys.stdout.flush()
+        os._exit(130)  # a plain exit would wait for a thread that computes; everything else has been closed by now
     except BrokenPipeError:
         code = 0
     sys.exit(code)

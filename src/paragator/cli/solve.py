@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import threading
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from paragator import records
 from paragator.cli import compose, connect, screen
 from paragator.cli.eval import MORE, SHORT, is_set, read_config, with_values
+from paragator.cli.loop import in_loop
 from paragator.cli.main import Parser, parse, parser_for
 from paragator.config import Config
 from paragator.core.errors import DataError, UsageError
@@ -191,32 +190,3 @@ def toml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml, value)) + "]"
     return json.dumps(str(value) if isinstance(value, Path) else value)
-
-
-def in_loop(job: Callable[[], Any]) -> Any:
-    """`asyncio.run` of a coroutine; in a thread of its own where a loop runs here already, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(job())
-    done: Future[Any] = Future()
-    begun: Future[tuple[asyncio.AbstractEventLoop, Callable[[], object]]] = Future()
-
-    async def cancellable() -> Any:
-        task = asyncio.ensure_future(job())
-        begun.set_result((asyncio.get_running_loop(), task.cancel))
-        return await task
-
-    def work() -> None:
-        try:
-            done.set_result(asyncio.run(cancellable()))
-        except BaseException as error:  # noqa: BLE001  (not hidden: raised in the caller's thread)
-            done.set_exception(error)
-
-    threading.Thread(target=work, name="paragator-solve", daemon=True).start()
-    try:
-        return done.result()
-    except KeyboardInterrupt:
-        loop, cancel = begun.result()
-        loop.call_soon_threadsafe(cancel)
-        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import sys
@@ -14,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from paragator.cli import compose, connect, show
+from paragator.cli.loop import in_loop
 from paragator.cli.main import parse, run_parser
 from paragator.config import Config, load, to_json
+from paragator.core.errors import UsageError
 from paragator.core.packing import Packer
 from paragator.core.types import Group, Problem, Sample
 from paragator.records import Graded
@@ -59,7 +60,7 @@ def train(
             return await job(config, replace(checked, task=task), run_dir, train_problems, held_out, pools, say, stop)
 
     with Stop() as stop:
-        code = asyncio.run(judged())
+        code: int = in_loop(judged)
     if as_json:
         print(json.dumps(show.result(run_dir, config.eval.k)))
     return code
@@ -72,11 +73,18 @@ def problems_of(
     held_out = checked.task.problems("held-out", config.eval.problems, config.eval.seed)
     wanted = min(config.train.pool, config.train.steps * config.train.problems)
     if pools is None:
-        return checked.task.problems("train", max(1, wanted), config.seed), held_out
-    from paragator import records
+        found = checked.task.problems("train", max(1, wanted), config.seed)
+    else:
+        from paragator import records
 
-    found = [r.trace.problem for r in records.read(Path(str(config.method.pools)))]
-    return [p for p in found if p.id in pools], held_out
+        recorded = (r.trace.problem for r in records.read(Path(str(config.method.pools))))
+        found = [p for p in recorded if p.id in pools]
+    if found and len(found) < config.train.problems <= wanted:
+        raise UsageError(
+            f"train.problems = {config.train.problems}, but there are {len(found)} training problems: lower it; "
+            "a step takes each once"
+        )
+    return found, held_out
 
 
 async def job(
@@ -139,14 +147,17 @@ async def job(
 
 
 def teller(config: Config, policy: Any, say: show.Logger) -> Callable[[dict[str, float]], None]:
-    """What a step's metrics go to: the progress line, and the tracker where one is set."""
-    progress = show.Steps(config.train.steps, say)
+    """What becomes of a step's metrics: the progress line, the tracker where one is set, and no evaluation of older weights."""
+    progress, after = show.Steps(config.train.steps, say), config.run_dir / "eval_after.jsonl"
     tracked = config.tracker != "none"
     if tracked:
-        policy.accelerator.init_trackers("paragator", config.model_dump(mode="json"))
+        settings = compose.flat(config.model_dump(mode="json"))
+        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+        policy.accelerator.init_trackers("paragator", plain)  # tensorboard takes no other values
 
     def tell(metrics: dict[str, float]) -> None:
         progress(metrics)
+        after.unlink(missing_ok=True)  # of an earlier end, when train.steps was lower: other weights
         if tracked:
             policy.accelerator.log(metrics, step=int(metrics["step"]))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
@@ -18,14 +18,19 @@ T = TypeVar("T")
 _THREAD = ThreadPoolExecutor(1, "paragator-torch")
 
 
+def submit(function: Callable[..., T], *args: Any) -> Future[T]:
+    """function(*args) in the computing thread, after what waits there. Not to be waited for in that thread itself."""
+    return _THREAD.submit(function, *args)
+
+
 async def computed(function: Callable[..., T], *args: Any) -> T:
-    """function(*args) in the computing thread, after what waits there; other tasks of the loop go on."""
-    return await asyncio.get_running_loop().run_in_executor(_THREAD, function, *args)
+    """The result, while other tasks of the loop go on."""
+    return await asyncio.wrap_future(submit(function, *args))
 
 
 def computed_now(function: Callable[..., T], *args: Any) -> T:
-    """The same where nothing else is to go on: this thread waits."""
-    return _THREAD.submit(function, *args).result()
+    """The result where nothing else is to go on: this thread waits."""
+    return submit(function, *args).result()
 
 
 def set_threads(count: int | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from paragator.config import ModelConfig
 from paragator.core.errors import UsageError
 
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "countdown"
-HASHED_BYTES = 2**24
+HASHED_BYTES, HASHED_OF_TENSOR = 2**24, 2**14
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,27 @@ def facts(config: ModelConfig) -> Facts:
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"{file.name}:{file.stat().st_size}".encode())
-        with file.open("rb") as handle:
-            digest.update(handle.read(HASHED_BYTES))
+        for part in telling(file):
+            digest.update(part)
     return Facts(settings.get("max_position_embeddings"), has_template, digest.hexdigest()[:16])
+
+
+def telling(file: Path) -> Iterator[bytes]:
+    """What tells weights apart: a small file whole; of a large one its header and where each tensor begins."""
+    with file.open("rb") as handle:
+        if file.stat().st_size <= HASHED_BYTES:
+            yield handle.read()
+            return
+        size = int.from_bytes(handle.read(8), "little")
+        header = handle.read(min(size, HASHED_BYTES))
+        yield header
+        try:
+            spans = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
+            for begin, end in sorted(spans):
+                handle.seek(8 + size + begin)
+                yield handle.read(min(HASHED_OF_TENSOR, end - begin))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise UsageError(f"{file} is not a safetensors file ({error}); copy the model again") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -105,11 +124,9 @@ def add_lora(model: Any, rank: int) -> Any:
 
 
 def pick_device(name: str) -> str:
-    """The device behind "auto": cuda, else mps, else cpu."""
+    """The device behind "auto": cuda, else cpu. (mps has no float64, in which draws and statistics are computed.)"""
     import torch
 
     if name != "auto":
         return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
-from paragator.engines.compute import computed, computed_now
+from paragator.engines.compute import submit
 from paragator.engines.generation import Row, Sampled, sample_rows
 from paragator.engines.sampling import Sampling
 
@@ -68,6 +69,7 @@ class TransformersEngine:
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._waiting: list[Request] = []
         self._drain: asyncio.Task[None] | None = None
+        self._batch: Future[Any] | None = None
 
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         """n samples of one prompt, in order, with their token ids and log-probabilities as sampled."""
@@ -119,7 +121,8 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Wait for the batch that is running, if any. The engine may be used again."""
-        computed_now(lambda: None)
+        if self._batch is not None:
+            wait([self._batch])
 
     async def _answer_waiting(self) -> None:
         """Until none waits: let requests gather while the loop is busy, then run them all in the computing thread."""
@@ -130,7 +133,8 @@ class TransformersEngine:
             if not requests:
                 continue
             try:
-                results = await computed(self._sample, requests)
+                self._batch = submit(self._sample, requests)
+                results = await asyncio.wrap_future(self._batch)
             except Exception as error:  # noqa: BLE001  (not hidden: every caller gets it)
                 for request in requests:
                     if not request.future.done():
@@ -149,11 +153,18 @@ class TransformersEngine:
             seen = len(self._waiting)
 
     def _sample(self, requests: Sequence[Request]) -> list[list[Sampled]]:
-        """The samples of each request. Requests with the same settings share batches, whatever their stage."""
+        """The samples of each request. Requests with the same settings share batches, whatever their stage.
+
+        Requests that were all given up get none, and the others go on.
+        """
         results: dict[Request, list[Sampled]] = {}
         for sampling in dict.fromkeys(r.sampling for r in requests):
             chosen = [r for r in requests if r.sampling == sampling]
-            sampled = iter(self._sample_alike(chosen, sampling))
+            try:
+                sampled = iter(self._sample_alike(chosen, sampling))
+            except InterruptedError:
+                results.update((r, []) for r in chosen)
+                continue
             results.update((r, [next(sampled) for _ in range(r.n)]) for r in chosen)
         return [results[r] for r in requests]
 

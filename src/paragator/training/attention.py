@@ -212,7 +212,8 @@ def tree_attention(
                 for shared, own in ((k, keys), (v, values))
             )
             q, mask = slots(queries, at, *shape), part.mask
-            if isinstance(mask, CausalBias):
+            if isinstance(mask, CausalBias):  # it chooses its kernel before autocast would have its say
+                q, k2, v2 = (x.to(autocast_type(x.device, x.dtype)) for x in (q, k2, v2))
                 found = attend(q, k2, v2, mask, enable_gqa=heads != groups, **options)
             else:  # heads that share keys become further queries of them: fewer and larger products
                 found = attend(q.reshape(len(part.tree), groups, -1, width), k2, v2, mask, **options)
@@ -221,6 +222,12 @@ def tree_attention(
             at += len(part.tree) * part.length
     found = Gather.apply(torch.cat(out), layout.slot, layout.token, layout.padding)
     return found.view(1, tokens, heads, width), None
+
+
+def autocast_type(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
+    """The type in which autocast multiplies on a device; `otherwise` where it is off."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else otherwise
 
 
 class Repeat(torch.autograd.Function):

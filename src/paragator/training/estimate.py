@@ -357,7 +357,7 @@ def flops(config: Config, shape: Shape, works: Sequence[Work]) -> dict[str, floa
         sampling += pass_flops(shape, work.generated + work.prefilled, (work.prompt + work.completion) / 2)
         products = pass_flops(shape, work.trained, 0)
         update += dense * products + scores * (pass_flops(shape, work.trained, work.seen) - products)
-    return {"generate": sampling, "update": update}
+    return {"generate": sampling, "update": config.train.updates * update}
 
 
 def estimate(

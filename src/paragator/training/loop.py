@@ -11,7 +11,7 @@ from random import Random
 
 from paragator import records
 from paragator.config import Config
-from paragator.core.errors import DataError, ParagatorError, RunError
+from paragator.core.errors import DataError, RunError
 from paragator.core.packing import Packer
 from paragator.core.types import Group, Problem, Sample
 from paragator.engines.compute import computed
@@ -41,25 +41,25 @@ async def train(
 ) -> bool:
     """Take the steps that the run directory does not have yet; False when `stop()` ended it early.
 
-    Each step appends to metrics.jsonl and traces.jsonl; every `checkpoint_every` steps, when stopped, and when the
-    engine ends the run, a checkpoint is written from which a later call goes on with the same draws as if nothing had
+    Each step appends to metrics.jsonl and traces.jsonl; every `checkpoint_every` steps, when stopped, and when an error
+    ends the run, a checkpoint is written from which a later call goes on with the same draws as if nothing had
     happened. `publish(step)` hands the weights after a step to an engine that samples elsewhere.
     """
     run_dir = config.run_dir
     first = await computed(resume, policy, run_dir) + 1
     failed = 0
     for number in range(first, config.train.steps + 1):
-        chosen = choose(problems, number, config)
+        chosen, updates = choose(problems, number, config), policy.updates
         try:
             spent = await timed(publish, number - 1)
             result = await step(number, chosen, sample, task, policy, packer, config, pools)
-        except ParagatorError:  # before the update: the policy is as the step before left it
-            if number > first:
+            failed = failed + 1 if math.isnan(result.metrics.get("generate/reward", math.nan)) else 0
+            if failed == BAD_STEPS:
+                raise RunError(f"every rollout of {BAD_STEPS} steps failed or is unscored: {why(result.records)}")
+        except Exception:
+            if number > first and policy.updates == updates:  # the policy is as the step before left it
                 await computed(save, policy, run_dir, number - 1)
             raise
-        failed = failed + 1 if math.isnan(result.metrics.get("generate/reward", math.nan)) else 0
-        if failed == BAD_STEPS:
-            raise RunError(f"every rollout of {BAD_STEPS} steps failed or is unscored: {why(result.records)}")
         if publish:
             result.metrics.update({"seconds/publish": spent, "seconds": result.metrics["seconds"] + spent})
             check_mismatch(result.metrics.get("mismatch_kl", 0.0), number)
@@ -118,7 +118,7 @@ def resume(policy: Policy, run_dir: Path) -> int:
 
 
 def choose(problems: Sequence[Problem], number: int, config: Config) -> list[Problem]:
-    """The problems of one step: a seeded shuffle per pass over the data, then slices of it."""
+    """The problems of one step: slices of the data in the order that the task gave, which is reshuffled for every further pass."""
     if not problems:
         raise DataError("the training set is empty: set task.path or widen the task's ranges")
     size = config.train.problems
@@ -128,7 +128,8 @@ def choose(problems: Sequence[Problem], number: int, config: Config) -> list[Pro
         epoch, at = divmod(position, len(problems))
         if epoch not in orders:
             orders[epoch] = list(range(len(problems)))
-            Random(f"{config.seed}:epoch:{epoch}").shuffle(orders[epoch])
+            if epoch:
+                Random(f"{config.seed}:epoch:{epoch}").shuffle(orders[epoch])
         out.append(problems[orders[epoch][at]])
     return out
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from paragator.config import Config, OptimizerConfig
 from paragator.core.errors import UsageError
 from paragator.training import checkpoint, estimate, objective
 from paragator.training.hardware import free_memory
 from paragator.training.packed import Batch, collate, log_probs
-from paragator.training.rows import STAGES, Tree, pack
+from paragator.training.rows import STAGES, PackedRow, Tree, pack
 
 
 class Policy:
@@ -28,6 +29,7 @@ class Policy:
         self.config = config
         self.tokenizer = tokenizer
         self.precision = pick_precision(config.train.precision, str(model.device))
+        AcceleratorState._reset_state()  # it keeps one precision for a process, and a process may train more than once
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.precision == "bfloat16" else "no",
             cpu=str(model.device) == "cpu",
@@ -54,10 +56,11 @@ class Policy:
         self.updates = 0
 
     def update(self, trees: Sequence[Tree], step: int, kl_constants: dict[str, float]) -> dict[str, float]:
-        """One optimiser step on all trees, accumulated over packed rows; returns its statistics.
+        """`train.updates` optimiser steps on all trees, each accumulated over packed rows; returns their statistics.
 
         `kl_constants[stage]` is 1 / (maximum completion length x rollouts) of that stage. Without trees nothing
-        changes, not even the optimiser's moments. On-policy: the ratio is taken to the policy as it is now.
+        changes, not even the optimiser's moments. The ratio is taken to the policy before the first of the steps.
+        Loss and what compares with the sampling policy are the first step's, the rest is the last one's.
         """
         if not trees:
             return {"loss": 0.0, "grad_norm": 0.0, "lr": 0.0, "updated": 0.0}
@@ -66,49 +69,67 @@ class Policy:
             group["lr"] = learning_rate(settings, step, self.config.train.steps)
         if self.config.model.gradient_checkpointing:
             self.raw.train()  # sampling left the model in eval mode, where nothing is checkpointed
+        rows = pack(trees, self.batch_tokens)
+        old: list[torch.Tensor | None] = [None] * len(rows)
+        found = []
+        for _ in range(self.config.train.updates):
+            total, merged, old = self.accumulate(rows, old, kl_constants)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.updates += 1
+            found.append({**merged, "loss": total, "grad_norm": float(norm)})
+        first, last = found[0], found[-1]
+        return {
+            "loss": first["loss"],
+            "grad_norm": last["grad_norm"],
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "updated": 1.0,
+            "ratio": last["ratio"],
+            "clipped": last["clipped"],
+            "mismatch_kl": first["mismatch"],
+            "kl": last["kl"],
+            "weight": first["weight"],
+            "truncated_weights": first["truncated"],
+        }
+
+    def accumulate(
+        self, rows: Sequence[PackedRow], old: Sequence[torch.Tensor | None], kl_constants: dict[str, float]
+    ) -> tuple[float, dict[str, float], list[torch.Tensor | None]]:
+        """Add up the gradient over rows: the loss, its statistics, and each row's `old` log-probabilities, now's where it is None."""
         total, parts = 0.0, []
-        for row in pack(trees, self.batch_tokens):
+        kept: list[torch.Tensor | None] = []
+        for row, before in zip(rows, old, strict=True):
             batch = collate(row).to(self.accelerator.device)
-            value, stats = self.loss(batch, kl_constants)
+            value, stats, now = self.loss(batch, kl_constants, before)
             self.accelerator.backward(value)
             total += float(value.detach())
             parts.append(stats)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.updates += 1
-        merged = objective.merge(parts)
-        return {
-            "loss": total,
-            "grad_norm": float(norm),
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "updated": 1.0,
-            "ratio": merged["ratio"],
-            "clipped": merged["clipped"],
-            "mismatch_kl": merged["mismatch"],
-            "kl": merged["kl"],
-            "weight": merged["weight"],
-            "truncated_weights": merged["truncated"],
-        }
+            kept.append(now if before is None else before)
+        return total, objective.merge(parts), kept
 
-    def loss(self, batch: Batch, kl_constants: dict[str, float]) -> tuple[torch.Tensor, dict[str, float]]:
-        """The summed loss of one micro-batch, with the KL to the reference where one is kept."""
+    def loss(
+        self, batch: Batch, kl_constants: dict[str, float], old: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, float], torch.Tensor]:
+        """The summed loss of one micro-batch, with the KL to the reference where one is kept; statistics; log-probabilities [B]."""
         train = self.config.train
         temperature = {"generate": self.config.generate.temperature, "aggregate": self.config.aggregate.temperature}
         with self.accelerator.autocast():
             logprobs = log_probs(self.model, batch, temperature)
             reference = self.reference_log_probs(batch, temperature) if train.kl else None
         constants = torch.tensor([kl_constants.get(stage, 0.0) for stage in STAGES], device=batch.stages.device)
-        return objective.loss(
+        value, stats = objective.loss(
             logprobs,
             batch.sampled_logprobs,
             batch.credit,
+            old_logprobs=old,
             clip_low=train.clip_low,
             clip_high=train.clip_high,
             truncate=train.weight_cap if self.config.engine.rollout == "vllm" else None,
             reference_logprobs=reference,
             kl_weight=train.kl * constants[batch.stages],
         )
+        return value, stats, logprobs.detach()
 
     def reference_log_probs(self, batch: Batch, temperature: dict[str, float]) -> torch.Tensor:
         """[B] under the initial model: its frozen copy, or the policy with its adapters off."""

@@ -268,10 +268,11 @@ def one_step(workload: Workload, shape: Shape, cluster: Cluster, rollouts: Rollo
     cost = Cost(shape, cluster.hardware, e, cluster.train_parallel)
     solutions = workload.config.rollout.candidates * (1 + (METHODS[workload.config.method.name].aggregate is not None))
     copies = cluster.gpus_train // cluster.train_parallel
-    busy = shares(update.flop, copies, cost)
+    updates = workload.config.train.updates
+    busy = [updates * s for s in shares(update.flop, copies, cost)]
     rank = workload.config.model.lora_rank
     trained = (shape.adapters(rank) if rank else shape.parameters) / shape.parameters
-    update_s = max(busy) + e.update_s + trained * cost.exchange_s(copies, cluster.gpus_train > HOST)
+    update_s = max(busy) + updates * (e.update_s + trained * cost.exchange_s(copies, cluster.gpus_train > HOST))
     alone = cluster.gpus == 1  # the engine samples from the trainer's own weights
     sampler = Cost(shape, cluster.hardware, e, cluster.parallel)
     seconds = {part: rollouts.parts.get(part, 0.0) for part in PARTS[:3]}
@@ -284,7 +285,7 @@ def one_step(workload: Workload, shape: Shape, cluster: Cluster, rollouts: Rollo
     return {
         "seconds": {**seconds, "step": total},
         "idle_s": total - worked / cluster.gpus,
-        "flop": {"rollout": rollouts.flop, "update": sum(update.flop)},
+        "flop": {"rollout": rollouts.flop, "update": updates * sum(update.flop)},
     }
 
 

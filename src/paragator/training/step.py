@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from paragator.core.credit import outcome
 from paragator.core.estimators import pass_at_k
 from paragator.core.packing import Packer
 from paragator.core.scaffold import run
+from paragator.core.together import together
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage
 from paragator.engines.compute import computed
 from paragator.records import Graded
@@ -71,7 +71,7 @@ async def step(
         with timeline.during("grade"):
             return await grade_trace(task, trace, {"step": number})
 
-    records = await asyncio.gather(*map(rolled_out, problems))
+    records = await together(*map(rolled_out, problems))
     trees = [tree for record in records for tree in credited(record, method, config, len(problems))]
     constants = {stage: constant(stage, config, len(problems)) for stage in ("generate", "aggregate")}
     with timeline.during("update"):
