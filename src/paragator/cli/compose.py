@@ -56,7 +56,7 @@ def check(config: Config, *, training: bool, task: Task | None = None) -> Checke
         check_stage(name, getattr(config, name), known, training)
     if task is None:
         task = load_task(config.task)
-    if config.task.name == "jsonl":
+    if config.task.name.endswith("jsonl"):  # the file of one's own, by either name
         task.problems("train" if training else "held-out", 1, config.seed)
     if config.engine.rollout == "replay":
         candidates = map(config.model.templates().for_candidate, held_out(config, task))

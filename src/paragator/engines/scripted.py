@@ -1,4 +1,4 @@
-"""An engine that answers from a function: no model, no torch. For tests, and for docs that run."""
+"""An engine that answers from a function: no model, no torch. For tests."""
 
 from __future__ import annotations
 

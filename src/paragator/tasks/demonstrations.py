@@ -199,7 +199,7 @@ class Sums(Demonstrator):
         self.words = [*WORDS, *map(str, range(-largest, largest + 1))]
 
     def problem(self, rng: Random) -> tuple[Problem, list[str]]:
-        """A training problem as `tasks.arithmetic` makes it, and its terms: "12", "+ 7", "- 30"."""
+        """A training problem like those of `tasks.arithmetic`, though with no term 0, and its terms: "12", "+ 7", "- 30"."""
         while True:
             digits = rng.randint(*self.digits)
             numbers = [

@@ -1,6 +1,6 @@
 """Rollouts as events: replicas with continuous batching answer groups until every problem's two stages are done.
 
-Two ways to order a step. Pipelined: a problem's aggregations start when its own pool is complete. Barrier: when all are.
+Two ways to order a step. Pipelined: a problem's aggregations start when its own N candidates have ended. Barrier: when all are.
 Times are seconds since the step began. Deterministic: lengths are given, nothing is drawn here.
 """
 

@@ -153,7 +153,7 @@ def stage_config(stage: Stage, config: Config) -> StageConfig:
 
 
 def constant(stage: str, config: Config, num_problems: int) -> float:
-    """1 / (maximum completion length x rollouts of the stage): what Dr.GRPO divides the token sum by."""
+    """1 / (maximum completion length x rollouts of a round of the stage): what Dr.GRPO divides the token sum by."""
     max_tokens = config.generate.max_tokens if stage == "generate" else config.aggregate.max_tokens
     return 1.0 / (max_tokens * num_problems * config.rollout.candidates)
 
