@@ -20,6 +20,7 @@ from paragator.engines.loading import add_lora
 from paragator.records import Graded
 from paragator.tasks import Task
 from paragator.training import packed
+from paragator.training import policy as policy_module
 from paragator.training.loop import choose
 from paragator.training.methods import METHODS
 from paragator.training.policy import Policy, as_begun
@@ -267,6 +268,28 @@ def test_an_update_in_bfloat16(
     tree = Tree("generate", (4, 5), (Branch((6, 7), (-1.0, -1.0), 1.0), Branch((7,), (-1.0,), -1.0)))
     assert policy.update([tree], 1, {"generate": 0.1})["grad_norm"] > 0
     assert packed.has_plain_head(policy.model)
+
+
+def test_frozen_weights_are_kept_in_the_type_they_are_multiplied_in(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under adapters and bfloat16: the same update, and a plain float32 model at the end."""
+    settings = configured("--train.precision=bfloat16", "--model.lora_rank=2")
+    found = []
+    for cast in (policy_module.cast_frozen, lambda model: None):
+        monkeypatch.setattr(policy_module, "cast_frozen", cast)
+        policy = Policy(lora(copy.deepcopy(model)), tokenizer, settings)
+        policy.update(TREES, 1, CONSTANTS)
+        stats = policy.update(TREES, 2, CONSTANTS)
+        found.append((stats, policy.tensors()))
+        types = {p.dtype for name, p in policy.raw.named_parameters() if "_proj.base_layer" in name}
+        assert types == {torch.bfloat16 if len(found) == 1 else torch.float32}
+        policy.export(tmp_path / str(len(found)))
+    assert found[0][0] == found[1][0] and all(torch.equal(p, found[1][1][n]) for n, p in found[0][1].items())
+    first, second = (LlamaForCausalLM.from_pretrained(tmp_path / name) for name in "12")
+    assert {p.dtype for p in first.parameters()} == {torch.float32}
+    apart = max(float((p - q).abs().max()) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+    assert 0 < apart < 0.01  # what bfloat16 keeps of a weight
 
 
 @pytest.mark.parametrize("flags", [[], ["--train.precision=float32"]])

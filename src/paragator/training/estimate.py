@@ -24,7 +24,8 @@ PROMPT_TOKENS = 256
 """Assumed length of a problem with its candidate template."""
 
 FORMULAS = {
-    "weights": "4 bytes x parameters (float32), and 2 more for the copies that bfloat16 autocast keeps",
+    "weights": "4 bytes x parameters (float32), and 2 more for the copies that bfloat16 autocast keeps. "
+    "Under LoRA's adapters 4 bytes, with bfloat16 2, but 4 for embeddings and head",
     "gradients": "4 bytes x trained parameters",
     "optimiser": "8 bytes x trained parameters (AdamW's two moments)",
     "reference": "4 bytes x parameters when train.kl > 0; 0 with LoRA, whose adapters are switched off",
@@ -210,9 +211,9 @@ def memory(
 ) -> Memory:
     """Bytes at the peak of a step in the steady state (moments exist, gradients accumulate). See FORMULAS."""
     trained = shape.adapters(lora) if lora else shape.parameters
-    total = shape.parameters + (trained if lora else 0)
-    copies = 2 if bfloat16 else 0
-    weights = (FLOAT + copies) * total
+    weights = (6 if bfloat16 else FLOAT) * trained
+    if lora:
+        weights += FLOAT * shape.ends + (2 if bfloat16 else FLOAT) * (shape.parameters - shape.ends)
     reference = FLOAT * shape.parameters if kl and not lora else 0
     activations, layer = kept(shape, load, bfloat16, bool(lora))
     if checkpointed:

@@ -37,6 +37,8 @@ class Policy:
             project_dir=str(config.run_dir),
         )
         self.reference = frozen_reference(model, config.train.kl)
+        if self.precision == "bfloat16":
+            cast_frozen(model)
         model.train()
         if config.model.gradient_checkpointing:  # only in training mode: sampling switches to eval and keeps its cache
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -158,7 +160,7 @@ class Policy:
         """Write the model (adapters merged) and tokenizer as a folder that transformers and vLLM load."""
         model = self.raw
         if self.config.model.lora_rank:
-            model = copy.deepcopy(model).merge_and_unload()
+            model = copy.deepcopy(model).float().merge_and_unload()
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -179,6 +181,22 @@ def frozen_reference(model: Any, kl: float) -> Any:
     if kl == 0 or hasattr(model, "disable_adapter"):
         return None
     return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def cast_frozen(model: Any) -> None:
+    """Keep frozen weights (under adapters) in bfloat16, in which autocast multiplies them.
+
+    Autocast remembers its copies of weights that are trained, and casts others in every call: each token of a
+    completion. The products are the same. What is not only multiplied stays: norms, embeddings, a head tied to them.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    for module in model.modules():
+        if (
+            isinstance(module, torch.nn.Linear)
+            and not module.weight.requires_grad
+            and id(module.weight) not in embeddings
+        ):
+            module.weight.data = module.weight.data.to(torch.bfloat16)
 
 
 def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
