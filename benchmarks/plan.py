@@ -105,10 +105,11 @@ class Bench:
 
     def __init__(self) -> None:
         from paragator.engines import loading
+        from paragator.engines.compute import computed_now
         from paragator.tasks import load
 
         config = self.config(8, 8, 4, 24, 40)
-        self.model, self.tokenizer = loading.load(config.model)
+        self.model, self.tokenizer = computed_now(loading.load, config.model)
         self.task = load(config.task)
         self.problems = self.task.problems("train", 512, 0)
         self.number = 0
@@ -140,10 +141,11 @@ class Bench:
     def steps(self, config: Config, repeats: int) -> tuple[list[dict[str, float]], Workload]:
         """Metrics of `repeats` real steps after one that does not count, and the workload that they were."""
         from paragator.cli import compose
+        from paragator.engines.compute import computed_now
         from paragator.training.policy import Policy
         from paragator.training.step import step
 
-        policy = Policy(self.model, self.tokenizer, config)
+        policy = computed_now(Policy, self.model, self.tokenizer, config)
         engine = compose.build_engine(config, self.model, self.tokenizer)
         packer = compose.build_packer(config, engine)
         seen: dict[str, list[int]] = {"problem": [], "generate": [], "aggregate": []}
@@ -260,11 +262,12 @@ class Bench:
         """Seconds of an empty update and of an empty micro-batch by tiny trees; the rate by the measured steps."""
         from random import Random
 
+        from paragator.engines.compute import computed_now
         from paragator.training.policy import Policy
         from paragator.training.rows import Branch, Tree
 
         small = config.model_copy(update={"train": config.train.model_copy(update={"batch_tokens": 64})})
-        policy = Policy(self.model, self.tokenizer, small)
+        policy = computed_now(Policy, self.model, self.tokenizer, small)
         tree = Tree("generate", (3,) * 4, (Branch((5,) * 36, (-1.0,) * 36, 1e-6),))
 
         def update(trees: int) -> float:

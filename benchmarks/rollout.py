@@ -215,7 +215,7 @@ def main() -> int:
     flags = parser.parse_args()
     common.use_threads(flags.threads)
     paths = {"smollm2": str(common.SMOLLM2), "embedded": "embedded"}
-    models = {name: load(ModelConfig(path=path, device="cpu")) for name, path in paths.items()}
+    models = {name: computed_now(load, ModelConfig(path=path, device="cpu")) for name, path in paths.items()}
     cases = []
     for size in sizes(flags.quick):
         cases.append(in_process(size, models, flags))

@@ -198,10 +198,10 @@ def measure(size: Size, models: dict[str, Any], flags: Any) -> common.Case:
     texts = [common.prompt_of(tokenizer, size.prompt, rng)[0] for _ in range(size.problems)]
     problems = [Problem(f"p{i}", text) for i, text in enumerate(texts)]
     with tempfile.TemporaryDirectory() as folder:
-        ours = Ours(size, copy.deepcopy(model), tokenizer, problems)
-        theirs = Trl(size, copy.deepcopy(model), tokenizer, problems, folder)
+        ours = computed_now(lambda: Ours(size, copy.deepcopy(model), tokenizer, problems))
+        theirs = computed_now(lambda: Trl(size, copy.deepcopy(model), tokenizer, problems, folder))
         ours.step()  # imports and allocations of the first time
-        apart = gradient_distance(size, ours, theirs)
+        apart = computed_now(gradient_distance, size, ours, theirs)
         if size.model == "embedded" or flags.quick:
             computed_now(theirs.step)
         ours.parts.clear()
@@ -236,7 +236,10 @@ def main() -> int:
     common.use_threads(flags.threads)
     chosen = sizes(flags.quick, flags.full)
     paths = {"smollm2": str(common.SMOLLM2), "embedded": "embedded"}
-    models = {name: load(ModelConfig(path=paths[name], device="cpu")) for name in {size.model for size in chosen}}
+    models = {
+        name: computed_now(load, ModelConfig(path=paths[name], device="cpu"))
+        for name in {size.model for size in chosen}
+    }
     cases = []
     for size in chosen:
         cases.append(measure(size, models, flags))
