@@ -199,11 +199,11 @@ class Sums(Demonstrator):
         self.words = [*WORDS, *map(str, range(-largest, largest + 1))]
 
     def problem(self, rng: Random) -> tuple[Problem, list[str]]:
-        """A training problem like those of `tasks.arithmetic`, though with no term 0, and its terms: "12", "+ 7", "- 30"."""
+        """A training problem as `tasks.arithmetic` makes it, and its terms: "12", "+ 7", "- 30"."""
         while True:
             digits = rng.randint(*self.digits)
             numbers = [
-                str(rng.randint(10 ** (digits - 1), 10**digits - 1))
+                str(rng.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1))
                 for _ in range(rng.randint(self.config.min_numbers, self.config.max_numbers))
             ]
             terms = [numbers[0], *(f"{rng.choice('+-')} {n}" for n in numbers[1:])]
