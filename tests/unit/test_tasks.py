@@ -509,6 +509,14 @@ def test_solved_sums_are_right_and_prompts_those_of_training() -> None:
             assert sum(int(t.replace(" ", "")) for t in re.findall(r"(?:^-?|[+-] )\d+", left)) == int(result)
 
 
+def test_demonstrations_hold_the_terms_that_problems_hold() -> None:
+    config = TaskConfig(name="arithmetic", min_numbers=3, max_numbers=3, max_value=99)
+    demonstrations, rng = Sums(config, 0), Random(3)
+    shown = {int(n) for _ in range(2000) for n in re.findall(r"\d+", demonstrations.problem(rng)[0].text)}
+    asked = {int(n) for p in load(config).problems("held-out", 2000, 0) for n in re.findall(r"\d+", p.text)}
+    assert shown == asked == set(range(100))
+
+
 def test_reviews_of_sums_are_truthful_and_learn_no_false_step() -> None:
     demonstrations, rng, verdicts = Sums(SUMS, 0), Random(2), []
     known = set(demonstrations.words)
