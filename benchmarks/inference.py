@@ -99,6 +99,7 @@ async def measure(kind: str, url: str, tokenizer: Any, flags: Any) -> common.Cas
         seconds["rsa"],
         HELD,
         requests=len(asked["ours"]),
+        number_type=vllm_side.number_type(),
         sampled_tokens=sum(length for _, length, _ in asked["ours"]),
         prompt_tokens=sum(len(ids) for ids, _, _ in asked["ours"]),
         steps=steps,

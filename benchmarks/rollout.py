@@ -191,7 +191,7 @@ async def on_vllm(kind: str, url: str, tokenizer: Any, flags: Any) -> list[commo
     await engine.close()
     name = f"vLLM, {count} problems, N = {plan.candidates}, m = {plan.pool_size}, {kind}"
     made = sum(length for _, length, _ in asked["pipelined"])
-    more = {"sampled_tokens": made, "requests": len(asked["pipelined"])}
+    more = {"sampled_tokens": made, "requests": len(asked["pipelined"]), "number_type": vllm_side.number_type()}
     found = []
     for side_name, peer in (("barrier", "a barrier between the stages"), ("raw", "vLLM, all requests at once")):
         row = common.case(name, seconds["pipelined"], peer, seconds[side_name], HELD_VLLM, **more)

@@ -99,6 +99,13 @@ def lengths(kind: str, longest: int) -> Callable[[int], int]:
     return lambda seed: random.Random(f"length:{seed}").choice(table)
 
 
+def number_type() -> str:
+    """What a server computes in: bfloat16, as servers do, where this CPU has products in it; else float32."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text().split() if info.is_file() else []
+    return "bfloat16" if {"avx512_bf16", "amx_bf16"} & set(flags) else "float32"
+
+
 @asynccontextmanager
 async def vllm(log: Path, threads: int) -> AsyncIterator[str]:
     """A vLLM server with SmolLM2 for as long as the block runs; its base URL."""
@@ -116,7 +123,7 @@ async def vllm(log: Path, threads: int) -> AsyncIterator[str]:
         "--distributed-executor-backend",
         "uni",
         "--dtype",
-        "float32",
+        number_type(),
         "--no-enable-chunked-prefill",
     ]
     arguments += ["--max-model-len", str(CONTEXT), "--max-num-seqs", "64"]
