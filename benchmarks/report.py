@@ -28,8 +28,8 @@ TITLES = {
 COLUMNS = {
     "update": ("us_per_token", "peer_us_per_token", "of_product", "gradient_distance", "cost_ratio", "memory_ratio"),
     "step": ("prompt_tokens", "peer_prompt_tokens", "sampled_tokens", "gradient_distance"),
-    "rollout": ("tokens_per_s", "peer_tokens_per_s"),
-    "inference": ("requests", "sampled_tokens", "steps", "peer_steps"),
+    "rollout": ("tokens_per_s", "peer_tokens_per_s", "number_type"),
+    "inference": ("requests", "sampled_tokens", "steps", "peer_steps", "number_type"),
     "grading": ("ours_per_s", "peer_per_s", "ours_right", "peer_right"),
 }
 """Further fields of a case that the page shows; without a value in any case a column is left out."""
