@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from paragator.cli.compare import main
+from paragator.cli.show import Steps
 from paragator.core.errors import DataError, UsageError
 from paragator.core.estimators import Interval
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
@@ -436,3 +437,12 @@ def test_the_command(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[st
 def test_latex_text() -> None:
     assert latex_text("-1.0 [-2.0, +0.1] run-2") == "$-$1.0 [$-$2.0, +0.1] run-2"
     assert latex_text("a_b 5% \\ {x}^~") == r"a\_b 5\% \textbackslash{} \{x\}\textasciicircum{}\textasciitilde{}"
+
+
+def test_a_steps_line_tells_the_time_left_by_the_last_ten_steps() -> None:
+    said: list[str] = []
+    tell = Steps(20, said.append)  # type: ignore[arg-type]  (a logger is called with a line)
+    for number in range(1, 13):
+        tell({"step": number, "seconds": 100.0 if number < 3 else 2.0, "tokens": 200, "generate/reward": 0.25})
+    assert said[0] == "step 1/20  generate 0.250  2 tokens/s  100.0 s  1900 s left"
+    assert said[-1] == "step 12/20  generate 0.250  100 tokens/s  2.0 s  16 s left"

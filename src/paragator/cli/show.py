@@ -35,19 +35,16 @@ def printable(text: str) -> str:
 
 
 class Steps:
-    """One line a step: rewards of both stages over the last ten steps, speed, time left."""
+    """One line a step: rewards of both stages over the last ten steps, speed, and the time left as those ten would take it."""
 
     def __init__(self, total: int, say: Logger) -> None:
         self.total, self.say = total, say
         self.recent: deque[dict[str, float]] = deque(maxlen=10)
-        self.start = time.perf_counter()
-        self.taken = 0
 
     def __call__(self, metrics: dict[str, float]) -> None:
         self.recent.append(metrics)
-        self.taken += 1
         number = int(metrics["step"])
-        rate = (time.perf_counter() - self.start) / self.taken
+        rate = sum(m["seconds"] for m in self.recent) / len(self.recent)
         parts = [f"step {number}/{self.total}"]
         for stage in ("generate", "aggregate"):
             seen = [m[f"{stage}/reward"] for m in self.recent if f"{stage}/reward" in m]
