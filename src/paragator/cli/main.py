@@ -94,8 +94,11 @@ def main() -> NoReturn:
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.stdout.flush()
-        os._exit(130)  # a plain exit would wait for a thread that computes; everything else has been closed by now
+        code = 130
+        compute = sys.modules.get("paragator.engines.compute")  # not imported where nothing was computed
+        if compute and compute.busy():
+            sys.stdout.flush()
+            os._exit(code)  # an exit would wait for the computing thread; all else has been closed by now
     except BrokenPipeError:
         code = 0
     sys.exit(code)

@@ -16,11 +16,20 @@ import torch
 
 T = TypeVar("T")
 _THREAD = ThreadPoolExecutor(1, "paragator-torch")
+_UNDER_WAY: set[Future[Any]] = set()
 
 
 def submit(function: Callable[..., T], *args: Any) -> Future[T]:
     """function(*args) in the computing thread, after what waits there. Not to be waited for in that thread itself."""
-    return _THREAD.submit(function, *args)
+    future = _THREAD.submit(function, *args)
+    _UNDER_WAY.add(future)
+    future.add_done_callback(_UNDER_WAY.discard)
+    return future
+
+
+def busy() -> bool:
+    """Whether the thread computes: a program that ends would wait for it."""
+    return bool(_UNDER_WAY)
 
 
 async def computed(function: Callable[..., T], *args: Any) -> T:
