@@ -15,7 +15,7 @@ import pytest
 
 from paragator import records
 from paragator.cli.main import main
-from paragator.config import Config, to_json
+from paragator.config import Config, ModelConfig, to_json
 from paragator.core.types import Completion, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.engines.loading import facts
 from paragator.records import Graded
@@ -227,6 +227,22 @@ def test_fewer_problems_than_a_step_takes(fails: Fails, tmp_path: Path) -> None:
     files = ("--task.path", str(tmp_path / "few.jsonl"), "--task.held_out_path", str(tmp_path / "test.jsonl"))
     error = fails("train", "--task.name", "jsonl", *files, "--train.problems", "9")
     assert "train.problems = 9, but there are 8 training problems: lower it" in error
+    assert not Path("runs").exists()  # so that the next try finds nothing in use
+
+
+def test_weights_that_differ_behind_the_first_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large file is known by its header and by where each tensor begins, however late in it that is."""
+    monkeypatch.setattr("paragator.engines.loading.HASHED_BYTES", 256)
+    monkeypatch.setattr("paragator.engines.loading.HASHED_OF_TENSOR", 8)
+    (tmp_path / "config.json").write_text("{}")
+    header = json.dumps({n: {"data_offsets": [a, a + 400]} for n, a in (("head", 0), ("late", 400))}).encode()
+
+    def fingerprint(late: bytes) -> str:
+        data = len(header).to_bytes(8, "little") + header + bytes(400) + late + bytes(399)
+        (tmp_path / "model.safetensors").write_bytes(data)
+        return facts(ModelConfig(path=str(tmp_path))).fingerprint
+
+    assert fingerprint(b"a") != fingerprint(b"b") and fingerprint(b"a") == fingerprint(b"a")
 
 
 def test_a_tracker_that_is_not_installed(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,16 +41,16 @@ def train(
     `task` replaces the one that the config names: problems and grades from Python.
     """
     checked = compose.check(config, training=True, task=task)
+    pools: dict[str, Group] | None = None
+    if config.method.name == "offline_aggregation" and config.method.pools:
+        pools = compose.read_pools(Path(config.method.pools), checked.facts, config)
+    train_problems, held_out = problems_of(config, checked, pools)
     run_dir = compose.open_run(
         config, resume=resume, overwrite=overwrite, manifest=compose.manifest(config, checked.facts)
     )
     say = show.Logger(run_dir, quiet=as_json)
     if config.method.mean == "reward":
         warnings.warn("method.mean = 'reward' is an ablation: it pushes pass@1 down", stacklevel=1)
-    pools: dict[str, Group] | None = None
-    if config.method.name == "offline_aggregation" and config.method.pools:
-        pools = compose.read_pools(Path(config.method.pools), checked.facts, config)
-    train_problems, held_out = problems_of(config, checked, pools)
     say(
         f"{config.name}: method {config.method.name}, {len(train_problems)} training and {len(held_out)} held-out problems"
     )
