@@ -404,19 +404,25 @@ def test_an_error_of_the_model_reaches_every_caller_and_the_engine_goes_on(make_
     assert len(ask(engine, (SHORT, 2, 0))[0].completions) == 2
 
 
+def slowed(model, seconds):
+    """A list that grows with each forward pass, which from now on takes so much longer."""
+    forward, running = model.forward, []
+
+    def slow(**kwargs):
+        running.append(1)
+        time.sleep(seconds)
+        return forward(**kwargs)
+
+    model.forward = slow
+    return running
+
+
 def test_requests_that_were_given_up_take_no_others_with_them(model, tokenizer):
     """Of two stages with settings of their own, one is given up while it waits for the other's batch."""
     both = {"generate": Sampling(1.0, 40), "aggregate": Sampling(0.5, 6)}
     engine = TransformersEngine(model, tokenizer, sampling=both)
     engine.eos_ids = ()
-    forward, running = model.forward, []
-
-    def slow(**kwargs):
-        running.append(1)
-        time.sleep(0.01)
-        return forward(**kwargs)
-
-    model.forward = slow
+    running = slowed(model, 0.01)
 
     async def give_one_up():
         first = asyncio.create_task(engine(Prompt(SHORT), 2, stage="generate", seed=0))
@@ -433,14 +439,8 @@ def test_requests_that_were_given_up_take_no_others_with_them(model, tokenizer):
 def test_cancelled_requests_end_the_batch_and_the_engine_goes_on(make_engine, model, ask, forward_shapes):
     engine = make_engine(max_tokens=40)
     engine.eos_ids = ()
-    forward, running = model.forward, []
-
-    def slow(**kwargs):
-        running.append(1)
-        time.sleep(0.02)
-        return forward(**kwargs)
-
-    model.forward = slow
+    forward = model.forward
+    running = slowed(model, 0.02)
 
     async def cancel_early():
         task = asyncio.create_task(engine(Prompt(SHORT), 2, stage="generate", seed=0))
