@@ -41,6 +41,17 @@ def workload(tail: float = 0.0, *, mean: float = 500, **rollout: int) -> Workloa
     return Workload(config, Lengths(100), Lengths(mean, tail), Lengths(mean, tail))
 
 
+def test_two_updates_a_step_cost_twice_and_rollouts_as_before() -> None:
+    once = workload()
+    train = once.config.train.model_copy(update={"updates": 2})
+    twice = replace(once, config=once.config.model_copy(update={"train": train}))
+    cluster = Cluster(H100, gpus_train=8, gpus_rollout=8)
+    one, two = (plan(work, SMALL, cluster, draws=2)["variants"][0] for work in (once, twice))
+    assert two["seconds"]["update"] == pytest.approx(2 * one["seconds"]["update"])
+    assert two["flop"]["update"] == 2 * one["flop"]["update"] and two["flop"]["rollout"] == one["flop"]["rollout"]
+    assert two["seconds"]["generate"] == one["seconds"]["generate"]
+
+
 def step(found: dict[str, Any], rollout: str, update: str) -> dict[str, float]:
     seconds: dict[str, float] = next(
         v["seconds"] for v in found["variants"] if (v["rollout"], v["update"]) == (rollout, update)
