@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from paragator import records
 from paragator.cli.main import main
+from paragator.cli.train import teller
 from paragator.config import Config, ModelConfig, to_json
 from paragator.core.types import Completion, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.engines.loading import facts
@@ -347,6 +349,7 @@ def test_refusing_loads_no_torch_and_debug_shows_the_traceback(tmp_path: Path) -
     code = """
 import sys
 from paragator.cli.main import main
+from paragator.cli.train import teller
 sys.argv = ["paragator", "train", "--generate.top_p", "0.9", *sys.argv[1:]]
 try:
     main()
@@ -358,3 +361,33 @@ except SystemExit as error:
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     debug = python(code.replace('"0.9"', '"0.9", "--debug"'), tmp_path)
     assert "Traceback" in debug.stderr and debug.returncode != 0
+
+
+def test_what_a_tracker_is_told(tmp_path: Path) -> None:
+    """Flat settings of plain types (tensorboard takes no others), and each step's metrics at its number."""
+    told: list[Any] = []
+    tracker = SimpleNamespace(
+        init_trackers=lambda name, settings: told.append((name, settings)),
+        log=lambda metrics, step: told.append((metrics, step)),
+    )
+    config = Config.model_validate(
+        {"tracker": "tensorboard", "runs": str(tmp_path), "task": {"fields": {"problem": "q"}}}
+    )
+    tell = teller(config, SimpleNamespace(accelerator=tracker), lambda text: None)
+    tell({"step": 3, "seconds": 1.0, "tokens": 9.0})
+    (name, settings), step = told
+    assert name == "paragator" and step == ({"step": 3, "seconds": 1.0, "tokens": 9.0}, 3)
+    assert settings["method.k"] == 4 and settings["optimizer.betas"] == "[0.9, 0.95]"
+    assert all(isinstance(value, bool | int | float | str) for value in settings.values())
+
+
+def test_a_file_as_the_name_of_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(json.dumps({"problem": f"{i} + 1", "answer": str(i + 1)}) + "\n" for i in range(200))
+    (tmp_path / "mine.jsonl").write_text(rows)
+    monkeypatch.setattr(sys, "argv", ["paragator", "train", "--task.name", str(tmp_path / "mine.jsonl"), "--dry-run"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert "mine" in capsys.readouterr().out
