@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from paragator import records
-from paragator.cli import connect
+from paragator.cli import connect, rundir
 from paragator.cli.main import run
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Prompt
@@ -192,6 +192,25 @@ def test_resuming_a_complete_evaluation_loads_nothing(cli: Cli, monkeypatch: pyt
 
     monkeypatch.setattr(connect, "in_process", never)
     assert cli(*words, "--resume") == 0
+
+
+@pytest.mark.parametrize(("old", "new"), [('"answer": "1"', '"answer": "7"'), ('"id": "r0"', '"id": "other"')])
+def test_data_that_changed_are_not_resumed(recording: str, old: str, new: str) -> None:
+    words = ["eval", "--recording", recording, "--name", "run", "--json"]
+    assert run(words) == 0
+    Path(recording).write_text(Path(recording).read_text().replace(old, new))
+    with pytest.raises(DataError, match=r"eval.jsonl: problem 'r0', repeat 0 is not what it was"):
+        run([*words, "--resume"])
+    assert run([*words, "--overwrite"]) == 0
+
+
+def test_one_process_at_a_time_works_in_a_run_directory(recording: str) -> None:
+    words = ["eval", "--recording", recording, "--name", "run"]
+    assert run(words) == 0
+    for more in ("--resume", "--overwrite"):
+        with rundir.locked(Path("runs/run")), pytest.raises(UsageError, match="runs/run is in use by another process"):
+            run([*words, more])
+    assert run([*words, "--resume"]) == 0
 
 
 def test_a_directory_without_a_config_is_not_yet_a_run(cli: Cli) -> None:

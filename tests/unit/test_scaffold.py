@@ -246,8 +246,14 @@ def test_a_later_round_can_fail_the_problem_and_earlier_ones_stay() -> None:
 def test_a_last_round_without_a_solution_is_a_failure(plan: Plan) -> None:
     last: Stage = "aggregate" if plan.rounds else "generate"
     trace = solve(plan, FakeEngine(fails=lambda stage, n, i: stage == last))
-    assert trace.failure == f"round {plan.rounds} left no solution"
+    assert trace.failure == f"round {plan.rounds} left 0 solutions, 1 are needed"
     assert trace.population(plan.rounds) == ()
+
+
+def test_a_last_round_with_too_few_solutions_is_a_failure() -> None:
+    plan = replace(Plan.method(3, 1), minimum=3)
+    trace = solve(plan, FakeEngine(fails=lambda stage, n, i: stage == "aggregate" and i > 0))
+    assert trace.failure == "round 1 left 1 solutions, 3 are needed" and len(trace.rounds) == 2
 
 
 # ---- a pool waits for its own ---------------------------------------------------------------------------------------

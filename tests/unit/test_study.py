@@ -15,9 +15,10 @@ from paragator.cli import study as command
 from paragator.cli.cells import Study, Unit, digest, to_toml, training, units
 from paragator.cli.jobs import Pool, begin, environment, left, note, state_of, works
 from paragator.cli.main import run
+from paragator.cli.rundir import locked
 from paragator.config import Config, load, to_json, validate
 from paragator.core.errors import UsageError
-from paragator.report.study_runs import FINISHED
+from paragator.report.study_runs import CONFIG, FINISHED
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHODS = ("paragator", "base", "offline_aggregation")
@@ -83,6 +84,10 @@ BAD: dict[str, dict[str, Any]] = {
     "reference = 'x' is not a cell; cells: paragator": {"reference": "x"},
     "known: base, dr_grpo": {"cells": [{"method": "paragator"}, {"method": "grpo"}]},
     r"primary.round = 3 is after the last of evaluation.rounds = 2": {"evaluation": {"rounds": 2}},
+    r"evaluation.k = 8 needs as many evaluation.candidates, not 4": {
+        "primary": {"measure": "maj_at_k"},
+        "evaluation": {"k": 8},
+    },
     r"seeds = \[1, 1\] holds one twice": {"seeds": [1, 1]},
     "evaluation.temperatures": {"evaluation": {"temperatures": [0.0]}},
     "unknown key sed; did you mean seeds": {"sed": [1]},
@@ -229,6 +234,8 @@ def test_an_evaluation_of_another_meaning_starts_again(tmp_path: Path, monkeypat
     assert not other.folder.exists() and (train.folder / "config.json").is_file()
     begin(train, unit)
     assert (train.folder / "config.json").is_file()
+    other.folder.mkdir()
+    (other.folder / "config.json").write_text("{}")
     for work in (train, other):
         note(work, unit, {"seconds": 1.0})
     assert names_left(unit, before) == ["eval"] and names_left(units(after)[0], after) == []
@@ -257,6 +264,66 @@ def test_another_training_is_refused_before_anything_goes(
     for words in (["--overwrite"], ["--name", "other"]):
         assert run(["study", "s.toml", "--dry-run", f"--base.{key}", value, *words]) == 0
     assert run(["study", "s.toml", "--dry-run", "--evaluation.rounds", "4"]) == 0
+
+
+def test_other_weights_or_data_behind_a_path_are_another_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    base = {"model": {"path": str(model)}, "task": {"name": "jsonl", "path": "data.jsonl"}}
+
+    def digests(weights: str, data: str) -> list[str]:
+        (model / "model.safetensors").write_text(weights)
+        Path("data.jsonl").write_text(data)
+        trained, untrained, offline = units(study(base=base))
+        return [digest(trained), digest(untrained, "eval"), digest(offline), str(offline.pools)]
+
+    before = digests("a", "a")
+    for weights, data in (("bb", "a"), ("a", "bb")):
+        assert all(old != new for old, new in zip(before, digests(weights, data), strict=True))
+    assert digests("a", "a") == before
+
+
+def test_pools_that_a_cell_names_are_part_of_what_it_is() -> None:
+    def of(path: str) -> str:
+        cell = {"method": "offline_aggregation", "set": {"method": {"pools": path}}}
+        return digest(units(study([cell], reference="offline_aggregation"))[0])
+
+    assert of("mine-a.jsonl") != of("mine-b.jsonl") and of("runs/s/a.jsonl") == of("runs/s/b.jsonl")
+
+
+def test_a_run_that_somebody_works_in_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> None: ...
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "work", nothing)
+    Path("s.toml").write_text('name = "s"\nreference = "base"\ncells = [{ method = "base" }]\n')
+    unit = units(of := load(Study, "s.toml"))[0]
+    mark(unit, of, "eval")
+    (unit.folder / CONFIG).write_text("")
+    with locked(unit.folder), pytest.raises(UsageError, match="base-seed0 is in use by another process; wait for it"):
+        run(["study", "s.toml", "--overwrite"])
+    assert names_left(unit, of) == []
+    assert run(["study", "s.toml", "--overwrite"]) == 130 and names_left(unit, of) == ["eval"]
+
+
+def test_results_that_cannot_be_written_are_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("")
+    Path("s.toml").write_text('name = "s"\nresults = "taken"\ncells = [{ method = "paragator" }]\n')
+    with pytest.raises(UsageError, match="results = taken is a file; name a folder"):
+        run(["study", "s.toml"])
+
+
+def test_a_finished_evaluation_that_is_gone_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    unit = units(of := study())[0]
+    mark(unit, of, "train", "eval")
+    (unit.folder / "eval" / "config.json").unlink()
+    assert names_left(unit, of) == ["eval"]
 
 
 def test_a_study_keeps_its_seeds(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from paragator.cli.compose import MAY_CHANGE, flat
-from paragator.config import Config, EvalConfig, Section, validate
+from paragator.cli.rundir import MAY_CHANGE, OWN_WEIGHTS, flat
+from paragator.config import Config, EvalConfig, ModelConfig, Section, validate
 from paragator.core.errors import UsageError
+from paragator.engines.loading import facts, folder_of
 from paragator.training.methods import METHODS
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -96,6 +99,12 @@ class Study(Section):
         if self.primary.round > self.evaluation.rounds:
             raise ValueError(
                 f"primary.round = {self.primary.round} is after the last of evaluation.rounds = {self.evaluation.rounds}"
+            )
+        measure, k = self.primary.measure, self.evaluation.k
+        if measure.endswith("_at_k") and k > self.evaluation.candidates:
+            raise ValueError(
+                f"primary.measure = {measure!r} with evaluation.k = {k} needs as many evaluation.candidates, not "
+                f"{self.evaluation.candidates}; lower k, or sample more"
             )
         if any(not t > 0 for t in self.evaluation.temperatures):
             raise ValueError(f"evaluation.temperatures = {list(self.evaluation.temperatures)}: all must be above 0")
@@ -204,7 +213,35 @@ def pools_name(config: Config, count: int) -> str:
     stage = {f"generate.{name}" for name in SHARED_OF_A_STAGE} | {"rollout.candidates"}
     values = flat(config.model_dump(mode="json"))
     own = [item for item in sorted(values.items()) if item[0] in stage or item[0].startswith(("model.", "task."))]
-    return f"pools-seed{config.seed}-{count}-{hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]}.jsonl"
+    text = json.dumps([own, behind(config)])
+    return f"pools-seed{config.seed}-{count}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl"
+
+
+def behind(config: Config) -> list[str]:
+    """What lies behind the paths of a config now: weights, and the files of a task. Nothing where there is none yet."""
+    weights = ""
+    if config.engine.rollout in OWN_WEIGHTS:
+        with suppress(UsageError):
+            folder = folder_of(config.model)
+            weights = weights_of(config.model.path, stamps(folder.glob("*"))) if folder else ""
+    files = [Path(path) for path in (config.task.path, config.task.held_out_path) if path]
+    return [weights, *(file_of(str(path), stamps([path])) for path in files if path.is_file())]
+
+
+def stamps(paths: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Size and time of change of each file: what a hash is remembered by."""
+    return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths))
+
+
+@cache
+def weights_of(path: str, stamps: tuple[tuple[int, int], ...]) -> str:
+    return facts(ModelConfig(path=path)).fingerprint
+
+
+@cache
+def file_of(path: str, stamps: tuple[tuple[int, int], ...]) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,12 +316,14 @@ def digest(one: Unit, *more: object) -> str:
     `more` is what an evaluation has of its own; without any, it is of the training.
     """
     config = one.config if more else training(one.config)
-    ignored = (MAY_CHANGE - {"train.steps"}) | {"method.pools"}
+    ignored = MAY_CHANGE - {"train.steps"}
+    if one.pools and one.pools.parent == one.folder.parent:
+        ignored.add("method.pools")  # the study's own file, wherever it lies
     values = {k: v for k, v in flat(config.model_dump(mode="json")).items() if k not in ignored}
     if not one.trained:
         values = {k: v for k, v in values.items() if not k.startswith(("train.", "optimizer.", "method."))}
     recorded = one.pools_count if one.pools else 0
-    text = json.dumps([sorted(values.items()), recorded, *more], default=str)
+    text = json.dumps([sorted(values.items()), behind(config), recorded, *more], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import paragator
 from paragator import records
-from paragator.config import Config, EngineConfig, JudgeConfig, StageConfig, to_json
+from paragator.cli.rundir import OWN_WEIGHTS
+from paragator.config import Config, EngineConfig, JudgeConfig, StageConfig
 from paragator.core.errors import DataError, UsageError
 from paragator.core.packing import Packer
 from paragator.core.types import Group, Plan, Problem, Stage
@@ -253,125 +245,3 @@ def read_pools(path: Path, known: Facts, config: Config) -> dict[str, Group]:
             f"{path}: {len(easy)} easy and {len(hard)} hard pools cannot give hard_share = {share}; change method.hard_share"
         )
     return {r.trace.problem.id: r.trace.rounds[0][0] for r in chosen}
-
-
-def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[str, Any]) -> Path:
-    """The run directory, new, resumed or overwritten; never silently shared. It counts once it holds its config."""
-    run_dir = config.run_dir
-    text = to_json(config)
-    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    if names - {"manifest.json", "config.new"}:
-        if overwrite:
-            if not (run_dir / "config.json").is_file():
-                raise UsageError(f"{run_dir} is not a run directory; choose another name")
-            shutil.rmtree(run_dir)
-        elif resume:
-            check_same(run_dir, text)
-            check_weights(run_dir, config, manifest["model"])
-            write_whole(run_dir / "config.json", text + "\n")
-        else:
-            raise UsageError(f"{run_dir} is in use; add --resume to go on, --overwrite to start again, or --name OTHER")
-    elif resume:
-        raise UsageError(f"{run_dir} does not exist, so there is nothing to resume; leave --resume out")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if not (run_dir / "config.json").is_file():
-        (run_dir / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        write_whole(run_dir / "config.json", text + "\n")
-    return run_dir
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it, whenever this process dies, finds the old text or the new one."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    os.replace(new, path)
-
-
-OWN_WEIGHTS = ("transformers", "vllm")
-"""Values of engine.rollout whose model is the folder or hub id that model.path names."""
-MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.threads", "tracker", "runs", "judge.key_env"} | {
-    f"engine.{name}"  # where the model is served, how fast it may be asked and what it costs, not what it answers
-    for name in (
-        "url",
-        "launch",
-        "vllm_python",
-        "vllm_arguments",
-        "key_env",
-        "key_file",
-        "max_in_flight",
-        "request_timeout_s",
-        "total_timeout_s",
-        "price_in",
-        "price_out",
-    )
-}
-
-
-def check_same(run_dir: Path, text: str) -> None:
-    """Refuse to resume a run under a config that means something else, naming the keys."""
-    old, new = flat(read_note(run_dir / "config.json")), flat(json.loads(text))
-    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in MAY_CHANGE)
-    if changed:
-        what = ", ".join(f"{k} ({old.get(k)!r} -> {new.get(k)!r})" for k in changed[:5])
-        raise UsageError(f"{run_dir} was run with another {what}; take it back, or use --overwrite or another --name")
-
-
-def check_weights(run_dir: Path, config: Config, fingerprint: str) -> None:
-    """Refuse to resume a run with other weights behind the same path."""
-    before = read_note(run_dir / "manifest.json").get("model")
-    if config.engine.rollout in OWN_WEIGHTS and before != fingerprint:
-        raise UsageError(
-            f"{run_dir} was begun with other weights in {config.model.path} ({before}, now {fingerprint}); put them back, "
-            "or use --overwrite or another --name"
-        )
-
-
-def read_note(path: Path) -> dict[str, Any]:
-    """What a run directory says of itself in JSON."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); use --overwrite") from None
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return out
-
-
-def manifest(config: Config, known: Facts) -> dict[str, Any]:
-    """What else a re-run needs to know: versions, commit, machine, model and prompt."""
-    names = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "reasoning-gym")
-    templates = config.model.templates()
-    return {
-        "paragator": paragator.__version__,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": sys.version.split()[0],
-        "machine": platform.machine(),
-        "versions": {name: installed(name) for name in names},
-        "commit": commit(),
-        "model": known.fingerprint,
-        "prompts": {
-            "candidate": templates.candidate,
-            "aggregation": templates.aggregation,
-            "attempt": templates.attempt,
-        },
-    }
-
-
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """The commit of the source tree, if it is one."""
-    here = Path(paragator.__file__).parent
-    done = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paragator.cli import compose
+from paragator.cli.rundir import write_whole
 from paragator.config import Config
 from paragator.core.errors import DataError, ParagatorError, UsageError
 from paragator.core.packing import Packer
@@ -219,7 +220,7 @@ class Bill:
 
     def write(self) -> None:
         kept = {"model": self.model, "attempts": self.attempts, "total": self.total(), "this_attempt": self.usage()}
-        compose.write_whole(self.path, json.dumps(kept, indent=2) + "\n")
+        write_whole(self.path, json.dumps(kept, indent=2) + "\n")
 
 
 def read_bill(run_dir: Path) -> dict[str, Any] | None:
@@ -255,7 +256,7 @@ async def judging(config: Config, task: Task, run_dir: Path, say: Callable[[str]
             both = {(r, j): found["rules_by_judge"][r][j] for r in DECIDED for j in DECIDED}
             equal = sum(count for (rules, said), count in both.items() if rules == said)
             found["agree"] = equal / sum(both.values()) if any(both.values()) else None
-            compose.write_whole(path, json.dumps(found, indent=2) + "\n")
+            write_whole(path, json.dumps(found, indent=2) + "\n")
     finally:
         await engine.close()
     agree = "-" if found["agree"] is None else f"{100 * found['agree']:.1f}%"

@@ -8,8 +8,8 @@ import sys
 import time
 from typing import Any
 
-from paragator.cli.compose import installed
 from paragator.cli.main import parse, parser_for
+from paragator.cli.rundir import installed
 from paragator.config import Config, ModelConfig, load
 from paragator.core.errors import ParagatorError, UsageError
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paragator.cli import compose, connect, show
+from paragator.cli import compose, connect, rundir, show
 from paragator.cli.main import Parser, parse, run_parser
 from paragator.cli.train import Stop, measure
 from paragator.config import Config, load, to_json
@@ -54,11 +54,10 @@ def main(arguments: list[str]) -> int:
     if flags.dry_run:
         print(to_json(config))
         return 0
-    manifest = compose.manifest(config, checked.facts)
-    run_dir = compose.open_run(config, resume=flags.resume, overwrite=flags.overwrite, manifest=manifest)
-    say = show.Logger(run_dir, quiet=flags.json)
-    with Stop() as stop:
-        code = asyncio.run(job(config, checked, run_dir, say, stop))
+    manifest = rundir.manifest(config, checked.facts)
+    resume, overwrite = flags.resume, flags.overwrite
+    with rundir.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir, Stop() as stop:
+        code = asyncio.run(job(config, checked, run_dir, show.Logger(run_dir, quiet=flags.json), stop))
     if flags.json:
         print(
             json.dumps(show.result(run_dir, config.eval.k) | {"exit_code": code, "usage": connect.read_bill(run_dir)})

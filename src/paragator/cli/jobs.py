@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import IO, Literal
 
 from paragator.cli.cells import NO_EVALUATION, Study, Unit, digest, to_toml, toml_value, training
-from paragator.cli.compose import check_same, write_whole
+from paragator.cli.rundir import LOCK, check_same, write_whole
 from paragator.config import to_json
 from paragator.core.errors import UsageError
 from paragator.report.runs import read_json
 from paragator.report.study_runs import CONFIG, FINISHED, finished
 
 State = Literal["finished", "begun", "missing"]
-LOG, LOCK = "process.log", "lock"
+LOG = "process.log"
 POLL_S = 0.5
 INTERRUPTED = 130
 
@@ -78,9 +78,9 @@ def state(work: Work, unit: Unit) -> State:
     if work.name == "pools":
         lines = count_lines(work.folder)
         return "finished" if lines >= work.count else "begun" if lines else "missing"
-    if finished(unit.folder).get(work.name) == work.digest:
-        return "finished"
-    return "begun" if (work.folder / "config.json").is_file() else "missing"
+    if not (work.folder / "config.json").is_file():
+        return "missing"
+    return "finished" if finished(unit.folder).get(work.name) == work.digest else "begun"
 
 
 def count_lines(path: Path) -> int:

@@ -90,7 +90,9 @@ def main() -> NoReturn:
     except ParagatorError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        from paragator.cli.show import printable
+
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)  # it may quote a data file
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -89,7 +89,7 @@ def result(run_dir: Path, k: int) -> dict[str, Any]:
     out: dict[str, Any] = {"run": str(run_dir), "report": str(run_dir / "report.html")}
     for name in ("eval", "eval_before", "eval_after"):
         path = run_dir / f"{name}.jsonl"
-        if path.exists():
+        if path.exists() and path.stat().st_size:
             out[name] = table(list(records.read(path)), k).to_dict()
     metrics = run_dir / "metrics.jsonl"
     out["steps"] = sum(1 for _ in records.read_json_lines(metrics)) if metrics.exists() else 0

@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
     if (flags.candidates or "").isdecimal() and not flags.config and not flags.pool_size:
         flags.pool_size = pool_size_for(int(flags.candidates), overrides)
     config = checked(read_config(flags, overrides))
+    check_output(flags.output)
     view = screen.view(as_json=flags.json)
     watch = new_watch(config, view)
     interrupted = False
@@ -67,6 +68,17 @@ def build_parser() -> Parser:
         text = f"{SHORT[flag]}: {field.description} {MORE.get(flag, '')}".strip().replace("%", "%%")
         parser.add_argument(flag, help=text, metavar="VALUE")
     return parser
+
+
+def check_output(path: str | None) -> None:
+    """Refuse a record's file that cannot be appended to, before anything is paid for."""
+    try:
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab"):
+                pass
+    except OSError as error:
+        raise UsageError(f"--output {path} cannot be written ({error.strerror}); name a file") from None
 
 
 def pool_size_for(candidates: int, overrides: Sequence[str]) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from paragator.cli import compose, jobs
 from paragator.cli.cells import Study, Unit, rollouts, tokens_at_most, units
 from paragator.cli.jobs import INTERRUPTED, Job, Pool, check_trained, interruptible, left, state_of, works
 from paragator.cli.main import parse, run_parser
+from paragator.cli.rundir import clear, locked, write_whole
 from paragator.cli.show import printable
 from paragator.config import load
 from paragator.core.errors import ParagatorError, UsageError
@@ -54,6 +54,8 @@ def main(arguments: list[str]) -> int:
     if not flags.overwrite:
         for one in chosen:
             check_trained(one)
+    if study.results_dir.exists() and not study.results_dir.is_dir():
+        raise UsageError(f"results = {study.results_dir} is a file; name a folder")
     if flags.dry_run:
         print(json.dumps(described(study, chosen)) if flags.json else overview(study, chosen))
         return 0
@@ -71,7 +73,7 @@ def main(arguments: list[str]) -> int:
     if flags.only:
         results = {"primary": {unit.name: said(study, unit, say) for unit in chosen if not left(unit, study)}}
     elif code != INTERRUPTED:
-        results = analysed(study, say)
+        results = analysed(study, say, failed=bool(code))
     if flags.json:
         runs = {unit.name: state_of(unit, study) for unit in chosen}
         print(json.dumps({"study": str(study.folder), "exit_code": code, "runs": runs, **results}))
@@ -111,7 +113,7 @@ def write_note(study: Study, every: Sequence[Unit]) -> None:
     """The study, with what tells for each run whether what is finished of it is of these settings."""
     digests = {one.name: {work.name: work.digest for work in works(one, study) if work.digest} for one in every}
     note = {**study.model_dump(mode="json"), "digests": digests}
-    compose.write_whole(study.folder / NOTE, json.dumps(note, indent=2) + "\n")
+    write_whole(study.folder / NOTE, json.dumps(note, indent=2) + "\n")
 
 
 def check_primary(study: Study, *, forced: bool) -> None:
@@ -134,11 +136,14 @@ def check_primary(study: Study, *, forced: bool) -> None:
 
 
 def remove(chosen: Sequence[Unit]) -> None:
-    """The folders of runs, which nothing else writes into."""
-    for unit in chosen:
-        if unit.folder.exists() and not (unit.folder / CONFIG).is_file():
-            raise UsageError(f"{unit.folder} is not a run of a study; give another --name")
-        shutil.rmtree(unit.folder, ignore_errors=True)
+    """Empty the folders of runs; UsageError where something else lies there, or a process still works."""
+    there = [unit.folder for unit in chosen if unit.folder.exists()]
+    for folder in there:
+        if not (folder / CONFIG).is_file():
+            raise UsageError(f"{folder} is not a run of a study; give another --name")
+    for folder in there:
+        with locked(folder):
+            clear(folder)
 
 
 # ---- what is to do ----
@@ -287,13 +292,15 @@ def said(study: Study, unit: Unit, say: Show) -> float:
     return own
 
 
-def analysed(study: Study, say: Show) -> dict[str, Any]:
-    """Tables, metrics and pictures of all finished runs; a line where there is nothing to compare yet."""
+def analysed(study: Study, say: Show, *, failed: bool) -> dict[str, Any]:
+    """Tables, metrics and pictures of all finished runs; a line where runs `failed` and nothing is left to compare."""
     from paragator.report.study import write_results
 
     try:
         found = write_results([study.folder], study.results_dir)
     except ParagatorError as error:
+        if not failed:
+            raise
         say.text(f"no results yet: {error}")
         return {}
     say.text(found.primary_text())

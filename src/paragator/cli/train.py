@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paragator.cli import compose, connect, show
+from paragator.cli import compose, connect, rundir, show
 from paragator.cli.loop import in_loop
 from paragator.cli.main import parse, run_parser
 from paragator.config import Config, load, to_json
@@ -45,21 +45,19 @@ def train(
     if config.method.name == "offline_aggregation" and config.method.pools:
         pools = compose.read_pools(Path(config.method.pools), checked.facts, config)
     train_problems, held_out = problems_of(config, checked, pools)
-    run_dir = compose.open_run(
-        config, resume=resume, overwrite=overwrite, manifest=compose.manifest(config, checked.facts)
-    )
-    say = show.Logger(run_dir, quiet=as_json)
     if config.method.mean == "reward":
         warnings.warn("method.mean = 'reward' is an ablation: it pushes pass@1 down", stacklevel=1)
-    say(
-        f"{config.name}: method {config.method.name}, {len(train_problems)} training and {len(held_out)} held-out problems"
-    )
+    manifest = rundir.manifest(config, checked.facts)
+    with rundir.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir, Stop() as stop:
+        say = show.Logger(run_dir, quiet=as_json)
+        counts = f"{len(train_problems)} training and {len(held_out)} held-out problems"
+        say(f"{config.name}: method {config.method.name}, {counts}")
 
-    async def judged() -> int:
-        async with connect.judging(config, checked.task, run_dir, say) as task:
-            return await job(config, replace(checked, task=task), run_dir, train_problems, held_out, pools, say, stop)
+        async def judged() -> int:
+            async with connect.judging(config, checked.task, run_dir, say) as task:
+                now = replace(checked, task=task)
+                return await job(config, now, run_dir, train_problems, held_out, pools, say, stop)
 
-    with Stop() as stop:
         code: int = in_loop(judged)
     if as_json:
         print(json.dumps(show.result(run_dir, config.eval.k)))
@@ -151,7 +149,7 @@ def teller(config: Config, policy: Any, say: show.Logger) -> Callable[[dict[str,
     progress, after = show.Steps(config.train.steps, say), config.run_dir / "eval_after.jsonl"
     tracked = config.tracker != "none"
     if tracked:
-        settings = compose.flat(config.model_dump(mode="json"))
+        settings = rundir.flat(config.model_dump(mode="json"))
         plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
         policy.accelerator.init_trackers("paragator", plain)  # tensorboard takes no other values
 

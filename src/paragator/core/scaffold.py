@@ -7,12 +7,11 @@ import random
 from asyncio import Future
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 from paragator.core.packing import Packer
 from paragator.core.prompts import Templates
 from paragator.core.together import together
-from paragator.core.types import Completion, Failure, Group, Plan, Problem, Prompt, Sample, Trace, population
+from paragator.core.types import Completion, Failure, Group, Plan, Problem, Prompt, Sample, Trace
 
 
 async def run(
@@ -89,16 +88,16 @@ async def drawn(before: Sequence[Future[Group]], plan: Plan, rng: random.Random)
 
 def traced(problem: Problem, plan: Plan, seed: int, rounds: Sequence[Sequence[Group]]) -> Trace:
     """The trace of these rounds, up to one that left too few solutions; pools as indices into what the round before left."""
-    kept = [tuple(rounds[0])]
-    for number, (before, groups) in enumerate(pairwise(rounds), 1):
-        outputs = [output for group in before for output in group.outputs]
+    kept: list[tuple[Group, ...]] = []
+    left: list[int] = []
+    for number, groups in enumerate(rounds):
+        kept.append(tuple(replace(group, pool=tuple(map(left.index, group.pool))) for group in groups))
+        outputs = [output for group in groups for output in group.outputs]
         left = [place for place, output in enumerate(outputs) if isinstance(output, Completion)]
         if len(left) < plan.minimum:
-            reason = f"round {number - 1} left {len(left)} solutions, {plan.minimum} are needed"
+            reason = f"round {number} left {len(left)} solutions, {plan.minimum} are needed"
             return Trace(problem, plan, seed, tuple(kept), failure=reason)
-        kept.append(tuple(replace(group, pool=tuple(map(left.index, group.pool))) for group in groups))
-    failure = None if population(kept[-1]) else f"round {plan.rounds} left no solution"
-    return Trace(problem, plan, seed, tuple(kept), failure=failure)
+    return Trace(problem, plan, seed, tuple(kept))
 
 
 def derive(seed: int, problem: Problem, round_: int, index: int) -> int:

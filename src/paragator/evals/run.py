@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,8 @@ async def evaluate(
     No problem waits for another: each goes through its rounds at its own pace, `at_once` of them at a time. With as
     many as the engine takes requests, the engine always has one to work on. As many again may wait for their grades.
     A problem that failed in an earlier attempt is tried again. Of a complete evaluation the file is in order, so that
-    the same answers give the same bytes however often it was interrupted. DataError where a record occurs twice.
+    the same answers give the same bytes however often it was interrupted. DataError where a record occurs twice, or
+    is of a problem that has another text or answer now.
 
     `done(finished, total)` is called as traces finish. After `stop()`, or a Stopped from `sample`, no problem is begun
     and those under way are left out.
@@ -55,7 +55,7 @@ async def evaluate(
     wanted = {(p.id, r): p for r in range(repeats) for p in problems}
     if len(wanted) < repeats * len(problems):
         raise DataError(f"{task.name}: two problems have the same id; give every problem its own")
-    failed = dict(recorded(output)) if output.exists() else {}
+    failed = dict(recorded(output, wanted)) if output.exists() else {}
     finished = {key for key, why in failed.items() if why is None}
     if len(finished) < len(failed):
         keep(output, [key for key in failed if key in finished])
@@ -82,9 +82,9 @@ async def evaluate(
     if left:
         return None
     order = [key for key, _ in recorded(output)]
-    if order[: len(wanted)] != list(wanted):
-        keep(output, [*wanted, *(key for key in order if key not in wanted)])
-    return list(islice(records.read(output), len(wanted)))
+    if order != list(wanted):
+        keep(output, wanted)
+    return list(records.read(output))
 
 
 def is_complete(output: Path, problems: Sequence[Problem], repeats: int) -> bool:
@@ -95,15 +95,31 @@ def is_complete(output: Path, problems: Sequence[Problem], repeats: int) -> bool
     return all((p.id, r) in finished for p in problems for r in range(repeats))
 
 
-def recorded(path: Path) -> Iterator[tuple[Key, str | None]]:
-    """The key of each record in a file and why its problem failed, in the file's order; DataError for a double."""
+def recorded(path: Path, wanted: Mapping[Key, Problem] | None = None) -> Iterator[tuple[Key, str | None]]:
+    """The key of each record in a file and why its problem failed, in the file's order; DataError for a double.
+
+    With `wanted`, DataError too for a record of another problem than the one that is wanted under its key.
+    """
     seen: set[Key] = set()
     for row in records.read_json_lines(path):
         key = key_of(row)
         if key in seen:
             raise DataError(f"{path}: problem {key[0]!r}, repeat {key[1]} is recorded twice; remove one of the lines")
+        if wanted is not None and not is_of(row["problem"], wanted.get(key)):
+            raise DataError(
+                f"{path}: problem {key[0]!r}, repeat {key[1]} is not what it was when it was recorded; put the data back, or "
+                "use --overwrite or another --name"
+            )
         seen.add(key)
         yield key, row.get("failure")
+
+
+def is_of(recorded: Mapping[str, Any], problem: Problem | None) -> bool:
+    """Whether a recorded problem asks what `problem` does, and for the same answer."""
+    if problem is None:
+        return False
+    now = json.loads(json.dumps([problem.text, problem.answer]))
+    return [recorded.get("text"), recorded.get("answer")] == now
 
 
 def key_of(row: dict[str, Any]) -> Key:

@@ -1,0 +1,179 @@
+"""A run directory: begun, resumed or overwritten by one process at a time, and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import paragator
+from paragator.config import Config, to_json
+from paragator.core.errors import UsageError
+from paragator.engines.loading import Facts
+
+LOCK = "lock"
+"""The file in a run directory that is locked by the process that works there."""
+
+
+@contextmanager
+def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[str, Any]) -> Iterator[Path]:
+    """The run directory, new, resumed or overwritten, this process's own until the block ends.
+
+    It counts as a run once it holds its config. UsageError where it is in use, or of another meaning.
+    """
+    run_dir = config.run_dir
+    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    used = bool(names - {"manifest.json", "config.new", LOCK})
+    if used and overwrite and "config.json" not in names:
+        raise UsageError(f"{run_dir} is not a run directory; choose another name")
+    if used and not (overwrite or resume):
+        raise UsageError(f"{run_dir} is in use; add --resume to go on, --overwrite to start again, or --name OTHER")
+    if resume and not used:
+        raise UsageError(f"{run_dir} does not exist, so there is nothing to resume; leave --resume out")
+    with locked(run_dir):
+        if used and overwrite:
+            clear(run_dir)
+        elif used:
+            check_same(run_dir, to_json(config))
+            check_weights(run_dir, config, manifest["model"])
+        if not (run_dir / "config.json").is_file():
+            (run_dir / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        write_whole(run_dir / "config.json", to_json(config) + "\n")
+        yield run_dir
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which a process that was started with it keeps; UsageError while somebody else has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("ab")
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({error.strerror}); choose another folder") from None
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # not on this system: nothing keeps a second process away
+            pass
+        except OSError:
+            raise UsageError(f"{folder} is in use by another process; wait for it, or choose another name") from None
+        yield
+
+
+def clear(folder: Path) -> None:
+    """Remove all that a folder holds, but for its lock."""
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it, whenever this process dies, finds the old text or the new one."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+OWN_WEIGHTS = ("transformers", "vllm")
+"""Values of engine.rollout whose model is the folder or hub id that model.path names."""
+MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.threads", "tracker", "runs", "judge.key_env"} | {
+    f"engine.{name}"  # where the model is served, how fast it may be asked and what it costs, not what it answers
+    for name in (
+        "url",
+        "launch",
+        "vllm_python",
+        "vllm_arguments",
+        "key_env",
+        "key_file",
+        "max_in_flight",
+        "request_timeout_s",
+        "total_timeout_s",
+        "price_in",
+        "price_out",
+    )
+}
+
+
+def check_same(run_dir: Path, text: str) -> None:
+    """Refuse to resume a run under a config that means something else, naming the keys."""
+    old, new = flat(read_note(run_dir / "config.json")), flat(json.loads(text))
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in MAY_CHANGE)
+    if changed:
+        what = ", ".join(f"{k} ({old.get(k)!r} -> {new.get(k)!r})" for k in changed[:5])
+        raise UsageError(f"{run_dir} was run with another {what}; take it back, or use --overwrite or another --name")
+
+
+def check_weights(run_dir: Path, config: Config, fingerprint: str) -> None:
+    """Refuse to resume a run with other weights behind the same path."""
+    before = read_note(run_dir / "manifest.json").get("model")
+    if config.engine.rollout in OWN_WEIGHTS and before != fingerprint:
+        raise UsageError(
+            f"{run_dir} was begun with other weights in {config.model.path} ({before}, now {fingerprint}); put them back, "
+            "or use --overwrite or another --name"
+        )
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What a run directory says of itself in JSON."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); use --overwrite") from None
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
+
+
+def manifest(config: Config, known: Facts) -> dict[str, Any]:
+    """What else a re-run needs to know: versions, commit, machine, model and prompt."""
+    names = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "reasoning-gym")
+    templates = config.model.templates()
+    return {
+        "paragator": paragator.__version__,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": sys.version.split()[0],
+        "machine": platform.machine(),
+        "versions": {name: installed(name) for name in names},
+        "commit": commit(),
+        "model": known.fingerprint,
+        "prompts": {
+            "candidate": templates.candidate,
+            "aggregation": templates.aggregation,
+            "attempt": templates.attempt,
+        },
+    }
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of the source tree, if it is one."""
+    here = Path(paragator.__file__).parent
+    done = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None
