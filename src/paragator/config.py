@@ -102,7 +102,7 @@ class EngineConfig(Section):
     """openai, vllm: the server's base URL, as http://localhost:8000/v1, or a list of several that serve the same model."""
     model: str | None = None
     """openai, vllm: the name under which the server knows the model; None takes the first that it lists."""
-    key_env: str = "OPENAI_API_KEY"
+    key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """openai, vllm: the environment variable that holds the key; a server without keys needs none."""
     key_file: str | None = None
     """openai, vllm: a file that holds the key, instead of the environment."""
@@ -140,7 +140,7 @@ class JudgeConfig(Section):
     """The judge's OpenAI-compatible base URL."""
     model: str | None = None
     """The judge's name on that server; None takes the first that it lists."""
-    key_env: str = "OPENAI_API_KEY"
+    key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable that holds the judge's key."""
     cache: str = "judgements.sqlite"
     """Verdicts already paid for, shared by all runs that name the same file."""
@@ -359,6 +359,12 @@ def explain(kind: type[BaseModel], error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message
+    if where.endswith("key_env"):  # perhaps the key itself, which no message shows
+        return f"{where} is not the name of an environment variable; put the key into one, and name it here"
+    if error["type"] in ("model_type", "dict_type"):
+        return f"{where} = {error['input']!r}, but it is a section; set {where}.KEY"
+    if error["type"] == "string_type":
+        return f"{where} = {error['input']!r}: a text is needed; write it in quotes of its own, as '\"{error['input']}\"'"
     return f"{where} = {error['input']!r}: {message[0].lower() + message[1:]}"
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
+from datetime import date, time
 from typing import Any
 
 from paragator.core.errors import UsageError
+
+NUMBER = re.compile(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?")
 
 
 def pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
@@ -26,11 +30,12 @@ def pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def parse_value(text: str) -> Any:
-    """A TOML value, else the text itself."""
+    """A TOML value, or a number such as 1e5 and .5 that TOML does not take; else, and for a date, the text itself."""
     try:
-        return tomllib.loads(f"v = {text}")["v"]
+        value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
-        return float(text) if text.replace("e-", "").replace(".", "").isdigit() else text
+        return float(text) if NUMBER.fullmatch(text) else text
+    return text if isinstance(value, date | time) else value
 
 
 def put(values: dict[str, Any], keys: list[str], value: Any, whole: str) -> None:

@@ -140,7 +140,7 @@ def read_json_lines(path: Path, *, ours: bool = True) -> Iterator[dict[str, Any]
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: not a JSON object ({error}); remove or mend the line") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path}:{number}: not a JSON object; remove or mend the line")

@@ -45,6 +45,12 @@ def test_a_file_sets_what_it_names_and_overrides_win(tmp_path: Path) -> None:
         ("owner/name", "owner/name"),
         ("module:function", "module:function"),
         ("", ""),
+        (".5", 0.5),
+        ("127.0.0.1", "127.0.0.1"),
+        ("1.0.1", "1.0.1"),
+        ("e-401", "e-401"),
+        ("²", "²"),
+        ("2024-01-05", "2024-01-05"),
     ],
 )
 def test_values_of_overrides(text: str, value: object) -> None:

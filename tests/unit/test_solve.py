@@ -11,8 +11,8 @@ import pytest
 import paragator
 from paragator import records
 from paragator.cli import screen
+from paragator.cli.cells import toml_value
 from paragator.cli.loop import in_loop
-from paragator.cli.solve import toml
 from paragator.config import Config, load
 from paragator.core.errors import RunError, UsageError
 from paragator.core.packing import Packer
@@ -165,9 +165,12 @@ def test_many_answers_are_cut() -> None:
 
 
 def test_values_are_written_as_toml() -> None:
+    asked = "{problem} 🙂 ok\x7f"
     values = {"engine.extra_body": {"a b": [1, True, "x"]}, "name": "1", "generate.temperature": 0.5}
-    found = load(Config, None, [f"--{key}={toml(value)}" for key, value in values.items()])
+    values["model.candidate_prompt"] = asked
+    found = load(Config, None, [f"--{key}={toml_value(value)}" for key, value in values.items()])
     assert found.engine.extra_body == {"a b": [1, True, "x"]} and found.name == "1"
+    assert found.model.candidate_prompt == asked
     assert found.generate.temperature == 0.5
 
 

@@ -16,8 +16,10 @@ import pytest
 
 from paragator import records
 from paragator.cli.main import main
+from paragator.cli.rundir import open_run
 from paragator.cli.train import teller
 from paragator.config import Config, ModelConfig, to_json
+from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.engines.loading import facts
 from paragator.records import Graded
@@ -73,6 +75,7 @@ OVERRIDES = {
     ),
     "pool above the population": ("--eval.pool_size 5", ["eval.pool_size = 5", "above eval.candidates = 4"]),
     "pools that do not divide": ("--eval.pools 3", ["eval.pools = 3", "does not divide eval.candidates = 4"]),
+    "a number as a text": ("--name 42", ["name = 42: a text is needed", """'"42"'"""]),
     "unknown key": ("--optimizer.lrate 1", ["unknown key optimizer.lrate", "did you mean optimizer.lr?"]),
     "unknown section": ("--zzz.qqq 1", ["unknown key zzz", "known: ", "optimizer"]),
     "no value": ("--train.steps", ["--train.steps has no value", "write --train.steps VALUE"]),
@@ -83,7 +86,7 @@ OVERRIDES = {
     "unknown method": ("--method.name grpo", ["method.name = 'grpo'", "'paragator'"]),
     "negative steps": ("--train.steps -1", ["train.steps = -1", "greater than or equal to 0"]),
     "min above max": ("--task.min_value 9 --task.max_value 3", ["task.min_value = 9 is above task.max_value = 3"]),
-    "a section as a value": ("--train 5", ["train = 5", "should be a valid dictionary"]),
+    "a section as a value": ("--train 5", ["train = 5, but it is a section; set train.KEY"]),
     "a path as a name": ("--name ../other", ["name = '../other'", "should match pattern"]),
     "offline without pools": ("--method.name offline_aggregation", ["method.pools is not set", "paragator sample"]),
     "offline pools that are not there": (
@@ -349,6 +352,7 @@ def test_refusing_loads_no_torch_and_debug_shows_the_traceback(tmp_path: Path) -
     code = """
 import sys
 from paragator.cli.main import main
+from paragator.cli.rundir import open_run
 from paragator.cli.train import teller
 sys.argv = ["paragator", "train", "--generate.top_p", "0.9", *sys.argv[1:]]
 try:
@@ -391,3 +395,41 @@ def test_a_file_as_the_name_of_a_task(
         main()
     assert not end.value.code
     assert "mine" in capsys.readouterr().out
+
+
+def test_a_key_in_the_place_of_its_variable_is_not_shown(fails: Fails) -> None:
+    error = fails("eval", "--engine.key_env", "sk-abc-secret", "--url", "http://localhost:1/v1", "--dry-run")
+    assert "engine.key_env is not the name of an environment variable" in error and "secret" not in error
+
+
+@pytest.mark.parametrize("flag", ["--url", "--recording"])
+def test_an_empty_shell_variable_is_no_other_engine(fails: Fails, flag: str) -> None:
+    assert f"{flag} is empty" in fails("eval", flag, "")
+
+
+def test_escapes_in_data_do_not_reach_the_terminal(fails: Fails, tmp_path: Path) -> None:
+    row = {"id": "a\x1b[31m", "problem": "1 + 1", "answer": "2"}
+    path = write_jsonl(tmp_path / "data.jsonl", row, row)
+    error = fails("eval", "--task", path, "--dry-run")
+    assert "occurs twice" in error and "\x1b" not in error
+
+
+@pytest.mark.parametrize("verb", [("solve", "1 + 1"), ("sample",)])
+def test_a_file_of_something_else_is_not_appended_to(fails: Fails, tmp_path: Path, verb: tuple[str, ...]) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my notes without a newline")
+    assert "notes.txt holds something else than records; name another file" in fails(*verb, "--output", str(notes))
+    assert notes.read_text() == "my notes without a newline"
+    assert f"--output {tmp_path} cannot be written" in fails(*verb, "--output", str(tmp_path))
+
+
+def test_a_run_that_is_refused_leaves_no_directory(tmp_path: Path) -> None:
+    config = Config.model_validate({"runs": str(tmp_path), "name": "run"})
+    for found in ("", "one"):
+        with (
+            pytest.raises(UsageError, match="too late"),
+            open_run(config, resume=False, overwrite=False, manifest={"model": ""}) as run_dir,
+        ):
+            (run_dir / "eval.jsonl").write_text(found)
+            raise UsageError("too late")
+        assert run_dir.exists() is bool(found)

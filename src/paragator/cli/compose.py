@@ -42,7 +42,7 @@ def check(config: Config, *, training: bool, task: Task | None = None) -> Checke
     if config.model.template == "chat" and known.has_chat_template is False:
         raise UsageError(
             f"model.path = {config.model.path!r} has no chat template but model.template = 'chat'; "
-            "set model.template = 'compact', or model.candidate_prompt and model.aggregation_prompt"
+            "set model.template = 'compact'"
         )
     for name in ("generate", "aggregate"):
         check_stage(name, getattr(config, name), known, training)

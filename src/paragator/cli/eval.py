@@ -79,6 +79,9 @@ def read_config(flags: Namespace, overrides: Sequence[str]) -> Config:
     given = {
         key: value for flag, key in SHORT.items() if (value := getattr(flags, flag[2:].replace("-", "_"))) is not None
     }
+    for flag in ("url", "recording"):
+        if getattr(flags, flag) == "":
+            raise UsageError(f"--{flag} is empty; give its value, or leave it out")
     if flags.url and flags.recording:
         raise UsageError("--url and --recording are two engines; name one")
     for flag, key in SHORT.items():

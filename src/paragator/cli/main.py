@@ -97,12 +97,17 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-        compute = sys.modules.get("paragator.engines.compute")  # not imported where nothing was computed
-        if compute and compute.busy():
-            sys.stdout.flush()
-            os._exit(code)  # an exit would wait for the computing thread; all else has been closed by now
     except BrokenPipeError:
         code = 0
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        code = 1
+    compute = sys.modules.get("paragator.engines.compute")  # not imported where nothing was computed
+    if code == 130 and compute and compute.busy():
+        sys.stdout.flush()
+        os._exit(code)  # an exit would wait for the computing thread; all else has been closed by now
     sys.exit(code)
 
 

@@ -28,7 +28,8 @@ LOCK = "lock"
 def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[str, Any]) -> Iterator[Path]:
     """The run directory, new, resumed or overwritten, this process's own until the block ends.
 
-    It counts as a run once it holds its config. UsageError where it is in use, or of another meaning.
+    It counts as a run once it holds its config, and no longer when it is then refused before anything came of it.
+    UsageError where it is in use, or of another meaning.
     """
     run_dir = config.run_dir
     names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
@@ -48,7 +49,12 @@ def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[st
         if not (run_dir / "config.json").is_file():
             (run_dir / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         write_whole(run_dir / "config.json", to_json(config) + "\n")
-        yield run_dir
+        try:
+            yield run_dir
+        except UsageError:
+            if not used and is_empty(run_dir):
+                shutil.rmtree(run_dir)
+            raise
 
 
 @contextmanager
@@ -69,6 +75,27 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:
             raise UsageError(f"{folder} is in use by another process; wait for it, or choose another name") from None
         yield
+
+
+def is_empty(run_dir: Path) -> bool:
+    """Whether nothing was sampled, graded or trained yet."""
+    own = {"config.json", "manifest.json", LOCK}
+    files = (path for path in run_dir.rglob("*") if path.is_file() and path.parent.name != "logs")
+    return not any(path.stat().st_size for path in files if path.name not in own)
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file to which records cannot be appended, or that holds anything else."""
+    start = b'{"version": '
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(0)
+            head = file.read(len(start))
+    except OSError as error:
+        raise UsageError(f"--output {path} cannot be written ({error.strerror}); name a file") from None
+    if not start.startswith(head):
+        raise UsageError(f"--output {path} holds something else than records; name another file")
 
 
 def clear(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from paragator import records
 from paragator.cli import compose
 from paragator.cli.main import parse, parser_for
+from paragator.cli.rundir import check_output
 from paragator.config import Config, load
 from paragator.core.errors import UsageError
 from paragator.core.scaffold import run
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
     if flags.count < 1:
         raise UsageError(f"--count = {flags.count}: at least 1 is needed")
     config = load(Config, flags.config, overrides)
+    check_output(Path(flags.output))
     summary = asyncio.run(job(config, Path(flags.output), flags.count, quiet=flags.json))
     print(json.dumps(summary) if flags.json else f"{summary['problems']} problems in {summary['output']}")
     return 0

@@ -12,9 +12,11 @@ from typing import Any
 
 from paragator import records
 from paragator.cli import compose, connect, screen
+from paragator.cli.cells import toml_value
 from paragator.cli.eval import MORE, SHORT, is_set, read_config, with_values
 from paragator.cli.loop import in_loop
 from paragator.cli.main import Parser, parse, parser_for
+from paragator.cli.rundir import check_output
 from paragator.config import Config
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Grade, Problem
@@ -35,7 +37,8 @@ def main(arguments: list[str]) -> int:
     if (flags.candidates or "").isdecimal() and not flags.config and not flags.pool_size:
         flags.pool_size = pool_size_for(int(flags.candidates), overrides)
     config = checked(read_config(flags, overrides))
-    check_output(flags.output)
+    if flags.output:
+        check_output(Path(flags.output))
     view = screen.view(as_json=flags.json)
     watch = new_watch(config, view)
     interrupted = False
@@ -68,17 +71,6 @@ def build_parser() -> Parser:
         text = f"{SHORT[flag]}: {field.description} {MORE.get(flag, '')}".strip().replace("%", "%%")
         parser.add_argument(flag, help=text, metavar="VALUE")
     return parser
-
-
-def check_output(path: str | None) -> None:
-    """Refuse a record's file that cannot be appended to, before anything is paid for."""
-    try:
-        if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "ab"):
-                pass
-    except OSError as error:
-        raise UsageError(f"--output {path} cannot be written ({error.strerror}); name a file") from None
 
 
 def pool_size_for(candidates: int, overrides: Sequence[str]) -> str | None:
@@ -187,18 +179,10 @@ def solve(
     """
     plan = {"rounds": rounds, "candidates": candidates, "pool_size": pool_size or candidates, "pools": pools}
     given = {"seed": seed} | {f"eval.{name}": value for name, value in plan.items()} | dict(config or {})
-    words = [f"--{key}={toml(value)}" for key, value in given.items() if value is not None]
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in given.items() if value is not None}
+    words = [f"--{key}={toml_value(value)}" for key, value in plain.items()]
     flags = Namespace(config=None, **{flag[2:].replace("-", "_"): None for flag in SHORT})
     flags.model, flags.url = model, url
     resolved = checked(read_config(flags, words))
     asked = Problem(PROBLEM_ID, nonempty(problem))
     return in_loop(lambda: solved(resolved, asked, new_watch(resolved, seen)))
-
-
-def toml(value: Any) -> str:
-    """A Python value as TOML writes it."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(k))} = {toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(str(value) if isinstance(value, Path) else value)
