@@ -37,7 +37,9 @@ RIGHT = 0.35
 SPOILT = 0.18
 """Share of pool attempts with a false step, a foreign number or a false claim of the target."""
 RIGHT_SUM = 0.4
-"""Share of right attempts in a pool of sums; the others have one false step."""
+"""Share of right attempts in a pool of sums."""
+FORGOTTEN = 0.5
+"""Share of the others that take a term twice and forget one; the rest have one false step."""
 SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
 LARGEST_SUM = 2000
 """Numbers up to here may be tokens of their own."""
@@ -185,7 +187,11 @@ class Countdown(Demonstrator):
 
 
 class Sums(Demonstrator):
-    """Chain arithmetic, left to right, a step at a time: "12 + 7 = 19 , 19 - 30 = -11". A number is one token, its sign included."""
+    """Chain arithmetic a step at a time, its terms in any order: of 12 + 7 - 30 "7 - 30 = -23 , -23 + 12 = -11".
+
+    The order is what an attempt chooses, and keeping count of the terms is what it gets wrong beside the sums
+    themselves. A number is one token, its sign included.
+    """
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
         self.config = config
@@ -212,13 +218,18 @@ class Sums(Demonstrator):
                 return Problem("", text, sum(int(t.replace(" ", "")) for t in terms)), terms
 
     def solution(self, problem: Problem, source: list[str], rng: Random) -> str:
-        return worked(source)
+        return worked(in_any_order(source, rng))
 
     def attempt(self, problem: Problem, source: list[str], rng: Random) -> tuple[str, float]:
+        terms = in_any_order(source, rng)
         if rng.random() < RIGHT_SUM:
-            return worked(source), WEIGHTS["attempt in pool"]
-        slips = {rng.randrange(1, len(source)): rng.choice(SLIPS)}
-        return worked(source, slips), 0.0
+            return worked(terms), WEIGHTS["attempt in pool"]
+        at = rng.randrange(1, len(terms))
+        others = [term for term in source[1:] if term != terms[at]]
+        if others and rng.random() < FORGOTTEN:
+            terms[at] = rng.choice(others)
+            return worked(terms), 0.0
+        return worked(terms, {at: rng.choice(SLIPS)}), 0.0
 
     def right(self, problem: Problem, text: str) -> bool:
         return arithmetic.grade_one(problem, text).verdict == "correct"
@@ -226,6 +237,14 @@ class Sums(Demonstrator):
 
 DEMONSTRATORS: dict[str, Callable[[TaskConfig, int], Demonstrator]] = {"countdown": Countdown, "arithmetic": Sums}
 """By the task's name."""
+
+
+def in_any_order(terms: Sequence[str], rng: Random) -> list[str]:
+    """The terms of a sum shuffled, one that is added first: ["12", "+ 7", "- 30"] as ["7", "- 30", "+ 12"]."""
+    signed = [f"+ {terms[0]}", *terms[1:]]
+    rng.shuffle(signed)
+    first = next(i for i, term in enumerate(signed) if term.startswith("+"))
+    return [signed.pop(first).removeprefix("+ "), *signed]
 
 
 def worked(terms: Sequence[str], slips: Mapping[int, int] | None = None) -> str:
