@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paragator.cli.compose import installed
+from paragator.cli.rundir import installed
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from paragator.core.errors import DataError
-from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
+from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace, Verdict
 
 VERSION = 1
 
@@ -98,6 +98,10 @@ def decode_row(row: dict[str, Any]) -> Graded:
         row["failure"],
         row["extra"],
     )
+    for t in range(1, len(trace.rounds)):
+        known = range(len(trace.population(t - 1)))
+        if odd := [index for group in trace.rounds[t] for index in group.pool if index not in known]:
+            raise ValueError(f"round {t} shows solution {odd[0]!r} of {len(known)}")
     return Graded(trace, tuple(tuple(grades for _, grades in groups) for groups in decoded))
 
 
@@ -113,7 +117,10 @@ def decode_group(row: dict[str, Any]) -> tuple[Group, tuple[Grade | None, ...]]:
         ids = None if ids is None else tuple(ids)
         known = {name: output.get(name) for name in ("num_tokens", "thinking")}
         outputs.append(Completion(output["text"], output["finish_reason"], ids, **known))
-        grades.append(Grade(**output["grade"]) if output["grade"] else Grade("unscored", reason="not graded"))
+        grade = Grade(**output["grade"]) if output["grade"] else Grade("unscored", reason="not graded")
+        if grade.verdict not in get_args(Verdict):
+            raise ValueError(f"verdict {grade.verdict!r}")
+        grades.append(grade)
     group = Group(
         Prompt(row["prompt"], row["chat"]),
         tuple(outputs),
@@ -130,6 +137,11 @@ def read_json_lines(path: Path, *, ours: bool = True) -> Iterator[dict[str, Any]
 
     In a file of `ours` a last line without its newline is a torn write and is dropped; in another it is data.
     """
+    return (row for _, row in numbered_lines(path, ours=ours))
+
+
+def numbered_lines(path: Path, *, ours: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same with the numbers of the lines."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     with path.open("rb") as file:
@@ -144,12 +156,17 @@ def read_json_lines(path: Path, *, ours: bool = True) -> Iterator[dict[str, Any]
                 raise DataError(f"{path}:{number}: not a JSON object ({error}); remove or mend the line") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path}:{number}: not a JSON object; remove or mend the line")
-            yield row
+            yield number, row
 
 
 def read(path: Path) -> Iterator[Graded]:
-    """The graded traces of a file."""
-    return (decode(row) for row in read_json_lines(path))
+    """The graded traces of a file; a DataError names file and line."""
+    for number, row in numbered_lines(path, ours=True):
+        try:
+            record = decode(row)
+        except DataError as error:
+            raise DataError(f"{path}:{number}: {error}") from None
+        yield record
 
 
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

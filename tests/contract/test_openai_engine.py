@@ -22,6 +22,7 @@ from paragator.engines.endpoint import Endpoint, retry_after
 from paragator.engines.gate import STARTS_A_PASS, Gate
 from paragator.engines.openai import OpenAIEngine, read_key, seed_of
 from paragator.engines.sampling import Sampling
+from paragator.engines.spread import Spread
 from paragator.engines.wire import Wire
 from servers import FAULTS, Server, boxed_digit, running
 
@@ -138,6 +139,15 @@ def test_a_server_that_wants_max_completion_tokens_gets_them(serve):
         (False, True),
         (False, True),
     ]
+
+
+def test_siblings_under_way_get_max_completion_tokens_as_well():
+    class New(Server):
+        def choose(self, call):
+            return (400, "use 'max_completion_tokens'") if "max_tokens" in call.body else super().choose(call)
+
+    with running(New(latency_s=0.05)) as server:
+        assert len(ask(engine_of(server, one_by_one=True), n=8).completions) == 8
 
 
 def test_fields_that_the_engine_sets_are_refused_in_extra_body(serve):
@@ -269,6 +279,9 @@ def test_token_mode_wants_a_chat_template_and_a_server_that_returns_ids(serve):
         ({"logprobs": None}, "7 tokens came with 0 log-probabilities"),
         ({"logprobs": {"token_logprobs": [float("nan")] * 7}}, "no finite number"),
         ({"prompt_token_ids": [1]}, "changed the prompt"),
+        ({"logprobs": [-0.5] * 7}, "garbage"),
+        ({"logprobs": {"token_logprobs": 7}}, "garbage"),
+        ({"prompt_token_ids": 5}, "garbage"),
     ],
 )
 def test_tokens_that_training_could_not_use_are_failures(change, reason):
@@ -362,21 +375,55 @@ def test_a_request_ends_after_its_total_time(serve):
 def test_a_pause_beyond_the_total_time_is_not_waited_for(serve):
     server = serve(faults=1.0, kinds=["429-after"], retry_after="3600")
     before = time.monotonic()
-    assert only(ask(engine_of(server))).reason == "timeout after 20 s: 1 attempt, the last: http 429: fault 429-after"
+    assert only(ask(engine_of(server))).reason == (
+        "no further attempt within 20 s: 1 attempt, the last: http 429: fault 429-after; the server asks to wait 3600 s"
+    )
     assert time.monotonic() - before < 10
 
 
 def test_garbage_of_every_kind_is_no_answer(serve):
     class Odd(Server):
-        bodies: Any = iter([b"[" * 100_000, b"\xff\xfe", b'"text"', b'{"choices": []}', b'{"choices": [1]}', b""])
+        bodies: Any = iter([b"", b"[" * 100_000, b"\xff\xfe", b'"text"', b'{"choices": []}', b'{"choices": [1]}'])
 
         def answer(self, call):
             return next(self.bodies, None) or super().answer(call)
 
     with running(Odd()) as server:
         engine = engine_of(server)
-        assert only(ask(engine)).text
-        assert engine.usage.retries == 5
+        assert only(ask(engine)).text and engine.usage.retries == 0
+        assert only(ask(engine)).text and engine.usage.retries == 5
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"<html>\n<b>Wel\x07come</b>" + b"x" * 9999, "garbage instead of JSON: <html> <b>Welcome</b>xxx"),
+        (b'{"error": {"message": "no model\\nhere"}}', "garbage: no choices: no model here; correct the URL"),
+        (b'{"status": "up"}', 'garbage: no choices: {"status": "up"}; correct the URL or engine.model'),
+    ],
+)
+def test_a_server_that_never_gives_an_answer_is_the_callers_mistake(body, said):
+    class Other(Server):
+        def answer(self, call):
+            return body
+
+    with running(Other()) as server, pytest.raises(UsageError) as caught:
+        ask(engine_of(server))
+    text = str(caught.value)
+    assert text.startswith(f"engine.url = {server.url}: {said}") and text.isprintable() and len(text) < 400
+    assert len(server.calls) == 3
+
+
+def test_garbage_between_other_faults_may_pass(serve):
+    engine = engine_of(serve(script=["garbage", "garbage", "500", "garbage", "garbage"]))
+    assert only(ask(engine)).text and engine.usage.retries == 5
+
+
+def test_why_an_attempt_was_last_in_vain_can_be_read(serve):
+    engine = engine_of(serve(script=["garbage", "500"]))
+    assert engine.endpoint.last_reason is None
+    assert only(ask(engine)).text and engine.endpoint.retries == 2
+    assert engine.endpoint.last_reason == Spread([engine]).last_reason == "http 500: fault 500"
 
 
 def test_three_hundred_problems_against_a_server_that_fails_in_every_way(serve):
@@ -421,9 +468,10 @@ def test_a_refused_key_cancels_the_siblings(serve):
         def choose(self, call):
             return (401, "no") if call.body["seed"] == seed_of(1, 2) else "stall"
 
-    with running(Mixed()) as server, pytest.raises(RunError):
-        ask(engine_of(server, one_by_one=True), n=4)
-    assert server.settled().in_flight == 0
+    with running(Mixed()) as server:
+        with pytest.raises(RunError):
+            ask(engine_of(server, one_by_one=True), n=4)
+        assert server.settled().in_flight == 0
 
 
 # ---- the server's address --------------------------------------------------------------------------------------------
@@ -528,6 +576,18 @@ def test_a_key_comes_from_the_file_or_the_environment(tmp_path, monkeypatch):
         assert not wrong or wrong not in str(caught.value)
     with pytest.raises(UsageError, match="cannot be read"):
         read_key(EngineConfig(key_file=str(tmp_path / "absent")))
+
+
+def test_messages_name_the_section_of_the_config(serve):
+    def judge(url: str) -> OpenAIEngine:
+        return OpenAIEngine(url, sampling={"generate": ONCE}, section="judge")
+
+    with pytest.raises(RunError, match=r"^judge\.url = .* wants a key, and none is set .*; see judge\.key_env$"):
+        ask(judge(serve(key=KEY).url))
+    with pytest.raises(UsageError, match=r"^judge\.url = .* lists no models .*set judge\.model$"):
+        ask(judge(serve().url + "/other/v1"))
+    with pytest.raises(UsageError, match=r"^judge\.url = ftp://a"):
+        judge("ftp://a")
 
 
 def test_the_key_shows_nowhere(serve, caplog):

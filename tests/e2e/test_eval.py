@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from paragator import records
-from paragator.cli import connect, rundir
+from paragator.cli import connect, rundir, show
+from paragator.cli.eval import Progress
 from paragator.cli.main import run
 from paragator.core.errors import DataError, UsageError
+from paragator.core.packing import Packer
 from paragator.core.types import Prompt
+from paragator.engines.replay import Replay
 
 Cli = Callable[..., int]
 pytestmark = pytest.mark.e2e
@@ -308,3 +311,15 @@ def test_a_judge_stands_behind_the_grader(fake: Any, capsys: pytest.CaptureFixtu
     assert {grade.verdict for grade in grades if grade} == {"correct"}
     assert over(fake, *words, "--resume") == 0
     assert json.loads(Path("runs/over/judge.json").read_text()) == kept
+
+
+def test_a_device_that_is_not_there_is_one_line_and_leaves_nothing(cli: Cli) -> None:
+    with pytest.raises(UsageError, match='model.device = \'tpu\': .*; use "auto", "cpu" or "cuda"'):
+        cli("eval", "--model.device", "tpu", "--name", "run")
+    assert not Path("runs/run").exists()
+
+
+def test_progress_tells_of_attempts_that_were_repeated(tmp_path: Path) -> None:
+    rollout = connect.Rollout(Replay({}), Packer(), trouble=lambda: "3 retries, the last: http 500")
+    line = Progress(show.Logger(tmp_path), rollout, 0, 9).line()
+    assert line == "eval: 0/9 traces  3 retries, the last: http 500"

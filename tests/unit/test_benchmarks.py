@@ -139,6 +139,15 @@ def test_kinds_that_the_grader_has_not_are_inferred() -> None:
     assert read_entry(row, TABLE["principia_bench"], "").kind is None
 
 
+@pytest.mark.parametrize("value", [{"a": 1}, True, [1, {"a": 1}], [[None]]])
+def test_what_is_no_answer_is_refused(value: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"here:7: answer = .*: write it as text, a number, or a list of them"
+    ) as caught:
+        read_entry({"problem": "p", "answer": value}, TABLE["aime24"], "here:7")
+    assert "\n" not in str(caught.value)
+
+
 def test_answers_inside_solutions() -> None:
     assert shown("a #### 1 #### 2", "####") == "2"
     assert shown("\\boxed{1} is not it, but $\\boxed{2}$.", "box") == "2"
@@ -170,6 +179,15 @@ def test_one_id_for_two_problems_is_an_error(write: Write) -> None:
     write("aime24", {"id": "a", "problem": "one", "answer": "1"}, {"id": "a", "problem": "two", "answer": "2"})
     with pytest.raises(DataError, match=r"aime24.jsonl:2: id 'a' occurs twice"):
         load_set(TABLE["aime24"])
+
+
+def test_a_place_is_the_line_in_the_file(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write("aime24", {"problem": "one", "answer": "1"}, {"problem": "two"})
+    path.write_text("\n\n" + path.read_text())
+    with pytest.raises(DataError, match=r"aime24.jsonl:4: field 'answer'"):
+        load_set(TABLE["aime24"])
+    assert run(["data", "check", "aime24"]) == 3
+    assert "missing: line 4" in capsys.readouterr().out
 
 
 def test_a_set_without_a_problem_is_an_error(write: Write) -> None:
@@ -329,6 +347,13 @@ def test_a_generator_by_name_with_parameters() -> None:
     assert grades[2].reason.startswith("score 0.")
 
 
+def test_a_seed_may_be_negative() -> None:
+    task = load(TaskConfig(name="reasoning-gym/chain_sum"))
+    for problem in task.problems("train", 3, -3):
+        grades: Any = task.grade(problem, [problem.answer])
+        assert grades[0].verdict == "correct", problem.id
+
+
 def test_a_score_below_one_is_wrong_and_a_checker_that_raises_cannot_tell() -> None:
     def score(answer: str, item: dict[str, Any]) -> float:
         return 1 / int(answer)
@@ -462,6 +487,11 @@ def test_show_prints_no_control_character(write: Write, capsys: pytest.CaptureFi
     assert run(["data", "show", "aime24", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["answer"] == "\x07"
     assert run(["data", "show", "reasoning-gym/gcd", "--count", "1"]) == 0
+
+
+def test_show_of_an_empty_file_is_an_error(write: Write) -> None:
+    with pytest.raises(DataError, match=r"none\.jsonl: no problems in it"):
+        run(["data", "show", str(write("none.jsonl"))])
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,29 @@ def test_one_by_one_keeps_failures_in_place_and_the_prompt_length() -> None:
     assert group.outputs == (Failure("down"), Completion("fine"), Completion("fine")) and group.prompt_length == 9
 
 
+def test_an_error_of_one_sibling_ends_the_others() -> None:
+    async def engine(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+        seen.append(seed)
+        if len(seen) == 1:
+            await asyncio.sleep(0.01)
+            raise RunError("key refused")
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ended.append(seed)
+            raise
+        raise AssertionError
+
+    async def job() -> None:
+        with pytest.raises(RunError, match="key refused"):
+            await one_by_one(engine)(Prompt("a"), 3, stage="generate", seed=0)
+        assert ended == seen[1:] and len(ended) == 2
+
+    seen: list[int] = []
+    ended: list[int] = []
+    run(job())
+
+
 def test_at_most_so_many_are_under_way() -> None:
     now, peak = 0, 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import sqlite3
@@ -237,6 +238,28 @@ def test_an_engine_s_error_reaches_every_caller_and_nothing_stays_in_flight() ->
 
     assert all(isinstance(e, RunError) for e in asyncio.run(twice()))
     assert judge.in_flight == {}
+
+
+def test_an_error_that_nobody_waits_for_is_no_noise() -> None:
+    async def broken(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> None:
+        await asyncio.sleep(0.01)
+        raise RunError("no key")
+
+    judge, noise = Judge(broken, name="m"), []  # type: ignore[arg-type]
+
+    async def given_up() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: noise.append(context))
+        callers = [asyncio.ensure_future(judge.verdict("p", "r", answer)) for answer in "abc"]
+        await asyncio.sleep(0)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        while judge.in_flight:
+            await asyncio.sleep(0.005)
+        gc.collect()
+
+    asyncio.run(given_up())
+    assert noise == []
 
 
 # ---- paid for once

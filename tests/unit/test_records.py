@@ -111,6 +111,29 @@ def test_a_foreign_row_is_a_data_error(change: dict[str, Any]) -> None:
         decode({"version": 1})
 
 
+@pytest.mark.parametrize(
+    ("round_", "key", "value", "says"),
+    [
+        (
+            0,
+            "outputs",
+            [{"text": "", "finish_reason": "stop", "token_ids": None, "grade": {"verdict": "maybe"}}],
+            "'maybe'",
+        ),
+        (1, "pool", [0, 2], "round 1 shows solution 2 of 2"),
+        (1, "pool", [-1], "round 1 shows solution -1 of 2"),
+    ],
+)
+def test_a_row_that_refers_to_what_is_not_there_is_named(
+    tmp_path: Path, round_: int, key: str, value: list[Any], says: str
+) -> None:
+    row = encode(RECORD)
+    row["rounds"][round_][0][key] = value
+    append_json_lines(tmp_path / "traces.jsonl", [encode(RECORD), row])
+    with pytest.raises(DataError, match=rf"traces\.jsonl:2: not a record of a graded trace .*{says}"):
+        list(read(tmp_path / "traces.jsonl"))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         list(read(tmp_path / "none.jsonl"))

@@ -88,6 +88,11 @@ def test_its_problems_need_no_other_file(file: Path) -> None:
     assert problems(file) == [Problem("a", "1 + 1?", "2"), Problem("b", "6 / 2?", "3")]
 
 
+def test_an_answer_may_be_a_list_as_in_a_task_file(tmp_path: Path) -> None:
+    file = written(tmp_path / "r.jsonl", [{"problem": "q?", "completions": ["t"], "answer": [1, "x", 2.0]}])
+    assert problems(file)[0].answer == "1, x, 2"
+
+
 def test_the_problem_may_lie_in_another_field(tmp_path: Path) -> None:
     file = written(tmp_path / "r.jsonl", [{"question": "q?", "completions": ["t"]}])
     assert texts(ask(Replay.read(file, COMPACT, problem_field="question"), 1, text="q?")) == ["t"]
@@ -145,7 +150,8 @@ def test_another_engine_may_aggregate_within_a_budget(file: Path) -> None:
         ({"problem": "p", "completions": [{"text": "t", "finish_reason": "eos"}]}, "finish_reason = 'eos'"),
         ({"problem": "p", "completions": [{"text": "t", "num_tokens": "9"}]}, "num_tokens = '9'"),
         ({"problem": "p", "completions": [{"text": "t", "thinking": 1}]}, "thinking = 1"),
-        ({"problem": "p", "completions": ["t"], "answer": ["2"]}, "answer = "),
+        ({"problem": "p", "completions": ["t"], "answer": {"a": 1}}, "row 2: answer = {'a': 1}: write it as text"),
+        ({"problem": "p", "completions": ["t"], "answer": True}, "row 2: answer = True: write it as text"),
         ({"id": "a", "problem": "p", "completions": ["t"]}, "id 'a' occurs twice"),
         ({"problem": "1 + 1?", "completions": ["t"]}, "'a' and '2' have the same text"),
     ],

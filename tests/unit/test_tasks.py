@@ -110,6 +110,9 @@ def test_division_is_exact() -> None:
     "text",
     [
         "(" * 10_000 + "1" + ")" * 10_000,
+        "(" * 399,
+        "(" * 200 + "1" + ")" * 199,
+        "1,111" * 100,
         "9" * 100_000,
         "9*" * 150 + "9",
         "__import__('os').system('true')",
@@ -129,7 +132,7 @@ def test_division_is_exact() -> None:
         "9**9**9**9",
         "3+5=8\n8*7=56\n56-1=55",
     ],
-    ids=range(19),
+    ids=range(22),
 )
 def test_hostile_text_is_wrong_quickly_and_never_raises(text: str) -> None:
     for name, grade in (("countdown", countdown.grade_one), ("arithmetic", arithmetic.grade_one)):
@@ -223,6 +226,13 @@ def test_countdown_asks_for_no_more_than_there_is() -> None:
         take("held-out", 2, lambda i: ("same", FOUR), what="task t")
 
 
+@pytest.mark.parametrize("impossible", [{"max_value": 1}, {"min_target": 90_000, "max_target": 90_001}])
+def test_a_target_that_no_numbers_make_is_refused_in_one_line(impossible: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=r"task\.min_target = .*task\.max_target = .*task\.max_value = ") as caught:
+        load(TaskConfig(**impossible)).problems("train", 1, 0)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
 def test_words_name_numbers_and_target() -> None:
     problem = load(TaskConfig(style="words")).problems("held-out", 1, 0)[0]
     assert ", ".join(map(str, problem.answer["numbers"])) in problem.text
@@ -256,6 +266,21 @@ def test_arithmetic_problems_and_their_answers() -> None:
         ("<think> 12 </think>", 12, False),
         ("<think> 12", 12, False),
         ("12.5", 12, False),
+        ("12.5", 5, False),
+        ("12.50", 12, False),
+        ("The answer is 12.", 12, True),
+        ("10 + 2 = 12.\n", 12, True),
+        ("\\boxed{12.}", 12, True),
+        ("12.00", 12, True),
+        ("12.0.", 12, True),
+        ("1,042", 1042, True),
+        ("-1,042,000.0.", -1_042_000, True),
+        ("1, 42", 42, True),
+        ("12,13", 13, True),
+        ("\u221212", -12, True),
+        ("\u221212", 12, False),
+        ("9" * 18, int("9" * 18), True),
+        ("12 or " + "9" * 19, 12, False),
         ("twelve", 12, False),
         ("", 12, False),
     ],
@@ -334,6 +359,55 @@ def test_jsonl_asks_the_grader_with_reference_and_kind(
     (problem,) = task.problems("held-out", 9, 0)
     grades: Any = task.grade(problem, ["x", "y"])
     assert [g.answer for g in asyncio.run(grades)] == [f"x|7|{wanted}", f"y|7|{wanted}"]
+
+
+@pytest.fixture
+def kinds_asked(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The kinds that the grader is asked with; it grades nothing."""
+    asked: list[str | None] = []
+
+    async def grade(items: list[tuple[str, str, str | None]]) -> list[Grade]:
+        asked.extend(kind for _, _, kind in items)
+        return [Grade("correct")] * len(items)
+
+    monkeypatch.setattr("paragator.grading.grade_many_async", grade)
+    return asked
+
+
+def test_a_problem_that_was_never_listed_is_graded_by_its_kind(tmp_path: Path, kinds_asked: list[str | None]) -> None:
+    train, held_out = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train.write_text('{"problem": "one", "answer": 1, "kind": "set"}\n')
+    held_out.write_text('{"problem": "other", "answer": 1, "kind": "number"}\n')
+    task = load(TaskConfig(name="jsonl", path=str(train), held_out_path=str(held_out)))
+    task.problems("held-out", 9, 0)
+    for text in ("one", "other", "unknown"):
+        grades: Any = task.grade(Problem("1", text, "1"), ["x"])  # as recorded pools give it; both files have a 1
+        asyncio.run(grades)
+    assert kinds_asked == ["set", "number", None]
+
+
+def test_a_kind_that_is_not_known_is_refused_before_anything_is_graded(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(
+        '{"problem": "one", "answer": 1, "kind": "set"}\n\n{"problem": "two", "answer": 1, "kind": "zet"}\n'
+    )
+    here = {"name": "jsonl", "path": str(path), "held_out_path": str(path)}
+    with pytest.raises(UsageError, match=r"task\.kind = 'nummer' is not known; did you mean 'number'"):
+        load(TaskConfig(**here, kind="nummer"))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"data\.jsonl:3: kind = 'zet' is not known; did you mean 'set'"):
+        load(TaskConfig(**here)).problems("held-out", 9, 0)  # type: ignore[arg-type]
+    assert len(load(TaskConfig(**here, kind="number")).problems("held-out", 9, 0)) == 2  # type: ignore[arg-type]
+    assert len(load(TaskConfig(**here, reward="json:dumps")).problems("held-out", 9, 0)) == 2  # type: ignore[arg-type]
+
+
+def test_a_place_is_the_line_in_the_file_and_an_id_the_place_among_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('\n{"problem": "one", "answer": 1}\n\n{"problem": "two", "answer": true}\n')
+    task = load(TaskConfig(name="jsonl", path=str(path), held_out_path=str(path)))
+    with pytest.raises(DataError, match=r"data\.jsonl:4: answer = True: write it as text"):
+        task.problems("held-out", 9, 0)
+    path.write_text(path.read_text().replace("true", "2"))
+    assert {p.id for p in task.problems("held-out", 9, 0)} == {"1", "2"}
 
 
 def test_jsonl_without_a_held_out_problem_says_so(tmp_path: Path) -> None:

@@ -162,8 +162,10 @@ def samplings(config: Config) -> dict[Stage, Sampling]:
     return {"generate": sampling_of(config.generate), "aggregate": sampling_of(config.aggregate)}
 
 
-def build_endpoints(config: EngineConfig, sampling: Mapping[Stage, Sampling], tokenizer: Any = None) -> Spread:
-    """The engines of the servers as one, in token mode with a tokenizer; nothing is sent yet."""
+def build_endpoints(
+    config: EngineConfig, sampling: Mapping[Stage, Sampling], tokenizer: Any = None, section: str = "engine"
+) -> Spread:
+    """The engines of the servers as one, in token mode with a tokenizer; nothing is sent yet. `section` is for messages."""
     from paragator.engines.openai import OpenAIEngine, read_key
     from paragator.engines.spread import Spread
 
@@ -181,6 +183,7 @@ def build_endpoints(config: EngineConfig, sampling: Mapping[Stage, Sampling], to
             extra_body=config.extra_body,
             price_in=config.price_in,
             price_out=config.price_out,
+            section=section,
         )
         for url in config.urls
     ]
@@ -191,7 +194,7 @@ def build_judge_engine(config: JudgeConfig) -> OpenAIEngine:
     """The judge's server, asked without chance."""
     server = EngineConfig(rollout="openai", url=config.url, model=config.model, key_env=config.key_env)
     once = Sampling(temperature=0, max_tokens=config.max_tokens)
-    return build_endpoints(server, {"generate": once, "aggregate": once}).engines[0]
+    return build_endpoints(server, {"generate": once, "aggregate": once}, section="judge").engines[0]
 
 
 def recording(config: Config) -> Replay:

@@ -41,6 +41,7 @@ class Rollout:
     at_once  problems at a time that keep the engine busy; None where it takes what comes
     journal  None where answers cost nothing (a recording)
     bill     an endpoint's usage; None in-process
+    trouble  says how many attempts were repeated, and why the last one was; "" when none
     """
 
     sample: Sample
@@ -48,6 +49,7 @@ class Rollout:
     at_once: int | None = None
     journal: Journal | None = None
     bill: Bill | None = None
+    trouble: Callable[[], str] = lambda: ""
 
 
 @asynccontextmanager
@@ -109,7 +111,13 @@ async def endpoint(
     except BaseException:
         await engine.close()
         raise
-    return Rollout(sample, packer, most, journal, bill), engine
+    return Rollout(sample, packer, most, journal, bill, lambda: trouble(engine)), engine
+
+
+def trouble(engine: Spread) -> str:
+    """Retries so far and the last reason for one."""
+    retries, reason = engine.usage.retries, engine.last_reason
+    return f"{retries:,} retries, the last: {reason}" if retries and reason else ""
 
 
 async def reached(config: Config) -> Spread:

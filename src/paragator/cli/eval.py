@@ -214,4 +214,6 @@ class Progress:
             parts += [f"{journal.asked / seconds:,.1f} calls/s", f"{journal.tokens / seconds:,.0f} tokens/s"]
         if self.taken:
             parts.append(f"{seconds / self.taken * (self.total - self.finished):,.0f} s left")
+        if trouble := self.rollout.trouble():
+            parts.append(trouble)
         return "eval: " + "  ".join(parts)

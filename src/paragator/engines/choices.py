@@ -76,12 +76,14 @@ def with_tokens(
         raise UsageError(
             "engine.url: the server returns no token ids, which training needs; use vLLM, a version with return_token_ids"
         )
-    logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
-    if not isinstance(logprobs, list) or len(logprobs) != len(ids):
-        return Failure(f"token mode: {len(ids)} tokens came with {len(logprobs or ())} log-probabilities")
+    found, sent = choice.get("logprobs") or {}, choice.get("prompt_token_ids")
+    logprobs = (found.get("token_logprobs") or []) if isinstance(found, dict) else None
+    if not isinstance(logprobs, list) or not isinstance(sent, list | None):
+        return Failure("garbage: logprobs or prompt_token_ids are of another type than vLLM's")
+    if len(logprobs) != len(ids):
+        return Failure(f"token mode: {len(ids)} tokens came with {len(logprobs)} log-probabilities")
     if not all(isinstance(value, float | int) and math.isfinite(value) for value in logprobs):
         return Failure("token mode: a log-probability is no finite number")
-    sent = choice.get("prompt_token_ids")
     if sent is not None and tuple(sent) != prompt_ids:
         return Failure("token mode: the server changed the prompt")
     return Completion(text, finish, tuple(ids), tuple(float(value) for value in logprobs))

@@ -31,6 +31,8 @@ PATIENCE_S = 20.0
 """A server that was there and then takes no connection for this long has ended."""
 PERSISTENCE = 10
 """How often it is tried meanwhile."""
+GARBAGE = 3
+"""A server whose first so many answers in a row are none has nothing to do with language models."""
 RETRIED = frozenset({408, 409, 425, 429})
 TOO_LONG = re.compile(
     r"context.?(length|window)|max(imum)?.?(model|context|prompt).?len|prompt is too long|too many (input )?tokens",
@@ -89,11 +91,14 @@ class Clock:
 class Endpoint:
     """A server's base URL and how it is asked; `post` and `get` return the JSON object of a good answer.
 
-    sent     attempts of all requests
-    retries  attempts after a first one
-    good     good answers
-    heard    when the server last took a connection
-    lost     since when it takes none; None while it does
+    section      the config's section that the settings come from, for messages
+    sent         attempts of all requests
+    retries      attempts after a first one
+    last_reason  why an attempt was last in vain, of those that may pass when tried again; None while none was
+    good         good answers
+    garbage      how many of the last answers in a row were none in spite of their status 200, before a first good one
+    heard        when the server last took a connection
+    lost         since when it takes none; None while it does
     """
 
     url: str
@@ -102,16 +107,19 @@ class Endpoint:
     request_timeout_s: float = 600.0
     total_timeout_s: float = 1800.0
     backoff_s: float = 0.5
+    section: str = "engine"
     gate: Gate = field(init=False)
     wire: Wire = field(init=False, repr=False)
     sent: int = 0
     retries: int = 0
+    last_reason: str | None = None
     good: int = 0
+    garbage: int = 0
     heard: float | None = None
     lost: float | None = None
 
     def __post_init__(self) -> None:
-        self.url = checked_url(self.url)
+        self.url = checked_url(self.url, self.section)
         self.key = checked_key(self.key, "key") if self.key else None
         self.gate = Gate(self.max_in_flight)
         self.wire = Wire(self.url)
@@ -132,7 +140,10 @@ class Endpoint:
             found: dict[str, Any] = await retrying(self.attempt, path, data, clock, check, lane)
         except Again as error:
             attempts = f"{clock.sent} attempt{'s' if clock.sent != 1 else ''}"
-            raise Refused(f"timeout after {self.total_timeout_s:g} s: {attempts}, the last: {error}") from None
+            why = f"timeout after {self.total_timeout_s:g} s"
+            if error.after is not None and error.after > self.total_timeout_s:
+                why = f"no further attempt within {self.total_timeout_s:g} s"
+            raise Refused(f"{why}: {attempts}, the last: {error}") from None
         return found
 
     async def attempt(
@@ -152,7 +163,7 @@ class Endpoint:
             found = await self.exchange(path, data, min(self.request_timeout_s, clock.left() or 0), check)
             word = "fine"
         except Again as error:
-            word = error.word
+            word, self.last_reason = error.word, str(error)
             raise
         except Refused:
             word = "fine"
@@ -174,13 +185,14 @@ class Endpoint:
             raise self.gone(str(error)) from None
         self.connected()
         if answer.status != 200:
+            self.garbage = 0
             raise self.trouble(answer)
         try:
             found = json.loads(answer.body)
         except (ValueError, RecursionError):
-            raise Again("garbage instead of JSON") from None
+            raise self.no_answer("garbage instead of JSON", answer.body) from None
         if problem := check(found):
-            raise Again(f"garbage: {problem}")
+            raise self.no_answer(f"garbage: {problem}", answer.body)
         self.good += 1
         return found
 
@@ -197,6 +209,11 @@ class Endpoint:
         if answer.status in (401, 403):
             raise self.trouble(answer)
         return answer
+
+    @property
+    def where(self) -> str:
+        """The config's key and the URL, as a message begins."""
+        return f"{self.section}.url = {self.url}"
 
     def path(self, path: str) -> str:
         return urlsplit(self.url).path + path
@@ -223,19 +240,30 @@ class Endpoint:
         reason = f"http {status}: {said}" if said else f"http {status}"
         if status in (401, 403):
             held = "refuses the key" if self.key else "wants a key, and none is set"
-            return RunError(
-                f"engine.url = {self.url}: the server {held} ({reason}); see engine.key_env, engine.key_file"
-            )
+            keys = "engine.key_env, engine.key_file" if self.section == "engine" else f"{self.section}.key_env"
+            return RunError(f"{self.where}: the server {held} ({reason}); see {keys}")
         if status == 402 or (status == 429 and b"insufficient_quota" in answer.body):
-            return RunError(f"engine.url = {self.url}: no credit is left ({reason}); add some and --resume")
+            return RunError(f"{self.where}: no credit is left ({reason}); add some and --resume")
         if status == 404 and not self.good:
-            return UsageError(f"engine.url = {self.url}: {reason}; correct the URL or engine.model")
+            return UsageError(f"{self.where}: {reason}; correct the URL or {self.section}.model")
         if status in RETRIED or status >= 500:
             word: Word = "pushed back" if status in (429, 503) else "neither"
-            return Again(reason, after=retry_after(answer.headers), word=word)
+            after = retry_after(answer.headers)
+            if after is not None and after > self.total_timeout_s:
+                reason += f"; the server asks to wait {math.ceil(after)} s"
+            return Again(reason, after=after, word=word)
         if status in (400, 413, 422) and TOO_LONG.search(said):
             return Refused(f"context length: {said}"[:REASON_CHARS], status)
         return Refused(reason[:REASON_CHARS], status)
+
+    def no_answer(self, what: str, body: bytes) -> Exception:
+        """A body that came with status 200 and is no answer: Again, or the caller's mistake where nothing else ever comes."""
+        said = self.clean(said_in(body))
+        reason = f"{what}: {said}" if said else what
+        self.garbage += 1
+        if not self.good and self.garbage >= GARBAGE:
+            return UsageError(f"{self.where}: {reason}; correct the URL or {self.section}.model")
+        return Again(reason)
 
     def gone(self, reason: str) -> Exception:
         """No connection: never one is the caller's mistake; none for long, a server that ended; else another attempt."""
@@ -245,7 +273,7 @@ class Endpoint:
         self.lost = now if self.lost is None else self.lost
         if now - self.lost > PATIENCE_S:
             return RunError(
-                f"engine.url = {self.url}: the server is gone (for {PATIENCE_S:g} s: {reason}); start it again and --resume"
+                f"{self.where}: the server is gone (for {PATIENCE_S:g} s: {reason}); start it again and --resume"
             )
         return Again(reason, after=PATIENCE_S / PERSISTENCE, word="pushed back")
 
@@ -253,7 +281,7 @@ class Endpoint:
         self.heard, self.lost = time.monotonic(), None
 
     def nobody(self, reason: str) -> UsageError:
-        return UsageError(f"engine.url = {self.url}: no server answers there ({reason}); start it or correct the URL")
+        return UsageError(f"{self.where}: no server answers there ({reason}); start it or correct the URL")
 
     def clean(self, text: str) -> str:
         """A server's words as one short printable line, without the key."""
@@ -299,22 +327,22 @@ def checked_key(key: str, where: str) -> Secret:
     return Secret(key)
 
 
-def checked_url(url: str) -> str:
+def checked_url(url: str, section: str = "engine") -> str:
     """A base URL without its last slash; UsageError with a hint for one that cannot work."""
     url = url.strip().rstrip("/")
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise UsageError(f"engine.url = {url}: {error}; write it as http://localhost:8000/v1") from None
+        raise UsageError(f"{section}.url = {url}: {error}; write it as http://localhost:8000/v1") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         guess = url.split("://")[-1] or "localhost:8000/v1"
-        raise UsageError(f"engine.url = {url}: it must begin with http:// or https://; write http://{guess}")
+        raise UsageError(f"{section}.url = {url}: it must begin with http:// or https://; write http://{guess}")
     if parts.username is not None:
-        raise UsageError("engine.url holds a user or a key; remove it and set engine.key_env or engine.key_file")
+        raise UsageError(f"{section}.url holds a user or a key; remove it and set {section}.key_env")
     if parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
-        raise UsageError(f"engine.url = {url}: only scheme, host, port and path belong there, in ASCII")
+        raise UsageError(f"{section}.url = {url}: only scheme, host, port and path belong there, in ASCII")
     for ending in ("/chat/completions", "/completions", "/models"):
         if url.endswith(ending):
-            raise UsageError(f"engine.url = {url}: leave out {ending}; write {url.removesuffix(ending)}")
+            raise UsageError(f"{section}.url = {url}: leave out {ending}; write {url.removesuffix(ending)}")
     return url

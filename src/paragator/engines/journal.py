@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from paragator.core.errors import DataError, RunError, UsageError
+from paragator.core.together import together
 from paragator.core.types import Completion, Failure, Group, Prompt, Sample, Stage
 from paragator.records import cut_torn_line
 
@@ -194,7 +195,7 @@ def one_by_one(sample: Sample) -> Sample:
 
     async def split(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         seeds = [random.Random(f"{seed}:{index}").getrandbits(63) for index in range(n)]
-        groups = await asyncio.gather(*(sample(prompt, 1, stage=stage, seed=each) for each in seeds))
+        groups = await together(*(sample(prompt, 1, stage=stage, seed=each) for each in seeds))
         outputs: tuple[Completion | Failure, ...] = tuple(output for group in groups for output in group.outputs)
         informed = next((group for group in groups if group.prompt_length is not None), groups[0])
         return replace(informed, outputs=outputs)

@@ -111,7 +111,11 @@ def load(config: ModelConfig) -> tuple[Any, Any]:
     if config.lora_rank:
         model = add_lora(model, config.lora_rank)
     placed: Any = model
-    return placed.to(pick_device(config.device)), tokenizer
+    try:
+        return placed.to(pick_device(config.device)), tokenizer
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that is not here
+        reason = str(error).splitlines()[0]
+        raise UsageError(f'model.device = {config.device!r}: {reason}; use "auto", "cpu" or "cuda"') from None
 
 
 def add_lora(model: Any, rank: int) -> Any:

@@ -66,6 +66,7 @@ class OpenAIEngine:
     one_by_one         one request a sibling; None: n at once, until the server turns out not to do that
     tokenizer          turns on token mode, see the module; its model must be the server's
     backoff_s          longest pause before the first retry; it doubles with each
+    section            the config's section that these settings come from, for messages: "engine" or "judge"
     context            tokens that prompt and completion may have together, once `served_model` has asked (vLLM tells)
 
     Sibling i asked on its own has the seed `random.Random(f"{seed}:{i}").getrandbits(31)`; n at once have sibling 0's,
@@ -89,10 +90,11 @@ class OpenAIEngine:
         one_by_one: bool | None = None,
         tokenizer: Any = None,
         backoff_s: float = 0.5,
+        section: str = "engine",
     ) -> None:
         if wrong := sorted(set(extra_body or ()) & OURS):
             raise UsageError(f"engine.extra_body sets {', '.join(wrong)}: that is this engine's to set; remove it")
-        self.endpoint = Endpoint(url, key, max_in_flight, request_timeout_s, total_timeout_s, backoff_s)
+        self.endpoint = Endpoint(url, key, max_in_flight, request_timeout_s, total_timeout_s, backoff_s, section)
         self.model = model
         self.sampling = dict(sampling)
         self.extra_body = dict(extra_body or {})
@@ -150,12 +152,12 @@ class OpenAIEngine:
 
     async def _no_models(self, status: int) -> str:
         """What to do about a server that lists no models, after a look whether /v1 was left out."""
-        where = f"engine.url = {self.endpoint.url}: "
+        where, model = f"{self.endpoint.where}: ", f"{self.endpoint.section}.model"
         if not self.endpoint.url.endswith("/v1"):
             answer = await self.endpoint.get("/v1/models", LISTING_TIMEOUT_S)
             if answer.status == 200 and listed(answer.body):
                 return f"{where}the path is wrong; write {self.endpoint.url}/v1"
-        return f"{where}the server lists no models (http {status} for /models); correct the URL, or set engine.model"
+        return f"{where}the server lists no models (http {status} for /models); correct the URL, or set {model}"
 
     async def _at_once(self, asked: Asked, n: int) -> list[Completion | Failure]:
         """Up to n siblings from one request; none where the server does not take an n, which is remembered."""
@@ -182,10 +184,11 @@ class OpenAIEngine:
     async def _request(self, asked: Asked, n: int, seed: int) -> list[Completion | Failure]:
         """The choices of one request, in order, counted."""
         path = "/chat/completions" if asked.prompt.chat and asked.ids is None else "/completions"
+        sent = self._limit_field  # a sibling may change it meanwhile
         try:
             found = await self.endpoint.post(path, self._body(asked, n, seed), is_answer, lane=asked.lane)
         except Refused as error:
-            if error.status != 400 or "max_completion_tokens" not in str(error) or self._limit_field != "max_tokens":
+            if error.status != 400 or "max_completion_tokens" not in str(error) or sent != "max_tokens":
                 raise
             self._limit_field = "max_completion_tokens"
             found = await self.endpoint.post(path, self._body(asked, n, seed), is_answer, lane=asked.lane)

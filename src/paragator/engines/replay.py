@@ -21,6 +21,7 @@ from paragator.core.errors import DataError, UsageError
 from paragator.core.prompts import Templates
 from paragator.core.types import Completion, FinishReason, Group, Plan, Problem, Prompt, Sample, Stage
 from paragator.records import read_json_lines
+from paragator.tasks.sources import answer_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +133,15 @@ def read(path: Path, *, problem_field: str = "problem") -> list[Recorded]:
             raise DataError(
                 f"{where}: field 'completions' must be a list of one or more; record some, or remove the row"
             )
-        problem = Problem(str(row.get("id", number)), text, answer_of(row.get("answer"), where))
+        answer = row.get("answer")
+        answer = None if answer is None else answer_text(answer, where)
+        problem = Problem(str(row.get("id", number)), text, answer)
         if problem.id in out:
             raise DataError(f"{where}: id {problem.id!r} occurs twice; give every problem its own")
         out[problem.id] = Recorded(problem, tuple(completion_of(c, where) for c in completions))
     if not out:
         raise DataError(f"{path}: nothing recorded; one JSON object a line, fields problem and completions")
     return list(out.values())
-
-
-def answer_of(answer: Any, where: str) -> str | None:
-    if answer is None or isinstance(answer, str):
-        return answer
-    if isinstance(answer, int | float):
-        return str(answer)
-    raise DataError(f"{where}: answer = {answer!r}: write it as one string")
 
 
 def completion_of(value: Any, where: str) -> Completion:

@@ -71,6 +71,11 @@ class Spread:
         """Tokens, calls and cost so far, of all servers."""
         return Usage(*map(sum, zip(*(astuple(engine.usage) for engine in self.engines), strict=True)))
 
+    @property
+    def last_reason(self) -> str | None:
+        """Why an attempt was last in vain, at the first of the servers where one was."""
+        return next((e.endpoint.last_reason for e in self.engines if e.endpoint.last_reason), None)
+
     def count(self, prompt: Prompt) -> int:
         """A prompt's length in tokens; for engines with a tokenizer."""
         return self.engines[0].count(prompt)

@@ -119,10 +119,10 @@ def withdraw(entries: Iterable[Verdict | Future[Verdict]]) -> None:
             entry.cancel()
 
 
-def check_kind(kind: str | None) -> None:
-    """UsageError for a kind that is not known; it names those that are."""
+def check_kind(kind: str | None, name: str = "kind") -> None:
+    """UsageError for a kind that is not known; it names those that are, and calls it `name`."""
     if kind is None or kind in rules.KINDS:
         return
     close = difflib.get_close_matches(str(kind), rules.KINDS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UsageError(f"kind = {kind!r} is not known; {hint}known kinds: {', '.join(rules.KINDS)}")
+    raise UsageError(f"{name} = {kind!r} is not known; {hint}known kinds: {', '.join(rules.KINDS)}")

@@ -112,10 +112,15 @@ class Judge:
         if task is None:
             task = asyncio.ensure_future(self.look_up_or_ask(key, problem_text, reference, answer))
             self.in_flight[key] = task
-            task.add_done_callback(lambda _: self.in_flight.pop(key, None))
+            task.add_done_callback(lambda done: self.forget(key, done))
         else:
             self.counts["shared"] += 1
         return await asyncio.shield(task)  # one caller that gives up does not take it from the others
+
+    def forget(self, key: str, done: asyncio.Task[Grade]) -> None:
+        self.in_flight.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # looked at here, as the callers may have gone
 
     async def look_up_or_ask(self, key: str, problem_text: str, reference: str, answer: str) -> Grade:
         known = await asyncio.to_thread(self.cache.get, key) if self.cache else None

@@ -10,7 +10,10 @@ from paragator.core.types import Grade, Problem
 from paragator.grading.extract import box_or_all
 from paragator.tasks.base import Split, Task, take
 
-LAST_INTEGER = re.compile(r"-?(?<!\d)\d{1,18}(?![\d.])(?!.*\d)", re.DOTALL)
+NUMBER = re.compile(r"([-−]?)(\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.(\d+))?")
+"""Sign, digits, decimals."""
+TAIL_CHARS = 400
+MAX_DIGITS = 18
 
 
 def build(config: TaskConfig) -> Task:
@@ -55,9 +58,19 @@ def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
 
 
 def grade_one(problem: Problem, text: str) -> Grade:
-    answer = box_or_all(text)
-    found = LAST_INTEGER.search(answer[-400:]) if answer else None
-    if not found:
+    value = last_integer(box_or_all(text) or "")
+    if value is None:
         return Grade("incorrect", None, "no integer outside thinking")
-    value = int(found[0])
     return Grade("correct" if value == problem.answer else "incorrect", str(value))
+
+
+def last_integer(answer: str) -> int | None:
+    """The last number near an answer's end, if it is whole: -7, 1,042, 42.00, or 42 before a full stop."""
+    numbers = NUMBER.findall(answer[-TAIL_CHARS:])
+    if not numbers:
+        return None
+    sign, digits, decimals = numbers[-1]
+    digits = digits.replace(",", "")
+    if len(digits) > MAX_DIGITS or decimals.strip("0"):
+        return None
+    return int(f"-{digits}" if sign else digits)

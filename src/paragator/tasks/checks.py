@@ -11,7 +11,7 @@ from paragator.core.errors import DataError
 from paragator.core.types import Problem
 from paragator.tasks.benchmarks import DataSet
 from paragator.tasks.overlap import Index, Match
-from paragator.tasks.sources import Entry, first, locate, read_entry, read_rows
+from paragator.tasks.sources import Entry, first, locate, numbered_rows, read_entry
 
 EXAMPLES = 5
 
@@ -67,14 +67,14 @@ class Shared:
 
 def check(data_set: DataSet, *, references: bool = False) -> Checked:
     """Read a set, locally or from the hub, and look at every row; `references` also grades each answer against itself."""
-    found, rows = read_rows(data_set)
+    found, rows = numbered_rows(data_set)
     expected = data_set.file_rows if data_set.file_rows and locate(data_set) else data_set.rows
     checked = Checked(
         data_set.name or data_set.file, found, data_set.training or not data_set.name, len(rows), expected, []
     )
     texts: set[str] = set()
     ids: Counter[str] = Counter()
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         try:
             entry = read_entry(row, data_set, f"{found}:{number}")
         except DataError:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from paragator.config import TaskConfig
+from paragator.core.errors import UsageError
 from paragator.core.types import Grade, Problem
 from paragator.grading.extract import box_or_all
 from paragator.tasks.base import Split, Task, take
@@ -52,7 +53,13 @@ def generate(config: TaskConfig, split: Split, count: int, seed: int) -> list[Pr
     separator = " " if config.style == "compact" else ", "
 
     def draw(index: int) -> tuple[str, Problem]:
-        meta = stream[index]["metadata"]
+        try:
+            meta = stream[index]["metadata"]
+        except ValueError:  # a hundred random expressions, and none in range
+            raise UsageError(
+                f"task.min_target = {config.min_target}, task.max_target = {config.max_target}: hardly any expression of numbers "
+                f"up to task.max_value = {config.max_value} makes that; widen the targets, or the numbers"
+            ) from None
         numbers, target = [int(n) for n in meta["numbers"]], int(meta["target"])
         text = template.format(numbers=separator.join(map(str, numbers)), target=target)
         problem = Problem(f"countdown-{seed}-{index}", text, {"numbers": numbers, "target": target})
@@ -138,6 +145,8 @@ def parse(expression: str) -> tuple[Fraction, list[int]]:
             raise ValueError(f"not an arithmetic expression at {expression[at : at + 20]!r}")
         tokens.append(match[1])
         at = match.end()
+    if tokens.count("(") > tokens.count(")"):
+        raise ValueError("unbalanced parentheses")
     reader = Reader(tokens)
     value = reader.sum()
     if reader.at != len(tokens):
@@ -146,7 +155,7 @@ def parse(expression: str) -> tuple[Fraction, list[int]]:
 
 
 class Reader:
-    """Recursive descent over sum, product and atom; MAX_ANSWER_CHARS bounds its depth."""
+    """Recursive descent over sum, product and atom. Every parenthesis closes, so half of MAX_ANSWER_CHARS bounds its depth."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens, self.at = tokens, 0

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 from paragator.config import TaskConfig
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Grade, Problem
-from paragator.records import read_json_lines
+from paragator.grading import check_kind
+from paragator.records import numbered_lines
 from paragator.tasks.base import Split, Task, is_held_out
 from paragator.tasks.benchmarks import TABLE, DataSet, Fields
-from paragator.tasks.sources import Entry, by_content, find, load, read_entry, subset
+from paragator.tasks.sources import Entry, by_content, find, load, nothing_in, read_entry, subset
 
 NAMES = ("problem", "answer", "id", "kind")
 
@@ -90,50 +93,73 @@ def divide(
 
 def as_task(name: str, read: Callable[[Split], list[Entry]], kind: str | None = None) -> Task:
     """A task over what `read` gives for a split, graded by `paragator.grading`; `kind` overrides the entries' own."""
+    check_kind(kind, "task.kind")
     read = functools.cache(read)
     kinds: dict[str, str | None] = {}
+    """By what a problem says: two files may both have a problem 1."""
+
+    def listed(split: Split) -> list[Entry]:
+        kinds.update((entry.problem.text, entry.kind) for entry in read(split))
+        return read(split)
+
+    def kind_of(problem: Problem) -> str | None:
+        """Also of a problem that was never listed, as one of recorded pools."""
+        for split in get_args(Split):
+            if problem.text not in kinds:
+                with suppress(DataError, UsageError):  # a split that is not there knows no kinds
+                    listed(split)
+        return kinds.setdefault(problem.text, None)
 
     def problems(split: Split, count: int, seed: int) -> list[Problem]:
         """The first `count` in an order that depends on the seed and on what the problems say; all, if there are fewer."""
-        entries = by_content(read(split))
-        kinds.update((entry.problem.id, entry.kind) for entry in entries)
+        entries = by_content(listed(split))
         Random(seed).shuffle(entries)
         return [entry.problem for entry in entries[:count]]
 
     async def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
         from paragator.grading import grade_many_async
 
-        wanted = kind or kinds.get(problem.id)
+        wanted = kind or kind_of(problem)
         return await grade_many_async([(text, str(problem.answer), wanted) for text in texts])
 
     return Task(name, problems, grade)
 
 
 def data_set(config: TaskConfig) -> DataSet:
-    """A file of one's own as a row of the table, with field names from `task.fields`."""
+    """A file of one's own as a row of the table, with field names from `task.fields`.
+
+    The kinds in it count where neither `task.kind` nor `task.reward` does.
+    """
     unknown = config.fields.keys() - set(NAMES)
     if unknown:
         raise UsageError(f"task.fields: unknown field {sorted(unknown)[0]!r}; known: {', '.join(NAMES)}")
     names = {name: (config.fields.get(name, name),) for name in NAMES}
+    if config.kind or config.reward:
+        del names["kind"]
     return DataSet("", None, None, "", "", fields=Fields(**names))
 
 
 def read_file(path: Path, row: DataSet) -> list[Entry]:
-    """Every problem of a file; DataError for a missing field, an empty answer, a doubled id or no rows at all."""
+    """Every problem of a file; DataError for a missing field, an unknown kind, an empty answer, a doubled id or no rows at all.
+
+    A row without an id is named by its place among the rows, blank lines not counted.
+    """
     out: dict[str, Entry] = {}
-    for number, line in enumerate(read_json_lines(path, ours=False), 1):
+    for place, (number, line) in enumerate(numbered_lines(path, ours=False), 1):
         where = f"{path}:{number}"
         named = any(name in line for name in row.fields.id)
-        entry = read_entry(line if named else {**line, row.fields.id[0]: str(number)}, row, where)
+        entry = read_entry(line if named else {**line, row.fields.id[0]: str(place)}, row, where)
+        try:
+            check_kind(entry.kind)
+        except UsageError as error:
+            raise DataError(f"{where}: {error}") from None
         if not entry.problem.answer:
             raise DataError(f"{where}: field {row.fields.answer[0]!r} is missing or empty; mend or remove the line")
         if entry.problem.id in out:
             raise DataError(f"{where}: id {entry.problem.id!r} occurs twice; rename one")
         out[entry.problem.id] = entry
     if not out:
-        raise DataError(
-            f"{path}: no problems in it; one JSON object a line, each line ended, fields problem and answer"
-        )
+        raise nothing_in(path)
     return list(out.values())
 
 

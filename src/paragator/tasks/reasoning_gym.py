@@ -51,9 +51,9 @@ def build(config: TaskConfig) -> Task:
 
     def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
         """One grade a text; the item is generated again from the problem's id."""
-        seed, index = (int(part) for part in problem.id.rsplit("-", 2)[1:])
-        source = stream(seed)
-        return [grade_one(source, source[index], text) for text in texts]
+        seed, _, index = problem.id.removeprefix(f"{name}-").rpartition("-")  # a seed may be negative
+        source = stream(int(seed))
+        return [grade_one(source, source[int(index)], text) for text in texts]
 
     return Task(config.name, problems, grade)
 

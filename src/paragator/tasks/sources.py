@@ -20,7 +20,7 @@ from typing import Any
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Problem
 from paragator.grading.extract import final_box
-from paragator.records import read_json_lines
+from paragator.records import numbered_lines
 from paragator.tasks.benchmarks import TABLE, DataSet
 
 FOLDER = "PARAGATOR_DATA"
@@ -88,11 +88,22 @@ def locate(data_set: DataSet) -> Path | None:
 
 
 def read_rows(data_set: DataSet) -> tuple[str, list[dict[str, Any]]]:
-    """Where a set was found, and its rows as they are there; a part of a set is only its own rows."""
-    path = locate(data_set)
-    found, rows = (str(path), list(read_json_lines(path, ours=False))) if path else from_hub(data_set)
+    """Where a set was found, and its rows as they are there; DataError where it has none."""
+    found, rows = numbered_rows(data_set)
+    if not rows:
+        raise nothing_in(found)
+    return found, [row for _, row in rows]
+
+
+def numbered_rows(data_set: DataSet) -> tuple[str, list[tuple[int, dict[str, Any]]]]:
+    """Where a set was found, and its rows, each with its line in the file; a part of a set is only its own rows."""
+    if path := locate(data_set):
+        found, rows = str(path), list(numbered_lines(path, ours=False))
+    else:
+        found, hub_rows = from_hub(data_set)
+        rows = list(enumerate(hub_rows, 1))
     if data_set.part:
-        rows = [row for row in rows if data_set.part in squeezed(first(row, data_set.part_fields))]
+        rows = [(n, row) for n, row in rows if data_set.part in squeezed(first(row, data_set.part_fields))]
         if not rows:
             raise DataError(
                 f"{found}: no row has {data_set.part!r} in {' or '.join(data_set.part_fields)}; check the file's fields"
@@ -126,11 +137,11 @@ def from_hub(data_set: DataSet) -> tuple[str, list[dict[str, Any]]]:
 
 def load(data_set: DataSet) -> Loaded:
     """The set as it can be used; DataError for a missing field or for an id that two different problems share."""
-    found, rows = read_rows(data_set)
+    found, rows = numbered_rows(data_set)
     entries: dict[str, Entry] = {}
     empty: list[str] = []
     repeated: list[str] = []
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         entry = read_entry(row, data_set, f"{found}:{number}")
         seen = entries.get(entry.problem.id)
         if seen and seen.problem.text != entry.problem.text:
@@ -142,14 +153,16 @@ def load(data_set: DataSet) -> Loaded:
         else:
             entries[entry.problem.id] = entry
     if not entries:
-        raise DataError(
-            f"{found}: no problems in it; one JSON object a line, each line ended, fields problem and answer"
-        )
+        raise nothing_in(found)
     return Loaded(found, list(entries.values()), empty, repeated)
 
 
+def nothing_in(found: object) -> DataError:
+    return DataError(f"{found}: no problems in it; one JSON object a line, fields problem and answer")
+
+
 def read_entry(row: Mapping[str, Any], data_set: DataSet, where: str) -> Entry:
-    """One row; its answer is "" when the file's is empty. DataError when a field is missing.
+    """One row; its answer is "" when the file's is empty. DataError when a field is missing, or the answer an object.
 
     An id that is a bare number gets the set's name before it; a row without one is named by what it says.
     """
@@ -158,7 +171,7 @@ def read_entry(row: Mapping[str, Any], data_set: DataSet, where: str) -> Entry:
     if not text:
         raise missing(data_set.fields.problem, where)
     value = required(row, data_set.fields.answer, where)
-    answer = shown(as_text(value).strip(), data_set.shown_after)
+    answer = shown(answer_text(value, where).strip(), data_set.shown_after)
     id_ = first(row, data_set.fields.id)
     if id_ is None:
         id_ = name + content_hash(text)[:12]
@@ -187,6 +200,19 @@ def missing(names: Sequence[str], where: str) -> DataError:
 def first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
     """The value of the first name that the row has; None when it has none."""
     return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def answer_text(value: Any, where: str) -> str:
+    """An answer of a file as text; DataError for what is neither text nor a number nor a list of them."""
+    if not is_plain(value):
+        raise DataError(f"{where}: answer = {repr(value)[:80]}: write it as text, a number, or a list of them")
+    return as_text(value)
+
+
+def is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def as_text(value: Any) -> str:
