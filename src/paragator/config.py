@@ -364,7 +364,9 @@ def explain(kind: type[BaseModel], error: Any) -> str:
     if error["type"] in ("model_type", "dict_type"):
         return f"{where} = {error['input']!r}, but it is a section; set {where}.KEY"
     if error["type"] == "string_type":
-        return f"{where} = {error['input']!r}: a text is needed; write it in quotes of its own, as '\"{error['input']}\"'"
+        return (
+            f"{where} = {error['input']!r}: a text is needed; write it in quotes of its own, as '\"{error['input']}\"'"
+        )
     return f"{where} = {error['input']!r}: {message[0].lower() + message[1:]}"
 
 

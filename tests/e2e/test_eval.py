@@ -314,7 +314,7 @@ def test_a_judge_stands_behind_the_grader(fake: Any, capsys: pytest.CaptureFixtu
 
 
 def test_a_device_that_is_not_there_is_one_line_and_leaves_nothing(cli: Cli) -> None:
-    with pytest.raises(UsageError, match='model.device = \'tpu\': .*; use "auto", "cpu" or "cuda"'):
+    with pytest.raises(UsageError, match=r"model.device = 'tpu': .*; use .auto., .cpu. or .cuda."):
         cli("eval", "--model.device", "tpu", "--name", "run")
     assert not Path("runs/run").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -117,6 +118,21 @@ def test_majority_of_many_samples_is_quick_and_sensible() -> None:
     draws = (rng.sample(range(32), 4) for _ in range(20000))
     wins = (tie_share([answers[i] for i in drawn], "1") for drawn in draws)
     assert found[1] == pytest.approx(mean(wins), abs=0.015)
+
+
+def test_majority_of_all_of_many_samples_is_quick() -> None:
+    answers: list[str | None] = [*(str(i % 12) for i in range(252)), *[None] * 4]  # 21 of each: all twelve tie
+    rewards: list[float | None] = [None if a == "11" else float(a == "3") for a in answers]
+    start = time.process_time()
+    assert majority_at_k(answers, rewards, 256) == pytest.approx(1 / 11)
+    assert time.process_time() - start < 1
+
+
+def test_majority_of_more_subsets_than_a_float_can_count() -> None:
+    answers: list[str | None] = [*["7"] * 5, *["8"] * 5, *[None] * 1290]
+    rewards: list[float | None] = [1.0] * 5 + [0.0] * 1295
+    nobody = math.comb(1290, 650) / math.comb(1300, 650)
+    assert majority_at_k(answers, rewards, 650) == pytest.approx((1 - nobody) / 2, rel=1e-12)
 
 
 def tie_share(votes: list[str], answer: str) -> float:
@@ -239,6 +255,17 @@ def test_a_pool_that_might_hold_a_right_candidate_is_unknown(rewards: list[float
         aggregation_texts=[],
     )
     assert all(map(math.isnan, (found.pool_has_correct, found.recovery, found.destruction, found.copy_rate)))
+
+
+def test_a_pool_that_showed_nothing_is_not_measured() -> None:
+    found = pool_diagnostics(
+        pool_answers=[],
+        pool_rewards=[],
+        pool_texts=[],
+        aggregation_rewards=[1.0],
+        aggregation_texts=["new"],
+    )
+    assert math.isnan(found.distinct_answers) and math.isnan(found.copy_rate)
 
 
 @pytest.mark.parametrize(

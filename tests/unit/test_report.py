@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ from paragator.core.errors import DataError, UsageError
 from paragator.core.estimators import Interval
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, append, append_json_lines
+from paragator.report.bands import curves
 from paragator.report.bars import bars, step_seconds, temperatures
 from paragator.report.compare import compare
 from paragator.report.markup import show
 from paragator.report.page import write_report
 from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, draw_line, reward_curves, shade, smooth
-from paragator.report.readings import choose
+from paragator.report.readings import choose, kind_of
 from paragator.report.runs import read_metrics
 from paragator.report.sheet import latex_text
 from paragator.report.table import table
@@ -170,7 +172,7 @@ def test_broken_files_become_notices(tmp_path: Path) -> None:
     (path / "eval_after.jsonl").write_text('{"version": 99}\n')
     text = check_page(write_report(path))
     assert "config.json: not JSON" in text and "metrics.jsonl:2: not a JSON object" in text
-    assert "eval_after.jsonl: record version 99" in text and "eval_before.jsonl: " in text
+    assert "eval_after.jsonl:1: record version 99" in text and "eval_before.jsonl:1: " in text
     assert text.count("record version 99") == 1 and "2 traces of traces.jsonl" in text
 
 
@@ -200,13 +202,18 @@ def test_long_texts_lose_their_middle(tmp_path: Path) -> None:
     assert "6,008 characters left out" in text and "x" * 4000 not in text
 
 
-def test_choice_of_traces_mixes_kinds() -> None:
-    def one(name: int, *rounds: str) -> Graded:
-        groups = tuple((Group(Prompt("p"), tuple(Completion(c) for c in spec)),) for spec in rounds)
-        grades = tuple((tuple(Grade("correct" if c == "r" else "incorrect") for c in spec),) for spec in rounds)
-        return Graded(Trace(Problem(str(name), "p"), Plan.method(2, 1), 0, groups), grades)
+def spelled(name: int, *rounds: str) -> Graded:
+    """A trace from letters: r right, w wrong, ? unscored, x failed."""
+    known = {"r": Grade("correct"), "w": Grade("incorrect"), "?": Grade("unscored"), "x": None}
+    groups = tuple(
+        (Group(Prompt("p"), tuple(Failure(c) if c == "x" else Completion(c) for c in spec)),) for spec in rounds
+    )
+    grades = tuple((tuple(known[c] for c in spec),) for spec in rounds)
+    return Graded(Trace(Problem(str(name), "p"), Plan.method(2, 1), 0, groups), grades)
 
-    records = [one(i, *(("ww", "rw"), ("rw", "ww"), ("rw", "rw"))[i % 3]) for i in range(90)]
+
+def test_choice_of_traces_mixes_kinds() -> None:
+    records = [spelled(i, *(("ww", "rw"), ("rw", "ww"), ("rw", "rw"))[i % 3]) for i in range(90)]
     chosen = choose(records)
     kinds = [kind for kind, _ in chosen]
     assert [kinds.count(kind) for kind in ("recovery", "destruction", "plain")] == [8, 8, 8]
@@ -214,12 +221,18 @@ def test_choice_of_traces_mixes_kinds() -> None:
     assert [kind for kind, _ in choose(records[:2])] == ["recovery", "destruction"]
 
 
+def test_what_was_not_scored_is_neither_wrong_nor_lost() -> None:
+    rounds = [("rw", "xx"), ("rw", "w?"), ("rw", ""), ("??", "rw"), ("wx", "rw"), ("w?", "rw"), ("r?", "rx")]
+    assert [kind_of(spelled(0, *some)) for some in rounds] == ["plain"] * len(rounds)
+    assert [kind_of(spelled(0, *some)) for some in (("ww", "r?"), ("rx", "ww"))] == ["recovery", "destruction"]
+
+
 def test_pictures_of_little_are_pictures() -> None:
     one = table(fake_evaluation(0.1, problems=1), k=9)
     for picture in (
         reward_curves({"a": [{"step": 1, "generate/reward": float("nan")}, {"step": 2}], "_b $x$": fake_metrics(1)}),
         accuracy_by_round({"one": one}),
-        accuracy_by_tokens({"$one_": one}),
+        accuracy_by_tokens({"$one_": one}, "cost$^$test"),
         bars({"$one_": {"a_$b": one}}),
         temperatures({"one": {0.5: one, 1.0: one}}),
     ):
@@ -249,6 +262,36 @@ def test_lines_are_told_apart_by_colour_stroke_or_marker() -> None:
     markers = {(line.get_color(), line.get_marker()) for line in axes.lines}
     assert len(looks) == len(markers) == 14
     assert shade(2) == 0.15 > shade(10) > 0
+
+
+def test_a_bound_a_rounding_error_beyond_its_mean_is_drawn() -> None:
+    from matplotlib.figure import Figure
+
+    cell = Interval(0.3, math.nextafter(0.3, 1), math.nextafter(0.3, 0))
+    assert draw_line(Figure().subplots(), [(0, cell)], "a", 0, 1)
+
+
+@pytest.fixture
+def panels(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The panels of the pictures that reward_curves and curves draw, in place of pictures."""
+    found: list[Any] = []
+    for module in ("plots", "bands"):
+        monkeypatch.setattr(f"paragator.report.{module}.finish", lambda figure, axes: found.extend(axes) or PNG)
+    return found
+
+
+def test_negative_rewards_are_shown(panels: list[Any]) -> None:
+    rows = [{"step": step, "generate/reward": -2.0 + step, "aggregate/reward": -3.0} for step in range(3)]
+    assert reward_curves({"a": rows}) and curves({"a": [rows]})
+    assert all(low <= -3 < 0 <= high for low, high in (axes.get_ylim() for axes in panels))
+    panels.clear()
+    assert reward_curves({"a": fake_metrics()}) and curves({"a": [fake_metrics()]})
+    assert [axes.get_ylim()[0] for axes in panels] == [0] * 4
+
+
+def test_a_label_that_begins_with_an_underscore_is_in_the_legend(panels: list[Any]) -> None:
+    assert reward_curves({"_a": fake_metrics()}) and curves({"_a": [fake_metrics()]})
+    assert [axes.get_legend_handles_labels()[1] for axes in panels] == [[" _a"]] * 4
 
 
 def test_pictures_of_nothing_are_none() -> None:
@@ -366,6 +409,56 @@ def test_initial_temperatures(tmp_path: Path) -> None:
         compare(paths[:1]).temperature()
 
 
+def test_a_picture_of_temperatures_has_every_row(tmp_path: Path) -> None:
+    grid = (("a", 1.0), ("b", 1.0), ("c", 0.6))
+    found = compare([make_eval(tmp_path / name, "base", "aime", generate={"temperature": t}) for name, t in grid])
+    assert [row.label for row in found.rows] == ["base T=1 (a)", "base T=1 (b)", "base T=0.6"]
+    assert {panel: list(tables) for panel, tables in found.warmth().items()} == {
+        "base": [0.6],
+        "base (a)": [1.0],
+        "base (b)": [1.0],
+    }
+    seeds = [make_eval(tmp_path / str(seed), "base", "aime", seed, generate={"temperature": 1.0}) for seed in (0, 1)]
+    assert {panel: list(tables) for panel, tables in compare([*seeds, tmp_path / "c"]).warmth().items()} == {
+        "base": [0.6, 1.0]
+    }
+
+
+def test_an_interrupted_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paragator.report.page.pictures", lambda metrics, tables: "")
+    path = make_eval(tmp_path / "cut", "base", "aime", eval={"problems": 128, "repeats": 2})
+    (path / "manifest.json").write_text('{"held_out": 8}')
+    said = "only 12 of 16 traces (interrupted"
+    assert f"eval.jsonl: {said}" in check_page(write_report(path))
+    assert f"Incomplete: {path}, {said}" in compare([path]).markdown()
+    whole = make_eval(tmp_path / "whole", "base", "aime", eval={"problems": 128, "repeats": 1})
+    (whole / "manifest.json").write_text('{"held_out": 12}')
+    assert "(interrupted" not in check_page(write_report(whole)) + compare([whole]).markdown()
+
+
+def test_one_seed_is_said_to_be_one(tmp_path: Path) -> None:
+    paths = [make_eval(tmp_path / f"p{seed}", "base", "aime", seed) for seed in (0, 1, 2)]
+    assert "Of one seed: every row;" in compare(paths[:1]).markdown()
+    assert "Of one seed: a;" in compare(paths, labels=["a", "b", "b"]).markdown()
+    assert "Of one seed" not in compare(paths).markdown()
+
+
+def test_a_folder_that_cannot_hold_pictures(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, file = compare([run]), tmp_path / "file"
+    file.write_text("")
+    monkeypatch.setattr(found, "metrics", lambda: pytest.fail("drawn before the folder was looked at"))
+    for folder in (file, file / "below" / "it"):
+        with pytest.raises(UsageError, match=f"{folder}: cannot hold results, as {file} is no folder"):
+            found.draw(folder)
+
+
+def test_a_malformed_record_is_named(tmp_path: Path) -> None:
+    path = make_eval(tmp_path / "odd", "base", "aime") / "eval.jsonl"
+    path.write_text(path.read_text().replace('"pool": [2, 0, 3, 1]', '"pool": [2, 0, 3, 4]', 1))
+    with pytest.raises(DataError, match=r"odd/eval\.jsonl:1: .*round 1 shows solution 4 of 4"):
+        compare([tmp_path / "odd"])
+
+
 def test_last_rounds_are_compared_where_one_went_further(tmp_path: Path) -> None:
     short = tmp_path / "short"
     short.mkdir()
@@ -446,3 +539,22 @@ def test_a_steps_line_tells_the_time_left_by_the_last_ten_steps() -> None:
         tell({"step": number, "seconds": 100.0 if number < 3 else 2.0, "tokens": 200, "generate/reward": 0.25})
     assert said[0] == "step 1/20  generate 0.250  2 tokens/s  100.0 s  1900 s left"
     assert said[-1] == "step 12/20  generate 0.250  100 tokens/s  2.0 s  16 s left"
+
+
+def test_runs_that_are_no_seeds_of_one_method_are_not_averaged(tmp_path: Path) -> None:
+    paths = [
+        make_eval(tmp_path / f"p{i}", "base", "aime", i, optimizer={"lr": lr})
+        for i, lr in enumerate((1e-4, 1e-4, 1e-5))
+    ]
+    assert len(compare(paths[:2]).rows) == 1
+    with pytest.raises(
+        DataError, match=r"p2: optimizer.lr = 1e-05, but 0.0001 in .*p0, so they are not seeds of one base"
+    ):
+        compare(paths)
+    assert len(compare(paths, labels=["a", "a", "b"]).rows) == 2
+
+
+def test_a_server_s_model_and_a_recording_are_rows_of_their_own_name(tmp_path: Path) -> None:
+    engines = [{"rollout": "openai", "model": "big"}, {"rollout": "replay", "recording": "some/where.jsonl"}]
+    paths = [make_eval(tmp_path / f"p{i}", "paragator", "aime", engine=e) for i, e in enumerate(engines)]
+    assert [row.label for row in compare(paths).rows] == ["big", "where"]

@@ -19,6 +19,7 @@ from paragator.core.errors import DataError, UsageError
 from paragator.records import append, append_json_lines
 from paragator.report.bands import curves, recent, step_at, together
 from paragator.report.resample import Sampled, holm, over_seeds, problem_counts, resample, seed_weights
+from paragator.report.sheet import to_csv
 from paragator.report.study import Results, write_results
 from paragator.report.study_runs import FINISHED, NOTE, recorded
 
@@ -125,7 +126,7 @@ CELLS = {"base": 0.0, "paragator": 0.3, "dr_grpo": 0.3, "dr_grpo-tokens": 0.1}
 
 
 def test_a_study_s_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, out = make_study(tmp_path / "s", CELLS), tmp_path / "out"
+    folder, out = make_study(tmp_path / "s", CELLS, seeds=(0, 1, 2)), tmp_path / "out"
     assert compare_main([str(folder), "--output", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["primary"]
     assert [row["cell"] for row in found] == ["base", "dr_grpo", "dr_grpo-tokens"]
@@ -135,15 +136,15 @@ def test_a_study_s_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     text = (out / "tables.md").read_text()
     for title in ("Primary outcome, t", "Accuracy, t", "By seed", "Matched by tokens, t", "Initial temperature, t"):
         assert title.lower() in text.lower(), title
-    assert "comparisons of a table" in text and "Seeds: 0, 1 of every cell." in text
+    assert "comparisons of a table" in text and "Seeds: 0, 1, 2 of every cell." in text and "No p for" not in text
     pictures = {path.stem for path in out.glob("*.png")}
     assert {"accuracy_by_round", "reward_by_step", "reward_by_tokens", "dead_zone", "temperature"} <= pictures
     assert "reward_curves" not in pictures and all(f"({name}.png)" in text for name in pictures)
     rows = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
-    assert len(rows) == 4 * 2 * 2 * 3  # cells, seeds, temperatures, rounds
+    assert len(rows) == 4 * 3 * 2 * 3  # cells, seeds, temperatures, rounds
     metrics = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
-    assert len(metrics) == 3 * 2 * 10 and "seconds" not in metrics[0]
-    assert len(list((out / "configs").glob("*.toml"))) == 8
+    assert len(metrics) == 3 * 3 * 10 and "seconds" not in metrics[0]
+    assert len(list((out / "configs").glob("*.toml"))) == 12
     wanted = {"cell": "paragator", "seed": "1", "temperature": "1.0", "round": "1"}
     (own,) = [float(row["pass_at_1"]) for row in rows if wanted.items() <= row.items()]
     assert recorded(out, "paragator", 1, 1.0, "pass_at_1", 1) == pytest.approx(own, abs=1e-6)
@@ -158,6 +159,16 @@ def test_matched_views(tmp_path: Path) -> None:
     assert "initial pass@1, final weights" in tokens.text()
     cells = dict(steps.rows)["paragator"]
     assert cells[0] is not None and cells[0].mean == 10 and cells[1] is not None and cells[1].mean == 123450
+
+
+def test_every_cell_matched_by_tokens_is_shown(tmp_path: Path) -> None:
+    """Where no cell is named like its method, and where a method has two."""
+    for number, cells in enumerate(
+        (("dr_grpo-a", "dr_grpo-b-tokens"), ("dr_grpo", "dr_grpo-a-tokens", "dr_grpo-b-tokens"))
+    ):
+        found = Results([make_study(tmp_path / str(number), dict.fromkeys(("paragator", *cells), 0.1), seeds=(0,))])
+        steps, tokens = ({label for label, _ in sheet.rows} for sheet in found.matched())
+        assert steps == {"paragator", cells[0]} and tokens == {"paragator", *cells[1:]}
 
 
 def test_unfinished_runs_are_left_out(tmp_path: Path) -> None:
@@ -188,14 +199,51 @@ def test_runs_of_other_settings_are_left_out(tmp_path: Path) -> None:
 
 
 def test_holm_s_family_is_what_was_declared(tmp_path: Path) -> None:
-    folder = make_study(tmp_path / "s", CELLS)
+    folder = make_study(tmp_path / "s", CELLS, seeds=(0, 1, 2))
     before = {cell: (p, adjusted) for _, cell, _, p, adjusted in Results([folder]).primary()}
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         (folder / f"dr_grpo-seed{seed}" / FINISHED).unlink()
     found = Results([folder])
     after = {cell: (p, adjusted) for _, cell, _, p, adjusted in found.primary()}
     assert after["base"][1] == pytest.approx(3 * after["base"][0]) and set(before) - set(after) == {"dr_grpo"}
     assert "that were declared, finished or not: 3." in " ".join(found.notes())
+
+
+def test_no_p_with_fewer_than_three_seeds(tmp_path: Path) -> None:
+    """Of either side; the comparison stays in Holm's family, and in the tables with its interval."""
+    folder = make_study(tmp_path / "s", {"paragator": 0.3, "base": 0.0, "dr_grpo": 0.0}, seeds=(0, 1, 2))
+    (folder / "dr_grpo-seed2" / FINISHED).unlink()
+    found = Results([folder])
+    base, few = found.primary_rows()
+    assert base["p"] is not None and base["p_holm"] == pytest.approx(2 * base["p"])
+    assert few["p"] is few["p_holm"] is None and few["high"] < 0
+    notes = " ".join(found.notes())
+    assert "No p for dr_grpo: with fewer than 3 seeds" in notes and "Of one seed" not in notes
+    (sheet,) = found.primary_sheets()
+    assert sheet.cells()[-1][0] == "dr_grpo" and sheet.cells()[-1][3:] == ["-", "-"]
+    assert to_csv([sheet]).endswith('dr_grpo,p,probability,,,\nprimary outcome,t,dr_grpo,"p, Holm",probability,,,\n')
+    for seed in (1, 2):
+        (folder / f"paragator-seed{seed}" / FINISHED).unlink()
+    found = Results([folder])
+    assert [(row["p"], row["p_holm"]) for row in found.primary_rows()] == [(None, None)] * 2
+    notes = " ".join(found.notes())
+    assert "No p for base, dr_grpo:" in notes and "Of one seed: paragator; intervals" in notes
+
+
+def test_json_holds_no_nan(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "s", {"paragator": 0.3, "base": 0.0}, seeds=(0, 1, 2))
+    for path in folder.rglob("eval.jsonl"):
+        path.write_text(path.read_text().splitlines(keepends=True)[0])  # one problem: no interval, no p
+    found = Results([folder])
+    (row,) = json.loads(json.dumps(found.primary_rows(), allow_nan=False))
+    assert isinstance(row["mean"], float) and row["low"] is row["high"] is row["p"] is row["p_holm"] is None
+    json.dumps(found.whole.to_dict(), allow_nan=False)
+
+
+def test_a_folder_that_cannot_hold_results(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"file: cannot hold results, as .* is no folder; name another"):
+        write_results([tmp_path / "not looked at"], tmp_path / "file")
 
 
 def test_one_run_in_two_studies_is_refused(tmp_path: Path) -> None:
@@ -257,3 +305,16 @@ def test_two_tasks_and_their_average(tmp_path: Path) -> None:
     change(folders[1], primary={"measure": "pass_at_1", "round": 2})
     with pytest.raises(DataError, match="another primary"):
         Results(folders)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("evaluation", {"k": 4, "candidates": 16}), ("base", {"train": {"steps": 9}})]
+)
+def test_studies_that_differ_are_not_pooled(tmp_path: Path, key: str, value: dict[str, Any]) -> None:
+    a = make_study(tmp_path / "a", {"paragator": 0.2, "x": 0.0})
+    b = make_study(tmp_path / "b", {"paragator": 0.2, "y": 0.0}, seeds=(2, 3))
+    note = json.loads((b / NOTE).read_text())
+    assert len(Results([a, b]).cells) == 3
+    (b / NOTE).write_text(json.dumps({**note, key: value}))
+    with pytest.raises(DataError, match=f"another {key} than .*a; compare studies that are alike in it"):
+        Results([a, b])

@@ -12,7 +12,7 @@ from paragator.core.errors import UsageError
 from paragator.core.estimators import bootstrap, paired_bootstrap
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, decode, encode
-from paragator.report.measures import MEASURES, Minus
+from paragator.report.measures import MEASURES, Minus, vote_sizes
 from paragator.report.resample import average, over_seeds, resample
 from paragator.report.sheet import show_interval
 from paragator.report.table import EvalTable, table
@@ -84,6 +84,11 @@ def test_tokens_by_round() -> None:
     assert means(found, "generated_so_far") == [10, 20, 30]
     assert means(found, "prompted_so_far") == [7, 14, 21]
     assert [(n, cell.mean) for n, cell in found.votes()] == [(1, 1 / 8), (2, 1 / 8), (4, 0)]
+
+
+def test_votes_among_many_candidates_leave_sizes_out() -> None:
+    assert vote_sizes(6) == [1, 2, 4, 6] and vote_sizes(0) == []
+    assert vote_sizes(256) == [1, 2, 4, 8, 16, 32, 256]
 
 
 def test_tokens_that_are_not_known_are_not_measured() -> None:

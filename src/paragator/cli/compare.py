@@ -38,13 +38,17 @@ def main(arguments: list[str]) -> int:
     flags, rest = parse(parser, arguments)
     if rest:
         raise UsageError(f"unknown option {rest[0]}; see paragator compare --help")
+    if flags.json and (flags.table or flags.format):
+        raise UsageError("--json prints all tables as numbers; leave --table and --format out, or --json")
     from paragator.cli.show import printable
     from paragator.report.compare import compare
+    from paragator.report.folder import check_folder
     from paragator.report.study_runs import is_study
 
     paths = [Path(run) for run in flags.runs]
     if any(map(is_study, paths)):
         return compare_studies(paths, flags)
+    check_folder(Path(flags.output or "comparison"))
     found = compare(paths, 4 if flags.k is None else flags.k, flags.label)
     text = "" if flags.json else getattr(found, flags.format or "markdown")(flags.table)
     drawn, missing = found.draw(Path(flags.output or "comparison"))

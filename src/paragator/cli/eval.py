@@ -18,7 +18,7 @@ from paragator.cli.main import Parser, parse, run_parser
 from paragator.cli.train import Stop, measure
 from paragator.config import Config, load, to_json
 from paragator.core.errors import UsageError
-from paragator.core.types import Failure
+from paragator.core.types import Failure, Problem
 from paragator.evals.run import recorded
 from paragator.records import Graded
 
@@ -54,10 +54,12 @@ def main(arguments: list[str]) -> int:
     if flags.dry_run:
         print(to_json(config))
         return 0
-    manifest = rundir.manifest(config, checked.facts)
+    problems = compose.held_out(config, checked.task)
+    manifest = rundir.manifest(config, checked.facts, len(problems))
     resume, overwrite = flags.resume, flags.overwrite
     with rundir.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir, Stop() as stop:
-        code = asyncio.run(job(config, checked, run_dir, show.Logger(run_dir, quiet=flags.json), stop))
+        say = show.Logger(run_dir, quiet=flags.json)
+        code = asyncio.run(job(config, checked, problems, run_dir, say, stop))
     if flags.json:
         print(
             json.dumps(show.result(run_dir, config.eval.k) | {"exit_code": code, "usage": connect.read_bill(run_dir)})
@@ -133,11 +135,12 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
     return config
 
 
-async def job(config: Config, checked: compose.Checked, run_dir: Path, say: show.Logger, stop: Stop) -> int:
+async def job(
+    config: Config, checked: compose.Checked, problems: list[Problem], run_dir: Path, say: show.Logger, stop: Stop
+) -> int:
     """Evaluate, print, report; returns the exit code."""
     from paragator.report.page import write_report
 
-    problems = compose.held_out(config, checked.task)
     output, total = run_dir / "eval.jsonl", len(problems) * config.eval.repeats
     async with (
         connect.judging(config, checked.task, run_dir, say) as task,

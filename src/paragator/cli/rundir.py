@@ -170,8 +170,8 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def manifest(config: Config, known: Facts) -> dict[str, Any]:
-    """What else a re-run needs to know: versions, commit, machine, model and prompt."""
+def manifest(config: Config, known: Facts, held_out: int) -> dict[str, Any]:
+    """What else a re-run needs to know: versions, commit, machine, model, prompt, how many problems an evaluation has."""
     names = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "reasoning-gym")
     templates = config.model.templates()
     return {
@@ -182,6 +182,7 @@ def manifest(config: Config, known: Facts) -> dict[str, Any]:
         "versions": {name: installed(name) for name in names},
         "commit": commit(),
         "model": known.fingerprint,
+        "held_out": held_out,
         "prompts": {
             "candidate": templates.candidate,
             "aggregation": templates.aggregation,

@@ -47,7 +47,7 @@ def train(
     train_problems, held_out = problems_of(config, checked, pools)
     if config.method.mean == "reward":
         warnings.warn("method.mean = 'reward' is an ablation: it pushes pass@1 down", stacklevel=1)
-    manifest = rundir.manifest(config, checked.facts)
+    manifest = rundir.manifest(config, checked.facts, len(held_out))
     with rundir.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir, Stop() as stop:
         say = show.Logger(run_dir, quiet=as_json)
         counts = f"{len(train_problems)} training and {len(held_out)} held-out problems"

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from paragator.core.errors import UsageError
 
@@ -52,6 +53,7 @@ def majority_at_k(answers: Sequence[str | None], rewards: Sequence[float | None]
     the mean of its scored members. A missing answer (None) never votes; where none of the k answered, the class of
     the missing ones is the outcome. An outcome whose class has no scored member is left out of the expectation. NaN
     when nothing is scored or there are fewer than k samples. UsageError for k < 1 or lists of different lengths.
+    Takes time in proportion to samples times k squared, but for k of all samples, which is quick.
     """
     if k < 1:
         raise UsageError(f"k = {k}: at least 1 is needed")
@@ -62,42 +64,62 @@ def majority_at_k(answers: Sequence[str | None], rewards: Sequence[float | None]
     counts = Counter(answers)
     of_class = {a: mean(r for answer, r in zip(answers, rewards, strict=True) if answer == a) for a in counts}
     missing = counts.pop(None, 0)
+    most = max(counts.values(), default=0)
+    if k == len(answers):
+        return mean(of_class[a] for a in counts if counts[a] == most) if counts else of_class[None]
+    classes = [(count, of_class[answer]) for answer, count in counts.items()]
     reward = weight = 0.0
-    for votes in range(1, k + 1):
-        won = winners_with(votes, [(count, of_class[answer]) for answer, count in counts.items()], missing, k)
+    for votes in range(1, min(most, k) + 1):
+        won = winners_with(votes, classes, len(answers), k)
         reward, weight = reward + won[0], weight + won[1]
     if missing >= k and not math.isnan(of_class[None]):
-        reward, weight = reward + math.comb(missing, k) * of_class[None], weight + math.comb(missing, k)
+        alone = odds(missing, k, len(answers))[k] * odds(len(answers) - missing, k, len(answers))[0]
+        reward, weight = reward + alone * of_class[None], weight + alone
     return reward / weight if weight else NAN
 
 
-def winners_with(votes: int, classes: list[tuple[int, float]], missing: int, k: int) -> tuple[float, float]:
+def winners_with(votes: int, classes: list[tuple[int, float]], total: int, k: int) -> tuple[float, float]:
     """Sum over the k-subsets whose top answers have exactly `votes` votes: (mean reward of the tied, share scored).
 
-    `classes` holds (count, reward), reward NaN where unscored. Dynamic programming over classes; a state is (samples
-    taken, classes at `votes`) and carries the number of ways, and over them the tied classes' rewards and scored count.
+    `classes` holds (count, reward), reward NaN where unscored; `total` counts the missing answers too. Subsets are
+    weighted by `odds`. Dynamic programming over the classes that can have so many votes; a state is (samples taken,
+    classes at `votes`) and carries the weight of its ways, and over them the tied classes' rewards and scored count.
     """
+    rivals = [(count, reward) for count, reward in classes if count >= votes]
     states = {(0, 0): (1.0, 0.0, 0.0)}
-    for count, reward in classes:
+    for count, reward in rivals:
         value, scored = (0.0, 0.0) if math.isnan(reward) else (reward, 1.0)
+        weights = odds(count, k, total)
         grown: dict[tuple[int, int], tuple[float, float, float]] = {}
         for (taken, tied), (ways, rewards, scores) in states.items():
-            for own in range(min(count, votes, k - taken) + 1):
-                top, choices = own == votes, math.comb(count, own)
+            for own in range(min(votes, k - taken) + 1):
+                top = own == votes
                 state = (taken + own, tied + top)
                 old = grown.get(state, (0.0, 0.0, 0.0))
                 grown[state] = (
-                    old[0] + choices * ways,
-                    old[1] + choices * (rewards + ways * value * top),
-                    old[2] + choices * (scores + ways * scored * top),
+                    old[0] + weights[own] * ways,
+                    old[1] + weights[own] * (rewards + ways * value * top),
+                    old[2] + weights[own] * (scores + ways * scored * top),
                 )
         states = grown
-    total, share = 0.0, 0.0
+    others = odds(total - sum(count for count, _ in rivals), k, total)
+    reward, share = 0.0, 0.0
     for (taken, tied), (_, rewards, scores) in states.items():
-        if tied:
-            rest = math.comb(missing, k - taken) / tied
-            total, share = total + rest * rewards, share + rest * scores
-    return total, share
+        if tied and k - taken < len(others):
+            weight = others[k - taken] / tied
+            reward, share = reward + weight * rewards, share + weight * scores
+    return reward, share
+
+
+@lru_cache(maxsize=4096)
+def odds(count: int, k: int, total: int) -> tuple[float, ...]:
+    """How likely 0, 1, ... k of `count` samples are drawn when each is on its own, with a chance of k/total.
+
+    Given that k are drawn of all, every k-subset is as likely as another: these weigh subsets as C(count, own) does, and
+    are within the range of floats.
+    """
+    shares = range(min(count, k) + 1)
+    return tuple(math.comb(count, own) * k**own * (total - k) ** (count - own) / total**count for own in shares)
 
 
 def bootstrap(
@@ -156,7 +178,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class PoolDiagnostics:
-    """What one pool offered and what its aggregations made of it. NaN where not defined or not scored.
+    """What one pool offered and what its aggregations made of it. NaN where not defined (of an empty pool all) or not scored.
 
     distinct_answers  different answers in the pool; a missing one is none
     pool_has_correct  1 when a right candidate was shown, 0 when all were wrong
@@ -192,10 +214,10 @@ def pool_diagnostics(
     right = mean(None if r is None else float(r >= 1) for r in aggregation_rewards)
     pool = {" ".join(text.split()) for text in pool_texts} - {""}
     return PoolDiagnostics(
-        distinct_answers=float(len({a for a in pool_answers if a is not None})),
+        distinct_answers=float(len({a for a in pool_answers if a is not None})) if pool_answers else NAN,
         pool_has_correct=has_correct,
         recovery=right if has_correct == 0.0 else NAN,
         destruction=1.0 - right if has_correct == 1.0 else NAN,
         majority_lost=1.0 - right if majority else NAN,
-        copy_rate=mean(float(" ".join(text.split()) in pool) for text in aggregation_texts),
+        copy_rate=mean(float(" ".join(text.split()) in pool) for text in aggregation_texts) if pool_texts else NAN,
     )

@@ -8,7 +8,20 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from paragator.core.estimators import mean
-from paragator.report.plots import STAGES, canvas, colour, finish, is_number, say_empty, series, shade, smooth, stroke
+from paragator.report.plots import (
+    STAGES,
+    as_label,
+    canvas,
+    colour,
+    finish,
+    from_zero,
+    is_number,
+    say_empty,
+    series,
+    shade,
+    smooth,
+    stroke,
+)
 
 Metrics = Sequence[Mapping[str, Any]]
 """The rows of one run's metrics.jsonl, by step."""
@@ -42,15 +55,14 @@ def curves(
             if not at:
                 continue
             drawn = True
-            axes.plot(
-                at, [mean(some) for some in values], color=colour(i), linestyle=stroke(i), linewidth=2, label=label
-            )
+            look: dict[str, Any] = {"color": colour(i), "linestyle": stroke(i), "label": as_label(label)}
+            axes.plot(at, [mean(some) for some in values], linewidth=2, **look)
             low, high = [min(some) for some in values], [max(some) for some in values]
             axes.fill_between(at, low, high, color=colour(i), alpha=shade(len(methods)), linewidth=0)
         any_drawn = any_drawn or drawn
         if not drawn:
             say_empty(axes, "not recorded")
-    axes_list[0].set_ylim(bottom=0)
+    from_zero(axes_list)
     return finish(figure, axes_list) if any_drawn else None
 
 

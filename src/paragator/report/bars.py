@@ -17,6 +17,7 @@ from paragator.report.plots import (
     is_number,
     percent,
     say_empty,
+    whiskers,
     whole_ticks,
 )
 from paragator.report.table import NOTHING, EvalTable
@@ -121,12 +122,6 @@ def step_seconds(metrics: Sequence[Mapping[str, Any]]) -> bytes | None:
 
 
 WHISKERS: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1, "capsize": 2.5}
-
-
-def whiskers(mean: list[float], low: list[float], high: list[float]) -> list[list[float]]:
-    """Lengths below and above, never negative."""
-    return [[max(0.0, m - x) for m, x in zip(mean, low, strict=True)],
-            [max(0.0, x - m) for m, x in zip(mean, high, strict=True)]]  # fmt: skip
 
 
 def is_known(table: EvalTable) -> bool:

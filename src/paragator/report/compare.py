@@ -11,6 +11,7 @@ from typing import Any
 from paragator.core.errors import UsageError
 from paragator.core.estimators import Interval
 from paragator.report import bars, plots
+from paragator.report.folder import check_folder
 from paragator.report.measures import MEASURES, Key
 from paragator.report.resample import Sampled, average, over_seeds, resample
 from paragator.report.runs import Row, Run, gather, load_run
@@ -39,6 +40,10 @@ class Comparison:
 
     def runs(self, row: int, benchmark: str) -> tuple[Run, ...]:
         return self.rows[row].runs.get(benchmark, ())
+
+    def seeds(self, row: int, place: str) -> int:
+        """How many seeds a row has at a place; of the average, on the benchmark with the fewest."""
+        return min(len(self.runs(row, name)) for name in self.within(place))
 
     def size(self, benchmark: str) -> int:
         """Problems of a benchmark."""
@@ -192,6 +197,14 @@ class Comparison:
         varied = {m for m, t, _ in known if any(m == other and t != at for other, at, _ in known)}
         return [i for method, _, i in sorted(known) if method in varied]
 
+    def warmth(self) -> dict[str, dict[float, EvalTable]]:
+        """Those rows' tables, on average, by panel and temperature."""
+        out: dict[str, dict[float, EvalTable]] = {}
+        for i in self.by_temperature():
+            row = self.rows[i]
+            out.setdefault(row.panel, {})[row.temperature or 0.0] = self.tables[i, self.places[-1]]
+        return out
+
     # ---- out ----
 
     def sheets(self, table: str = "") -> list[Sheet]:
@@ -203,9 +216,15 @@ class Comparison:
         out = [f"Shares in percent, with 95% intervals bootstrapped over problems ({sizes})."]
         if any(len(some) > 1 for row in self.rows for some in row.runs.values()):
             out.append("Seeds of a method are averaged, and drawn again with the problems.")
+        if alone := [row.label for row in self.rows if any(len(some) == 1 for some in row.runs.values())]:
+            who = ", ".join(alone) if len(alone) < len(self.rows) else "every row"
+            out.append(f"Of one seed: {who}; intervals and differences hold for that seed only.")
         if len(self.benchmarks) > 1:
             out.append("The average weighs benchmarks equally and needs a run on each.")
-        return out
+        lacking: dict[str, list[str]] = {}
+        for run in (run for row in self.rows for some in row.runs.values() for run in some if run.lacking):
+            lacking.setdefault(run.lacking, []).append(str(run.path))
+        return out + [f"Incomplete: {', '.join(paths)}, {what}." for what, paths in lacking.items()]
 
     def markdown(self, table: str = "") -> str:
         return "\n\n".join([*(sheet.markdown() for sheet in self.sheets(table)), " ".join(self.notes())])
@@ -240,13 +259,14 @@ class Comparison:
         return {"k": self.k, "first": self.rows[0].label, "benchmarks": sizes, "rows": rows}
 
     def draw(self, out_dir: Path) -> tuple[list[Path], dict[str, str]]:
-        """Write the pictures that have something to show; returns their paths, and why each other one was not drawn."""
+        """Write the pictures that have something to show; returns their paths, and why each other one was not drawn.
+
+        UsageError where `out_dir` cannot be written.
+        """
+        check_folder(out_dir)
         lines = {row.label: self.tables[i, self.places[-1]] for i, row in enumerate(self.rows)}
         panels = {row.label: {p: self.tables[i, p] for p in self.places} for i, row in enumerate(self.rows)}
-        warmth: dict[str, dict[float, EvalTable]] = {}
-        for i in self.by_temperature():
-            row = self.rows[i]
-            warmth.setdefault(row.method, {})[row.temperature or 0.0] = self.tables[i, self.places[-1]]
+        warmth = self.warmth()
         about = self.places[-1] if len(self.places) == 1 else f"{AVERAGE} of {len(self.benchmarks)} benchmarks"
         pictures = {
             "accuracy_by_round.png": (plots.accuracy_by_round(lines), "no accuracy was measured"),

@@ -19,6 +19,8 @@ from paragator.records import Graded
 Unit = Literal["share", "tokens", "count", "whole", "probability"]
 Section = Literal["accuracy", "cost", "pools"]
 NAN = math.nan
+VOTERS = 32
+"""Most candidates of the votes that are worked out over all subsets; see docs/metrics.md."""
 
 
 class View:
@@ -175,7 +177,7 @@ class Scores:
     """An evaluation as numbers: `values[measure, round]` has one value a problem, in the order of `problems` (their ids).
 
     A problem's value is the mean over its repeats of what could be measured, else NaN. `values["votes", n]` is round
-    0's maj@n for n = 1, 2, 4, ... and all candidates: majority voting at growing cost.
+    0's maj@n for n = 1, 2, 4, ... VOTERS and all candidates: majority voting at growing cost.
     """
 
     k: int
@@ -208,7 +210,7 @@ def scores(records: Sequence[Graded], k: int = 4) -> Scores:
         raise UsageError(f"k = {k}: at least 1 is needed")
     num_rounds = max(record.num_rounds for record in records)
     problems = tuple(sorted({record.trace.problem.id for record in records}))
-    sizes = powers_of_two(max(len(record.trace.population(0)) for record in records))
+    sizes = vote_sizes(max(len(record.trace.population(0)) for record in records))
     found: dict[tuple[str, int], dict[str, list[float]]] = {}
     for record in records:
         name, view = record.trace.problem.id, None
@@ -223,6 +225,7 @@ def scores(records: Sequence[Graded], k: int = 4) -> Scores:
     return Scores(k, problems, len(records), num_rounds, columns, crc32("\n".join(texts).encode(errors="replace")))
 
 
-def powers_of_two(limit: int) -> list[int]:
-    """1, 2, 4, ... up to `limit`, and `limit` itself."""
-    return sorted({2**i for i in range(limit.bit_length()) if 2**i <= limit} | ({limit} if limit else set()))
+def vote_sizes(candidates: int) -> list[int]:
+    """1, 2, 4, ... up to VOTERS, and all candidates."""
+    powers = {2**i for i in range(VOTERS.bit_length()) if 2**i <= min(candidates, VOTERS)}
+    return sorted(powers | ({candidates} if candidates else set()))

@@ -15,7 +15,7 @@ from paragator.report.bars import step_seconds
 from paragator.report.markup import STYLE, as_details, as_image, as_table, show
 from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, is_number, reward_curves
 from paragator.report.readings import choose_from, readings
-from paragator.report.runs import method_of, read_json, read_metrics
+from paragator.report.runs import lacking, method_of, read_json, read_metrics
 from paragator.report.table import EvalTable, rounds_sheets, table
 
 T = TypeVar("T")
@@ -84,6 +84,8 @@ def render(run_dir: Path) -> str:
         reader = partial(evaluation, k=k if isinstance(k, int) and k > 0 else 4)
         if one := attempt(reader, run_dir / file, notices):
             tables[label] = one
+            if what := lacking(config, manifest, one.traces):
+                notices.append(f"{file}: {what}.")
     source, chosen = "", []
     for source in READABLE:
         if chosen := attempt(choose_from, run_dir / source, notices) or []:

@@ -47,11 +47,12 @@ def reward_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes | No
                 continue
             drawn = True
             axes.plot(steps, values, color=colour(i), alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smooth(values), color=colour(i), linestyle=stroke(i), linewidth=2, label=label)
+            look: dict[str, Any] = {"color": colour(i), "linestyle": stroke(i), "label": as_label(label)}
+            axes.plot(steps, smooth(values), linewidth=2, **look)
         any_drawn = any_drawn or drawn
         if not drawn:
             say_empty(axes, "no reward recorded")
-    panels[0].set_ylim(bottom=0)
+    from_zero(panels)
     return finish(figure, panels) if any_drawn else None
 
 
@@ -95,7 +96,7 @@ def accuracy_by_tokens(tables: Mapping[str, EvalTable], title: str = "") -> byte
     note = "majority of initial candidates"
     figure, panels = canvas(1, "Problems solved (%)", [*tables, note])
     axes, drawn = panels[0], False
-    axes.set_title(title)
+    axes.set_title(as_label(title))
     axes.set_xlabel("Tokens generated per problem, all rounds so far")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
@@ -125,10 +126,9 @@ def draw_line(axes: Axes, points: Sequence[tuple[float, Interval]], label: str, 
     at, (mean, low, high) = [at for at, _ in known], percent([cell for _, cell in known])
     marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
     look: dict[str, Any] = {"color": colour(index), "linestyle": stroke(index), "marker": marker, "markersize": 5}
-    axes.plot(at, mean, linewidth=2, label=label, **look)
+    axes.plot(at, mean, linewidth=2, label=as_label(label), **look)
     if len(at) == 1:
-        whiskers = [[mean[0] - low[0]], [high[0] - mean[0]]]
-        axes.errorbar(at, mean, yerr=whiskers, color=colour(index), capsize=3)
+        axes.errorbar(at, mean, yerr=whiskers(mean, low, high), color=colour(index), capsize=3)
     axes.fill_between(at, low, high, color=colour(index), alpha=alpha, linewidth=0)
     return True
 
@@ -139,6 +139,12 @@ def percent(cells: Sequence[Interval]) -> tuple[list[float], list[float], list[f
             for some in ([cell.low for cell in cells], [cell.high for cell in cells]))  # fmt: skip
     low, high = ([100 * value for value in some] for some in ends)
     return [100 * cell.mean for cell in cells], low, high
+
+
+def whiskers(mean: list[float], low: list[float], high: list[float]) -> list[list[float]]:
+    """Lengths below and above, never negative."""
+    return [[max(0.0, m - x) for m, x in zip(mean, low, strict=True)],
+            [max(0.0, x - m) for m, x in zip(mean, high, strict=True)]]  # fmt: skip
 
 
 def canvas(panels: int, ylabel: str, labels: Sequence[str], *, across: int = 0) -> tuple[Figure, list[Axes]]:
@@ -175,9 +181,8 @@ def finish(figure: Figure, panels: Sequence[Axes]) -> bytes:
         axes.xaxis.label.set(fontsize=9.5, color=INK)
     if handles:
         columns = legend_columns(list(handles))
-        labels = [as_label(label) for label in handles]
         look: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 9}
-        figure.legend(list(handles.values()), labels, **look)
+        figure.legend(list(handles.values()), list(handles), **look)
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
@@ -229,9 +234,15 @@ def whole_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
+def from_zero(panels: Sequence[Axes]) -> None:
+    """Let the y axis that panels share begin at 0, unless something drawn lies below."""
+    if min(axes.dataLim.y0 for axes in panels) >= 0:
+        panels[0].set_ylim(bottom=0)
+
+
 def as_label(text: str) -> str:
-    """A name from a run directory is text, not mathematics: matplotlib reads "$" as the latter."""
-    return text.replace("$", r"\$")
+    """A name from a run directory is text: matplotlib reads "$" as mathematics, and hides labels that begin with "_"."""
+    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
 def say_empty(axes: Axes, text: str) -> None:

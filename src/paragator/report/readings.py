@@ -31,14 +31,19 @@ def choose(records: Iterable[Graded]) -> list[tuple[str, Graded]]:
 
 
 def kind_of(record: Graded) -> str:
-    """recovery: no candidate was right and a last solution is; destruction: the reverse; else plain."""
+    """recovery: all candidates were wrong and a last solution is right; destruction: the reverse; else plain."""
     if record.num_rounds < 2:
         return "plain"
-    before, after = (
-        any(grade and grade.verdict == "correct" for group in groups for grade in group)
-        for groups in (record.grades[0], record.grades[-1])
-    )
-    return {(False, True): "recovery", (True, False): "destruction"}.get((before, after), "plain")
+    before, after = some_right(record.grades[0]), some_right(record.grades[-1])
+    if (before, after) == (False, True):
+        return "recovery"
+    return "destruction" if (before, after) == (True, False) else "plain"
+
+
+def some_right(grades: Sequence[Sequence[Grade | None]]) -> bool | None:
+    """Whether a round has a right solution; None when that is not known, as some or all have no verdict."""
+    verdicts = {grade.verdict if grade else "failed" for group in grades for grade in group}
+    return True if "correct" in verdicts else False if verdicts == {"incorrect"} else None
 
 
 def readings(source: str, chosen: Sequence[tuple[str, Graded]]) -> str:
@@ -46,7 +51,7 @@ def readings(source: str, chosen: Sequence[tuple[str, Graded]]) -> str:
     if not chosen:
         return "<h2>Traces</h2><p>No trace is recorded.</p>"
     note = (
-        f"{len(chosen)} traces of {source}. Recovery: no candidate was right, a solution of the last round is; "
+        f"{len(chosen)} traces of {source}. Recovery: all candidates were wrong, a solution of the last round is right; "
         "destruction: the reverse. One group of marks a round."
     )
     head = f'<h2>Traces</h2><p class="soft">{show(note)}</p>'

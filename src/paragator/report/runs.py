@@ -13,13 +13,27 @@ from paragator.core.errors import DataError, UsageError
 from paragator.records import Graded, read, read_json_lines
 from paragator.report.measures import Scores, scores
 
+SECTIONS: dict[str, set[str]] = {
+    "model": {"path", "device"},
+    "method": {"pools"},
+    "generate": set(),
+    "aggregate": set(),
+    "rollout": set(),
+    "train": {"threads", "checkpoint_every", "batch_tokens"},
+    "optimizer": set(),
+    "eval": {"seed"},
+}
+"""In which sections seeds of one method are alike, but for these keys."""
 EVALUATIONS = ("eval_after", "eval", "eval_before")
 """What a run directory may hold, the one that counts first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run's last evaluation. `task` is its name and its file, if any; `texts` its problems by id."""
+    """One run's last evaluation. `task` is its name and its file, if any; `texts` its problems by id.
+
+    `lacking` says what it lacks of the traces that its config asks for; "" when nothing.
+    """
 
     path: Path
     evaluation: str
@@ -30,6 +44,8 @@ class Run:
     metrics: list[dict[str, Any]]
     texts: Mapping[str, str]
     scores: Scores
+    config: Mapping[str, Any]
+    lacking: str
 
     @property
     def name(self) -> str:
@@ -38,10 +54,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A method: its runs by benchmark, several where it was run with several seeds. `method` is its label without more."""
+    """A method: its runs by benchmark, several where it was run with several seeds.
+
+    `method` is its label without more, `panel` its label without temperature and seeds.
+    """
 
     label: str
     method: str
+    panel: str
     temperature: float | None
     runs: Mapping[str, tuple[Run, ...]]
 
@@ -54,7 +74,7 @@ def load_run(path: Path, k: int) -> Run:
     """A run directory; DataError when it has no evaluation."""
     evaluation, records = read_evaluation(path)
     config = read_json(path / "config.json")
-    task, generate = (config[name] if isinstance(config.get(name), dict) else {} for name in ("task", "generate"))
+    task, generate = part(config, "task"), part(config, "generate")
     return Run(
         path=path,
         evaluation=evaluation,
@@ -65,7 +85,18 @@ def load_run(path: Path, k: int) -> Run:
         metrics=read_metrics(path),
         texts={record.trace.problem.id: record.trace.problem.text for record in records},
         scores=scores(records, k),
+        config=config,
+        lacking=lacking(config, read_json(path / "manifest.json"), len(records)),
     )
+
+
+def lacking(config: Mapping[str, Any], manifest: Mapping[str, Any], traces: int) -> str:
+    """What an evaluation of so many traces lacks, in words; "" when nothing, or when its run does not say how many there are."""
+    settings, problems = config.get("eval"), manifest.get("held_out")
+    repeats = settings.get("repeats") if isinstance(settings, dict) else None
+    if not isinstance(problems, int) or not isinstance(repeats, int) or traces >= problems * repeats:
+        return ""
+    return f"only {traces} of {problems * repeats} traces (interrupted, or still going)"
 
 
 def gather(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[Row]:
@@ -80,9 +111,8 @@ def gather(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[Row]:
     check_same_problems(runs)
     methods = list(labels) or [run.method if run.method != "unknown" else run.name for run in runs]
     methods = [" ".join(method.split()) for method in methods]  # a label is one line of a table
-    heads = [with_temperature(i, runs, methods) for i in range(len(runs))]
-    if not labels:
-        heads = tell_apart(runs, heads)
+    plain = [with_temperature(i, runs, methods) for i in range(len(runs))]
+    heads = plain if labels else tell_apart(runs, plain)
     check_distinct(runs, heads)
     rows = []
     for head in dict.fromkeys(heads):
@@ -91,7 +121,11 @@ def gather(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[Row]:
         for task, name in names.items():
             if some := [runs[i] for i in own if runs[i].task == task]:
                 found[name] = tuple(sorted(some, key=lambda run: (run.seed is None, run.seed)))
-        rows.append(Row(head + seeds_of(found), methods[own[0]], runs[own[0]].temperature, found))
+                if not labels:
+                    check_seeds(head, found[name])
+        method = methods[own[0]]
+        panel = method + head.removeprefix(plain[own[0]])
+        rows.append(Row(head + seeds_of(found), method, panel, runs[own[0]].temperature, found))
     return rows
 
 
@@ -200,7 +234,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def method_of(config: dict[str, Any]) -> str:
-    """`method.name` of a resolved config, or "unknown"."""
-    method = config.get("method")
-    return str(method.get("name", "unknown")) if isinstance(method, dict) else "unknown"
+def method_of(config: Mapping[str, Any]) -> str:
+    """What a run is called by its resolved config: its method; a server's model or a recording by name; or "unknown"."""
+    engine = part(config, "engine")
+    if engine.get("rollout") == "openai":
+        return str(engine.get("model") or "unknown")
+    if engine.get("rollout") == "replay":
+        return Path(str(engine.get("recording"))).stem
+    return str(part(config, "method").get("name", "unknown"))
+
+
+def part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of a config; {} where it is none."""
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def check_seeds(label: str, runs: Sequence[Run]) -> None:
+    """DataError where runs that would be averaged as seeds differ in more than their seed."""
+    for run, name in ((run, name) for run in runs[1:] for name in SECTIONS):
+        own, first = part(run.config, name), part(runs[0].config, name)
+        for key in sorted((own.keys() | first.keys()) - SECTIONS[name]):
+            if own.get(key) != first.get(key):
+                raise DataError(
+                    f"{run.path}: {name}.{key} = {own.get(key)!r}, but {first.get(key)!r} in {runs[0].path}, so they are not seeds "
+                    f"of one {label}; say what each is by --label, once a run"
+                )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from paragator.core.errors import DataError
 from paragator.core.estimators import Interval, mean
 from paragator.report import bands, bars
 from paragator.report.compare import AVERAGE, COMPARED, Comparison
+from paragator.report.folder import check_folder
 from paragator.report.measures import MEASURES
 from paragator.report.resample import holm
 from paragator.report.runs import Run, gather, read_json
@@ -26,6 +27,8 @@ from paragator.report.table import NOTHING
 
 BANDS = ("reward_by_step", "reward_by_tokens", "dead_zone")
 """The pictures of training, one each a benchmark."""
+FEWEST_SEEDS = 3
+"""Of either side of a comparison, for its p: with fewer it is far too small (docs/study.md)."""
 
 
 def cut(run: Run, rounds: int) -> Run:
@@ -62,6 +65,13 @@ class Results:
                     raise DataError(
                         f"{folder}: another {key} than {self.folders[0]}; compare studies of one primary outcome"
                     )
+            here = {e.run.task for e in self.entries if e.folder.parent == folder}
+            same = here & {e.run.task for e in self.entries if e.folder.parent == self.folders[0]}
+            for key in ("evaluation", *(["base"] if same else [])):
+                if settings(note.get(key, {})) != settings(self.note.get(key, {})):
+                    raise DataError(
+                        f"{folder}: another {key} than {self.folders[0]}; compare studies that are alike in it"
+                    )
             for label, cell in note["cells"].items():
                 if cells.setdefault(label, cell) != cell:
                     raise DataError(
@@ -95,18 +105,25 @@ class Results:
     # ---- the primary outcome ----
 
     def primary(self) -> list[tuple[str, str, Interval, float, float]]:
-        """(place, cell, its difference to the reference with a 95% interval, p, Holm's p among the comparisons declared there)."""
+        """(place, cell, its difference to the reference with a 95% interval, p, Holm's p among the comparisons declared there).
+
+        Both p are NaN where a side has too few seeds.
+        """
         out = []
         sampled = {row: self.short.paired_samples(row) for row in range(1, len(self.short.rows))}
         key = (self.measure, self.round, self.round)
         for place in self.short.places:
             found = {row: some[place, key] for row, some in sampled.items() if (place, key) in some}
-            p_values = [one.p_value() for one in found.values()]
+            p_values = [math.nan if self.has_few_seeds(row, place) else one.p_value() for row, one in found.items()]
             known = sum(not math.isnan(p) for p in p_values)
-            p_values += [1.0] * (self.family(place) - known)  # of what is not finished yet
+            p_values += [1.0] * (self.family(place) - known)  # of what is not finished yet or has no p
             for (row, one), p, adjusted in zip(found.items(), p_values, holm(p_values), strict=False):
                 out.append((place, self.short.rows[row].label, one.interval(), p, adjusted))
         return out
+
+    def has_few_seeds(self, row: int, place: str) -> bool:
+        """Whether a row's comparison with the reference has too few seeds for a p."""
+        return min(self.short.seeds(row, place), self.short.seeds(0, place)) < FEWEST_SEEDS
 
     def family(self, place: str) -> int:
         """How many comparisons with the reference are declared for a place."""
@@ -141,12 +158,13 @@ class Results:
         return "\n\n".join(f"{sheet.title}\n{sheet.text()}" for sheet in self.primary_sheets())
 
     def primary_rows(self) -> list[dict[str, Any]]:
-        """The comparisons as plain values."""
-        return [
-            {"place": place, "cell": cell, "minus": self.reference, "mean": gap.mean, "low": gap.low, "high": gap.high}
-            | {"p": p, "p_holm": adjusted}
-            for place, cell, gap, p, adjusted in self.primary()
-        ]
+        """The comparisons as JSON values; None for what is NaN."""
+        out = []
+        for place, cell, gap, p, adjusted in self.primary():
+            numbers = {"mean": gap.mean, "low": gap.low, "high": gap.high, "p": p, "p_holm": adjusted}
+            known = {name: None if math.isnan(value) else value for name, value in numbers.items()}
+            out.append({"place": place, "cell": cell, "minus": self.reference, **known})
+        return out
 
     # ---- other tables ----
 
@@ -179,13 +197,14 @@ class Results:
         ]
 
     def equal(self, place: str, by: str) -> Sheet:
-        """The cells that took as many steps; or for each method its cell matched by tokens, where it has one."""
+        """The cells that took as many steps; by tokens, a method's cells that are matched so stand in for its others."""
         labels = [cell for cell, matched in self.cells if matched == "steps"]
         if by == "tokens":
             here = {entry.cell for entry in self.at(place)}
-            twins = {self.method(cell): cell for cell, matched in self.cells if matched == "tokens" and cell in here}
-            labels = [twins.get(cell, cell) if cell == self.method(cell) else cell for cell in labels]
-        metrics = {label: self.metrics(place, label) for label in dict.fromkeys(labels)}
+            twins = [cell for cell, matched in self.cells if matched == "tokens" and cell in here]
+            replaced = set(map(self.method, twins))
+            labels = [*twins, *(cell for cell in labels if self.method(cell) not in replaced)]
+        metrics = {label: self.metrics(place, label) for label in labels}
         trained = [rows for runs in metrics.values() for rows in runs if rows]
         steps = min((bands.last_step(rows) for rows in trained), default=0)
         tokens = min((bands.total_tokens(rows) for rows in trained), default=0.0)
@@ -254,8 +273,21 @@ class Results:
             *self.whole.notes(),
             f"p is two-sided, from the same draws; Holm's correction is for all comparisons of a table of primary "
             f"outcomes that were declared, finished or not: {' or '.join(map(str, sizes))}.",
+            *self.without_p(),
             "Every other interval is for one comparison.",
             f"Seeds: {'; '.join(self.seeds())}.",
+        ]
+
+    def without_p(self) -> list[str]:
+        """A note on the comparisons that have too few seeds, if any has."""
+        compared = {(row, place) for place in self.short.places for row in range(1, len(self.short.rows))}
+        few = {row for row, place in compared if self.short.seeds(row, place) and self.has_few_seeds(row, place)}
+        if not few:
+            return []
+        cells = ", ".join(self.short.rows[row].label for row in sorted(few))
+        return [
+            f"No p for {cells}: with fewer than {FEWEST_SEEDS} seeds on a side it would be far too small; Holm's correction "
+            "counts such a comparison as p = 1."
         ]
 
     def seeds(self) -> list[str]:
@@ -275,12 +307,13 @@ class Results:
             out[tokens] = bands.curves(methods, against="tokens")
             out[dead] = bands.curves(methods, panels=bands.DEAD_ZONE, ylabel="Groups without credit")
         if (warm := self.temperatures()) and warm.by_temperature():
-            panels: dict[str, dict[float, Any]] = {}
-            for i in warm.by_temperature():
-                row = warm.rows[i]
-                panels.setdefault(row.method, {})[row.temperature or 0.0] = warm.tables[i, warm.places[-1]]
-            out["temperature.png"] = bars.temperatures(panels, f"round {self.round}")
+            out["temperature.png"] = bars.temperatures(warm.warmth(), f"round {self.round}")
         return out
+
+
+def settings(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a study's section that several studies share."""
+    return {key: value for key, value in section.items() if key != "temperatures"}
 
 
 def number(value: float) -> Interval:
@@ -292,10 +325,12 @@ def number(value: float) -> Interval:
 
 
 def write_results(folders: Sequence[Path], out_dir: Path) -> Results:
-    """Write tables.md, tables.csv, runs.csv, metrics.csv, the pictures and every run's config; DataError without a run.
+    """Write tables.md, tables.csv, runs.csv, metrics.csv, the pictures and every run's config.
 
-    What an earlier analysis wrote there is replaced, anything else is left alone.
+    What an earlier analysis wrote there is replaced, anything else is left alone. DataError without a run, UsageError
+    where `out_dir` cannot be written.
     """
+    check_folder(out_dir)
     found = Results(folders)
     out_dir.mkdir(parents=True, exist_ok=True)
     clear(out_dir)

@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Entry]]:
         for seed in seeds:
             unit = folder / f"{cell}-seed{seed}"
             asked, done = wanted.get(unit.name, {}), finished(unit)
-            runs = {name: load_run(unit / name, k) for name in sorted(done) if is_wanted(name, asked, done)}
+            known = {name: load_run(unit / name, k) for name in sorted(done) if is_wanted(name, asked, done)}
+            runs = {name: replace(run, lacking="") for name, run in known.items()}  # finished: the task has no more
             if run := runs.pop("eval", None):
                 metrics = read_metrics(unit / "train")
                 entries.append(Entry(cell, settings["matched"], seed, run, tuple(runs.values()), metrics))
