@@ -42,6 +42,7 @@ MORE = {
     "--recording": "Sets engine.rollout to replay; also the task, if none is named.",
 }
 ENDPOINT_MAX_TOKENS = 4096
+UNDER_WAY = "the requests under way"
 EVERY_S = 10.0
 
 
@@ -57,7 +58,10 @@ def main(arguments: list[str]) -> int:
     problems = compose.held_out(config, checked.task)
     manifest = rundir.manifest(config, checked.facts, len(problems))
     resume, overwrite = flags.resume, flags.overwrite
-    with rundir.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir, Stop() as stop:
+    with (
+        rundir.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir,
+        Stop(UNDER_WAY) as stop,
+    ):
         say = show.Logger(run_dir, quiet=flags.json)
         code = asyncio.run(job(config, checked, problems, run_dir, say, stop))
     if flags.json:

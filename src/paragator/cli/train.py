@@ -203,10 +203,10 @@ async def measure(
 
 
 class Stop:
-    """Ctrl-C once asks to stop after the current step; twice stops at once."""
+    """Ctrl-C once asks to stop after `what` is under way; twice stops at once."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, what: str = "this step") -> None:
+        self.what, self.asked = what, False
 
     def __call__(self) -> bool:
         return self.asked
@@ -222,7 +222,7 @@ class Stop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+        print(f"stopping after {self.what}; Ctrl-C again stops at once", file=sys.stderr)
 
     def __exit__(self, *_: object) -> None:
         if self.former is not None:
