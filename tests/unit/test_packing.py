@@ -102,9 +102,7 @@ def test_a_budget_needs_a_counter() -> None:
 def test_a_problem_that_leaves_no_room_says_so() -> None:
     packed = Packer(max_tokens=3, count=length).pack(PROBLEM, [(0, "a" * 99)], TEMPLATES)
     assert packed.misfit == "context length: the problem leaves no room for an attempt in 3 tokens of prompt"
-    packed = Packer().pack(PROBLEM, [(0, "<think>"), (1, " ")], TEMPLATES)
-    assert packed.misfit == "no attempt in the pool has anything to show"
-    assert Packer().pack(PROBLEM, [(0, "<think>"), (1, "a")], TEMPLATES).misfit is None
+    assert Packer().pack(PROBLEM, [(0, "<think>")], TEMPLATES).misfit is None  # nothing to show is another matter
 
 
 def test_attempts_can_be_counted_apart() -> None:

@@ -17,7 +17,7 @@ KEEPS = (0.5, 0.25, 0.125)
 class Packed:
     """An aggregation prompt, the population indices that it shows in order, and what was reduced to make it fit.
 
-    `misfit` says why it shows no attempt: not even one fits beside the problem, or none has anything to show.
+    `misfit` says why not even one attempt fits beside the problem; then the prompt shows none.
     """
 
     prompt: Prompt
@@ -67,7 +67,7 @@ class Packer:
             notes.append(f"tail:{keep}")
         if len(shown) < len(full):
             notes.append(f"dropped:{len(full) - len(shown)}")
-        misfit = None if full else "no attempt in the pool has anything to show"
+        misfit = None
         if full and not shown:
             misfit = f"context length: the problem leaves no room for an attempt in {self.max_tokens} tokens of prompt"
         prompt = templates.for_aggregation(problem, [text for _, text in shown])
