@@ -129,7 +129,8 @@ def draw_line(axes: Axes, points: Sequence[tuple[float, Interval]], label: str, 
     axes.plot(at, mean, linewidth=2, label=as_label(label), **look)
     if len(at) == 1:
         axes.errorbar(at, mean, yerr=whiskers(mean, low, high), color=colour(index), capsize=3)
-    axes.fill_between(at, low, high, color=colour(index), alpha=alpha, linewidth=0)
+    else:
+        axes.fill_between(at, low, high, color=colour(index), alpha=alpha, linewidth=0)
     return True
 
 
