@@ -17,6 +17,7 @@ import pytest
 from paragator import records
 from paragator.cli.main import main
 from paragator.cli.rundir import open_run
+from paragator.cli.show import result
 from paragator.cli.train import teller
 from paragator.config import Config, ModelConfig, to_json
 from paragator.core.errors import UsageError
@@ -353,6 +354,7 @@ def test_refusing_loads_no_torch_and_debug_shows_the_traceback(tmp_path: Path) -
 import sys
 from paragator.cli.main import main
 from paragator.cli.rundir import open_run
+from paragator.cli.show import result
 from paragator.cli.train import teller
 sys.argv = ["paragator", "train", "--generate.top_p", "0.9", *sys.argv[1:]]
 try:
@@ -433,3 +435,20 @@ def test_a_run_that_is_refused_leaves_no_directory(tmp_path: Path) -> None:
             (run_dir / "eval.jsonl").write_text(found)
             raise UsageError("too late")
         assert run_dir.exists() is bool(found)
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(arguments: list[str]) -> int:
+        raise OSError(28, "No space left on device", "runs/a\x1b[31m/eval.jsonl")
+
+    monkeypatch.setattr("paragator.cli.main.run", full)
+    monkeypatch.setattr(sys, "argv", ["paragator", "eval"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "error: runs/a\\x1b[31m/eval.jsonl: No space left on device\n"
+
+
+def test_an_evaluation_without_a_record_yet_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "eval.jsonl").write_text("")
+    assert "eval" not in result(tmp_path, 4)

@@ -90,9 +90,7 @@ def main() -> NoReturn:
     except ParagatorError as error:
         if "--debug" in arguments:
             raise
-        from paragator.cli.show import printable
-
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)  # it may quote a data file
+        complain(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -102,13 +100,20 @@ def main() -> NoReturn:
     except OSError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        complain(f"{error.filename or 'a file'}: {error.strerror or error}")
         code = 1
     compute = sys.modules.get("paragator.engines.compute")  # not imported where nothing was computed
     if code == 130 and compute and compute.busy():
         sys.stdout.flush()
         os._exit(code)  # an exit would wait for the computing thread; all else has been closed by now
     sys.exit(code)
+
+
+def complain(text: str) -> None:
+    """An error in one line without control characters: it may quote a data file."""
+    from paragator.cli.show import printable
+
+    print(f"error: {printable(' '.join(text.split()))}", file=sys.stderr)
 
 
 def parse(parser: Parser, arguments: list[str]) -> tuple[Namespace, list[str]]:

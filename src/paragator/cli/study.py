@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shlex
 import sys
 import time
@@ -19,6 +20,7 @@ from paragator.cli.rundir import clear, locked, write_whole
 from paragator.cli.show import printable
 from paragator.config import load
 from paragator.core.errors import ParagatorError, UsageError
+from paragator.report.folder import check_folder
 from paragator.report.runs import read_json
 from paragator.report.study_runs import CONFIG, NOTE
 
@@ -54,8 +56,7 @@ def main(arguments: list[str]) -> int:
     if not flags.overwrite:
         for one in chosen:
             check_trained(one)
-    if study.results_dir.exists() and not study.results_dir.is_dir():
-        raise UsageError(f"results = {study.results_dir} is a file; name a folder")
+    check_folder(study.results_dir)
     if flags.dry_run:
         print(json.dumps(described(study, chosen)) if flags.json else overview(study, chosen))
         return 0
@@ -278,8 +279,8 @@ def ending(todo: Sequence[Job], say: Show, again: str) -> int:
     return 3 if failed else 0
 
 
-def said(study: Study, unit: Unit, say: Show) -> float:
-    """The primary outcome of one run, beside what the study's results hold of it."""
+def said(study: Study, unit: Unit, say: Show) -> float | None:
+    """The primary outcome of one run, beside what the study's results hold of it; None where it was not measured."""
     from paragator.report.runs import load_run
     from paragator.report.study_runs import outcome, recorded
 
@@ -289,7 +290,7 @@ def said(study: Study, unit: Unit, say: Show) -> float:
     known = recorded(study.results_dir, unit.cell.label, unit.seed, temperature, primary.measure, primary.round)
     beside = "" if known is None else f" ({known:.6f} in {study.results_dir})"
     say.text(f"{unit.name}: {primary.measure} at round {primary.round} = {own:.6f}{beside}")
-    return own
+    return None if math.isnan(own) else own
 
 
 def analysed(study: Study, say: Show, *, failed: bool) -> dict[str, Any]:
