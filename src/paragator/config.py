@@ -56,6 +56,10 @@ class ModelConfig(Section):
         )
 
 
+MOST_COUNTDOWN = 8
+"""Numbers of a Countdown problem."""
+
+
 class TaskConfig(Section):
     name: str = "countdown"
     """"countdown", "arithmetic", "jsonl" (a file of your own), "reasoning-gym/NAME", or a row of `paragator data list`."""
@@ -73,10 +77,10 @@ class TaskConfig(Section):
     """reasoning-gym: parameters of the generator."""
     reward: str | None = None
     """A reward function "module:function" (problem, texts) -> one number or None a text; replaces the task's checker."""
-    min_numbers: int = Field(4, ge=2, le=8)
+    min_numbers: int = Field(4, ge=2, le=32)
     """Fewest numbers (countdown) or terms (arithmetic)."""
-    max_numbers: int = Field(4, ge=2, le=8)
-    """Most numbers or terms."""
+    max_numbers: int = Field(4, ge=2, le=32)
+    """Most numbers (countdown: 8) or terms."""
     min_value: int = Field(1, ge=1)
     """countdown: smallest number. arithmetic: as few digits as this has."""
     max_value: int = Field(12, ge=1)
@@ -92,6 +96,8 @@ class TaskConfig(Section):
             low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
             if low > high:
                 raise ValueError(f"task.min_{what} = {low} is above task.max_{what} = {high}")
+        if self.name == "countdown" and self.max_numbers > MOST_COUNTDOWN:
+            raise ValueError(f"task.max_numbers = {self.max_numbers}: Countdown has {MOST_COUNTDOWN} numbers at most")
         return self
 
 

@@ -110,12 +110,16 @@ def load(config: ModelConfig) -> tuple[Any, Any]:
         raise UsageError(f"model.path = {config.path!r} cannot be loaded: {reason}") from None
     if config.lora_rank:
         model = add_lora(model, config.lora_rank)
-    placed: Any = model
+    return placed(model, pick_device(config.device), "model.device"), tokenizer
+
+
+def placed(model: Any, device: str, name: str) -> Any:
+    """The model on a device; UsageError for one that is not known or not here, which setting `name` asked for."""
     try:
-        return placed.to(pick_device(config.device)), tokenizer
-    except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that is not here
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f'model.device = {config.device!r}: {reason}; use "auto", "cpu" or "cuda"') from None
+        raise UsageError(f'{name} = {device!r}: {reason}; use "auto", "cpu" or "cuda"') from None
 
 
 def add_lora(model: Any, rank: int) -> Any:

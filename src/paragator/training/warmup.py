@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.config import Section, TaskConfig
 from paragator.core.errors import UsageError
+from paragator.engines.loading import pick_device, placed
 from paragator.tasks.demonstrations import DEMONSTRATORS, Demonstrator, Piece
 from paragator.training import checkpoint
 
@@ -57,6 +58,8 @@ class WarmupConfig(Section):
     prefer_from: int = Field(1800, ge=0)
     """The step after which `prefer` holds; the learning rate then restarts at three tenths of its peak."""
     threads: int | None = Field(None, ge=1)
+    device: str = "auto"
+    """Where it is trained: "auto" (CUDA if there is any), "cpu", "cuda"."""
 
 
 def build_tokenizer(known: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -141,7 +144,8 @@ def warmup(config: WarmupConfig, say: Callable[[str], None] = print) -> Path:
     say(f"{config.task.name}: preparing demonstrations")
     demonstrator = DEMONSTRATORS[config.task.name](config.task, config.seed)
     words = demonstrator.words
-    model, tokenizer = build_model(config, len(words)), build_tokenizer(words)
+    device, tokenizer = pick_device(config.device), build_tokenizer(words)
+    model = placed(build_model(config, len(words)), device, "device")
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     done, spent = resume(config, model, optimizer, say)
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(words)} tokens")
@@ -150,7 +154,8 @@ def warmup(config: WarmupConfig, say: Callable[[str], None] = print) -> Path:
     for step in range(done + 1, config.steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        losses = update(model, optimizer, batch(demonstrator, config, step, ids))
+        batches = [(rows.to(device), weights.to(device)) for rows, weights in batch(demonstrator, config, step, ids)]
+        losses = update(model, optimizer, batches)
         seconds = time.perf_counter() - start
         if step % 25 == 0 or step == config.steps:
             left = seconds / step * (config.steps - step)
@@ -182,7 +187,7 @@ def resume(
 
 def meaning(config: WarmupConfig) -> dict[str, Any]:
     """What must be the same for a resumed warm-up."""
-    return config.model_dump(mode="json", exclude={"output", "threads"})
+    return config.model_dump(mode="json", exclude={"output", "threads", "device"})
 
 
 def learning_rate(config: WarmupConfig, step: int) -> float:
