@@ -179,7 +179,7 @@ def environment() -> Case:
 
 
 def machine() -> str:
-    """Processor, cores and memory."""
+    """CUDA device, processor, cores and memory."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -188,7 +188,9 @@ def machine() -> str:
         ]
         model = named[0] if named else model
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {gigabytes:.0f} GB"
+    cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
+    device = f"{cuda.get_device_name()}, " if cuda and cuda.is_available() else ""
+    return f"{device}{model}, {os.cpu_count()} cores, {gigabytes:.0f} GB"
 
 
 def commit() -> str | None:

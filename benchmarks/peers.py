@@ -40,9 +40,10 @@ def trainer_of(
     steps: int = 1,
     checkpointing: bool = False,
     reward: Callable[..., list[float]] | None = None,
+    device: str = "cpu",
     **options: Any,
 ) -> Any:
-    """A GRPOTrainer in float32 with its own optimiser, ready for `compute_loss`; `steps` micro-batches make an update."""
+    """A GRPOTrainer (float32, on CUDA bfloat16) with its own optimiser, ready for `compute_loss`; `steps` micro-batches an update."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("trl").setLevel(logging.ERROR)
@@ -57,8 +58,8 @@ def trainer_of(
             num_generations=group,
             gradient_accumulation_steps=steps,
             gradient_checkpointing=checkpointing,
-            bf16=False,
-            use_cpu=True,
+            bf16=device == "cuda",
+            use_cpu=device == "cpu",
             report_to="none",
             **options,
         )

@@ -20,6 +20,7 @@ TITLES = {
     "step": "A whole two-stage step",
     "rollout": "Rollouts",
     "inference": "Aggregation rounds on vLLM",
+    "gpu": "One CUDA card",
     "grading": "Grading",
     "startup": "Until anything happens",
     "plan": "Measured steps (ours) against `paragator plan` (peer)",
@@ -29,6 +30,7 @@ COLUMNS = {
     "update": ("us_per_token", "peer_us_per_token", "of_product", "gradient_distance", "cost_ratio", "memory_ratio"),
     "step": ("prompt_tokens", "peer_prompt_tokens", "sampled_tokens", "gradient_distance"),
     "rollout": ("tokens_per_s", "peer_tokens_per_s", "number_type"),
+    "gpu": ("of_product", "gradient_distance", "tokens_per_s", "peer_tokens_per_s", "off"),
     "inference": ("requests", "sampled_tokens", "steps", "peer_steps", "number_type"),
     "grading": ("ours_per_s", "peer_per_s", "ours_right", "peer_right"),
 }

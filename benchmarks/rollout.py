@@ -76,7 +76,7 @@ class Ends(LogitsProcessor):
         self.lengths, self.end, self.prompt = torch.tensor(lengths), end, prompt
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        last = self.lengths == input_ids.shape[1] - self.prompt + 1
+        last = (self.lengths == input_ids.shape[1] - self.prompt + 1).to(scores.device)
         scores[:, self.end] = -torch.inf
         scores[last] = -torch.inf
         scores[last, self.end] = 0
@@ -92,7 +92,8 @@ def forced(rows: dict[str, int], longest: int, end: int) -> Iterator[None]:
     def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         logits[:, end] = -torch.inf
         token, logprob = real(logits, uniforms, sampling)
-        return torch.where(torch.tensor([place[u] for u in uniforms.tolist()]), end, token), logprob
+        last = torch.tensor([place[u] for u in uniforms.tolist()], device=token.device)
+        return torch.where(last, end, token), logprob
 
     with mock.patch.object(generation, "draw", draw):
         yield

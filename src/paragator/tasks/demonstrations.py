@@ -4,7 +4,7 @@ Three skills. Which attempt to prefer is hinted at weakly and late, so that poli
 choice that is blind to the review gave it nothing to start from (experiments/LOG.md).
     solve    of Countdown seven in ten reach the target, the others are honest attempts that end wherever they end. (A model
              that only ever sees success learns to claim it falsely, and then nothing in an attempt shows that it is wrong.)
-             A sum is always right: what a model gets wrong there, it gets wrong by itself
+             A sum is as right as its solver is careful: WarmupConfig.careless
     review   inside <think>, each attempt of the pool is called right or wrong, truthfully
     copy     after the review an attempt is written again, or ("use none") a new one; the choice is blind at first, and
              from WarmupConfig.prefer_from on falls, for a share of the demonstrations, on one called right
@@ -41,6 +41,8 @@ RIGHT_SUM = 0.4
 FORGOTTEN = 0.5
 """Share of the others that take a term twice and forget one; the rest have one false step."""
 SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
+EASIER = 8
+"""A careless solver gets a step that stays among its tens wrong so many times more rarely than one that leaves them."""
 LARGEST_SUM = 2000
 """Numbers up to here may be tokens of their own."""
 AFRESH = 0.25
@@ -151,7 +153,7 @@ class Demonstrator:
 class Countdown(Demonstrator):
     """Countdown: every way to combine a set of numbers is enumerated first."""
 
-    def __init__(self, config: TaskConfig, seed: int) -> None:
+    def __init__(self, config: TaskConfig, seed: int, careless: float = 0.0) -> None:
         self.config = config
         self.words = [*WORDS, *map(str, range(LARGEST + 1))]
         rng = Random(f"{seed}:attempts")
@@ -189,14 +191,16 @@ class Countdown(Demonstrator):
 class Sums(Demonstrator):
     """Chain arithmetic a step at a time, its terms in any order: of 12 + 7 - 30 "7 - 30 = -23 , -23 + 12 = -11".
 
-    The order is what an attempt chooses, and keeping count of the terms is what it gets wrong beside the sums
-    themselves. A number is one token, its sign included.
+    The order is what an attempt chooses. A careless solver errs in steps that carry, and by the order it can avoid some:
+    a model of such solutions knows its sums and slips, which policy optimisation can mend (docs/results/study.md tells
+    what became of models that did not know them). A number is one token, its sign included.
     """
 
-    def __init__(self, config: TaskConfig, seed: int) -> None:
+    def __init__(self, config: TaskConfig, seed: int, careless: float = 0.0) -> None:
         self.config = config
+        self.careless = careless
         self.digits = (len(str(config.min_value)), len(str(config.max_value)))
-        largest = config.max_numbers * (10 ** self.digits[1] - 1) + max(SLIPS)
+        largest = config.max_numbers * (10 ** self.digits[1] - 1 + max(SLIPS))
         if largest > LARGEST_SUM:
             raise UsageError(
                 f"task.max_numbers = {config.max_numbers}, task.max_value = {config.max_value}: sums up to {largest} need as "
@@ -218,7 +222,14 @@ class Sums(Demonstrator):
                 return Problem("", text, sum(int(t.replace(" ", "")) for t in terms)), terms
 
     def solution(self, problem: Problem, source: list[str], rng: Random) -> str:
-        return worked(in_any_order(source, rng))
+        terms, slips, total = in_any_order(source, rng), {}, 0
+        for i, term in enumerate(terms):
+            before, total = total, total + int(term.replace(" ", ""))
+            hard = before // 10 != total // 10
+            if i and rng.random() < (self.careless if hard else self.careless / EASIER):
+                slips[i] = rng.choice(SLIPS)
+                total += slips[i]
+        return worked(terms, slips)
 
     def attempt(self, problem: Problem, source: list[str], rng: Random) -> tuple[str, float]:
         terms = in_any_order(source, rng)
@@ -235,7 +246,10 @@ class Sums(Demonstrator):
         return arithmetic.grade_one(problem, text).verdict == "correct"
 
 
-DEMONSTRATORS: dict[str, Callable[[TaskConfig, int], Demonstrator]] = {"countdown": Countdown, "arithmetic": Sums}
+DEMONSTRATORS: dict[str, Callable[[TaskConfig, int, float], Demonstrator]] = {
+    "countdown": Countdown,
+    "arithmetic": Sums,
+}
 """By the task's name."""
 
 

@@ -217,7 +217,7 @@ def tree_attention(
                 found = attend(q, k2, v2, mask, enable_gqa=heads != groups, **options)
             else:  # heads that share keys become further queries of them: fewer and larger products
                 found = attend(q.reshape(len(part.tree), groups, -1, width), k2, v2, mask, **options)
-                found = found.view(len(part.tree), heads, part.length, width)
+                found = found.reshape(len(part.tree), heads, part.length, width)
             out.append(found.transpose(1, 2).reshape(-1, heads * width))
             at += len(part.tree) * part.length
     found = Gather.apply(torch.cat(out), layout.slot, layout.token, layout.padding)

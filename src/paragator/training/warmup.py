@@ -57,6 +57,8 @@ class WarmupConfig(Section):
     """Share of late reviews that choose an attempt they call right, where there is one."""
     prefer_from: int = Field(1800, ge=0)
     """The step after which `prefer` holds; the learning rate then restarts at three tenths of its peak."""
+    careless: float = Field(0.0, ge=0, le=0.5)
+    """Sums: how often a step that leaves its tens is wrong in a demonstrated solution; other steps an eighth as often."""
     threads: int | None = Field(None, ge=1)
     device: str = "auto"
     """Where it is trained: "auto" (CUDA if there is any), "cpu", "cuda"."""
@@ -142,7 +144,7 @@ def warmup(config: WarmupConfig, say: Callable[[str], None] = print) -> Path:
         torch.set_num_threads(config.threads)
     output = Path(config.output)
     say(f"{config.task.name}: preparing demonstrations")
-    demonstrator = DEMONSTRATORS[config.task.name](config.task, config.seed)
+    demonstrator = DEMONSTRATORS[config.task.name](config.task, config.seed, config.careless)
     words = demonstrator.words
     device, tokenizer = pick_device(config.device), build_tokenizer(words)
     model = placed(build_model(config, len(words)), device, "device")

@@ -1,0 +1,233 @@
+"""On one CUDA card, in bfloat16: an update and rollouts against their peers, memory and speed against the estimates.
+
+    python benchmarks/gpu.py [--quick] [--repeats 5]
+
+The model has the shape of Qwen3-0.6B and random weights, so that nothing is downloaded. TRL recomputes activations by
+default, and is measured with and without. `of_product` is the packed work's model FLOP/s as a share of what torch.mm
+reaches on 8192 x 8192 matrices of bfloat16. Memory is torch's own count at its highest, less nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import common
+import rollout
+import torch
+import update
+from transformers import LogitsProcessorList, Qwen3Config, Qwen3ForCausalLM
+
+from paragator.config import Config, validate
+from paragator.engines.generation import Row, sample_rows
+from paragator.engines.loading import EMBEDDED, add_lora
+from paragator.engines.sampling import Sampling
+from paragator.training import estimate
+from paragator.training.policy import Policy
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""A CPU is for --quick: to see that it works."""
+HELD = "rollouts, loss (Dr.GRPO, its constant), bfloat16 autocast over float32 weights, fused AdamW, norm clipping, 8 rows a batch"
+HELD_ROLLOUT = "prompts, number of siblings, length of every completion, temperature 1, bfloat16 autocast, weights"
+
+
+def model_of(quick: bool) -> Any:
+    """A Qwen3 of random weights, in float32 on the device."""
+    sizes = (1024, 3072, 28, 16, 8, 128, 151_936) if not quick else (64, 96, 2, 4, 2, 16, 999)
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    shape = dict(zip((*names, "head_dim", "vocab_size"), sizes, strict=True))
+    more = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "attn_implementation": "sdpa"}
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(Qwen3Config(**shape, **more, tie_word_embeddings=True)).to(DEVICE)
+
+
+def works(quick: bool) -> list[update.Work]:
+    """Groups of 8: pools of 4 attempts in view, and a problem's two stages."""
+    rng = random.Random("gpu")
+    scale = 32 if quick else 1
+    tail = [tuple(common.heavy_tailed(rng, 8, 1024 // scale)) for _ in range(8)]
+    prompt, short, even = 2200 // scale, 160 // scale, (512 // scale,) * 8
+    both: list[Any] = [("generate", short, lengths) for lengths in tail[:4]]
+    both += [("aggregate", prompt, lengths) for lengths in tail[4:]]
+    return [
+        update.Work("pool of 4, uniform", "", (("aggregate", prompt, even),) * 4),
+        update.Work("pool of 4, heavy tail", "", tuple(("aggregate", prompt, lengths) for lengths in tail[:4])),
+        update.Work("two stages, heavy tail", "", tuple(both)),
+    ]
+
+
+def policy_of(model: Any, more: dict[str, Any] | None = None, lora: int = 0) -> Policy:
+    settings = {
+        "train": {"precision": "bfloat16", "steps": 10**6, "batch_tokens": 2**14, **(more or {})},
+        "model": {"lora_rank": lora},
+        "optimizer": {"lr": 1e-6, "warmup_steps": 0, "betas": (0.9, 0.999)},
+    }
+    return Policy(model, None, validate(Config, settings))
+
+
+def wait() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(call: Callable[[], Any]) -> Callable[[], None]:
+    """The call, until the device has done its work."""
+
+    def done() -> None:
+        call()
+        wait()
+
+    return done
+
+
+def product_rate(quick: bool) -> float:
+    """FLOP/s of torch.mm on square bfloat16 matrices, the median."""
+    size = 256 if quick else 8192
+    a, b = torch.randn(2, size, size, device=DEVICE, dtype=torch.bfloat16)
+    return 2 * size**3 / statistics.median(common.interleaved({"mm": timed(lambda: torch.mm(a, b))}, 20)["mm"])
+
+
+def updates(work: update.Work, model: Any, rate: float, flags: Any) -> list[common.Case]:
+    """Ours, padded rows and TRL on one workload, after their gradients were compared."""
+    import peers
+    from transformers import AutoTokenizer
+
+    trees, constant = update.trees_of(work, model.config.vocab_size)
+    batches = [{k: v.to(DEVICE) for k, v in b.items()} for b in peers.trl_batches(trees, constant, 0)]
+    mine, theirs = copy.deepcopy(model), copy.deepcopy(model)
+    policy = policy_of(mine)
+    update.ours_backward(policy, trees)
+    want = peers.gradients(mine)
+    longest = max(len(b.token_ids) for tree in trees for b in tree.branches)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+        trainer = peers.trainer_of(theirs, tokenizer, folder, longest=longest, group=8, device=DEVICE)
+        theirs = trainer.model
+        optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
+
+        def cast(call: Callable[..., Any], *args: Any) -> None:
+            with torch.autocast(DEVICE, torch.bfloat16):
+                call(*args)
+
+        cast(peers.trl_backward, trainer, batches)
+        apart = {"TRL": peers.distance(want, peers.gradients(theirs))}
+        cast(peers.padded_backward, theirs, batches, constant)
+        apart["padded rows"] = peers.distance(want, peers.gradients(theirs))
+        del want
+        sides = {
+            "ours": timed(lambda: policy.update(trees, 1, {})),
+            "TRL": timed(lambda: cast(peers.trl_update, trainer, batches)),
+            "padded rows": timed(lambda: cast(peers.padded_update, theirs, optimizer, batches, constant)),
+        }
+        seconds = common.interleaved(sides, flags.repeats)
+        trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        again = common.interleaved({"ours": sides["ours"], "TRL, as by default": sides["TRL"]}, flags.repeats)
+    return [
+        {**update.report(work, trees, model.config, found, peer, apart, rate), "held_equal": HELD}
+        for found, peer in ((seconds, "TRL"), (seconds, "padded rows"), (again, "TRL, as by default"))
+    ]
+
+
+def rollouts(tokens: int, prompts: int, longest: int, tail: bool, model: Any, flags: Any) -> common.Case:
+    """8 siblings of each prompt; generate gets each as its own row."""
+    rng, siblings = random.Random("rollout"), 8
+    ids = [tuple(rng.randrange(4, 150) for _ in range(tokens)) for _ in range(prompts)]
+    rows = [Row(p, f"{i}:{j}") for i, p in enumerate(ids) for j in range(siblings)]
+    lengths = common.heavy_tailed(rng, len(rows), longest) if tail else [longest] * len(rows)
+    end = 2 if tail else rollout.NO_TOKEN
+    every = torch.tensor([row.prompt_ids for row in rows], device=DEVICE)
+
+    def ours() -> None:
+        found = sample_rows(
+            model, rows, Sampling(1.0, longest), (end,), max_batch_tokens=2**22, device=torch.device(DEVICE)
+        )
+        assert [len(s.token_ids) for s in found] == lengths, "lengths were not as asked"
+
+    def ours_forced() -> None:
+        with rollout.forced({row.stream: n for row, n in zip(rows, lengths, strict=True)}, longest, end):
+            ours()
+
+    def theirs() -> None:
+        processors = LogitsProcessorList([rollout.Ends(lengths, end, tokens)] if tail else [])
+        found = model.generate(
+            input_ids=every,
+            attention_mask=torch.ones_like(every),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=longest,
+            pad_token_id=0,
+            eos_token_id=end,
+            logits_processor=processors,
+        )
+        assert found.shape[1] - tokens == longest, "lengths were not as asked"
+
+    model.eval()
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
+        sides = {"ours": timed(ours_forced if tail else ours), "theirs": timed(theirs)}
+        seconds = common.interleaved(sides, 3, warm=False)
+    name = f"rollout, {prompts} prompts of {tokens}, N = {siblings}, {'heavy tail' if tail else 'uniform'} to {longest}"
+    peer = f"transformers {common.installed('transformers')} generate"
+    found = common.case(name, seconds["ours"], peer, seconds["theirs"], HELD_ROLLOUT, sampled_tokens=sum(lengths))
+    made = sum(lengths)
+    return {**found, "tokens_per_s": made / found["ours_s"], "peer_tokens_per_s": made / found["peer_s"]}
+
+
+def memory(name: str, model: Any, *, checkpointed: bool, lora: int, quick: bool) -> common.Case:
+    """Torch's highest count of bytes in two updates, against the estimate."""
+    shape = estimate.from_json(model.config.to_dict(), name)
+    prompt, length, groups = (30, 9, 2) if quick else (1800, 512, 4)
+    trees, _ = update.trees_of(
+        update.Work(name, "", (("aggregate", prompt, (length,) * 8),) * groups), shape.vocabulary
+    )
+    found = copy.deepcopy(model)
+    found = add_lora(found, lora) if lora else found
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated() - sum(p.numel() * p.element_size() for p in found.parameters())
+    torch.cuda.reset_peak_memory_stats()
+    policy = policy_of(found, {"batch_tokens": sum(t.num_tokens for t in trees)}, lora)
+    if checkpointed:
+        found.gradient_checkpointing_enable({"use_reentrant": False})
+    for step in (1, 2):
+        policy.update(trees, step, {})
+    measured = torch.cuda.max_memory_allocated() - before
+    at_once = estimate.Load(groups, prompt, 8, length)
+    told = estimate.memory(shape, at_once, bfloat16=True, checkpointed=checkpointed, lora=lora, cuda=True)
+    row = common.untimed(
+        f"memory, {name}", "measured peak", "model, groups, bfloat16; `estimated` against `measured`, bytes"
+    )
+    off = told.peak / measured - 1
+    common.say(f"{name}: estimated {told.peak / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB, {off:+.1%}")
+    return {**row, "estimated": told.peak, "measured": measured, "off": off, "parts": asdict(told)}
+
+
+def main() -> int:
+    flags = common.parser(__doc__).parse_args()
+    if DEVICE == "cpu" and not flags.quick:
+        raise SystemExit("no CUDA device: only --quick runs here")
+    model, cases = model_of(flags.quick), []
+    rate = product_rate(flags.quick)
+    common.say(f"products: {rate / 1e12:.0f} TFLOP/s")
+    for work in works(flags.quick):
+        cases += updates(work, model, rate, flags)
+        common.print_cases(cases[-3:], "gradient_distance", "of_product")
+    if DEVICE == "cuda":
+        for name, checkpointed, lora in (("whole", False, 0), ("checkpointed", True, 0), ("LoRA 16", False, 16)):
+            cases.append(memory(name, model, checkpointed=checkpointed, lora=lora, quick=flags.quick))
+    for prompts, tail in ((8, False), (8, True)):
+        tokens, longest = (30, 16) if flags.quick else (2200, 128)
+        cases.append(rollouts(tokens, prompts, longest, tail, model, flags))
+        common.print_cases(cases[-1:], "tokens_per_s", "peer_tokens_per_s")
+    common.finish(flags, "gpu", cases, "of_product", "gradient_distance", "tokens_per_s", "off")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
