@@ -128,7 +128,7 @@ def policy_of(model: Any, trees: list[Tree]) -> Policy:
 def ours_backward(policy: Policy, trees: list[Tree]) -> None:
     """The gradient that `Policy.update` makes, left in place."""
     for row in pack(trees, policy.batch_tokens):
-        policy.accelerator.backward(policy.loss(collate(row), {})[0])
+        policy.accelerator.backward(policy.loss(collate(row).to(policy.accelerator.device), {})[0])
 
 
 def measure(work: Work, models: dict[str, Any], flags: Any) -> list[common.Case]:

@@ -8,25 +8,28 @@ Cost and memory are thus linear in the branches and in the prompt's length times
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.bias import CausalBias, causal_lower_right
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from paragator.core.errors import UsageError
 from paragator.engines.branching import check_plain
+from paragator.training import flex
 from paragator.training.rows import TOGETHER
 
 NAME = "paragator_tree"
 """As transformers' attn_implementation: with a layout this module's attention, without one exactly sdpa."""
 ALIKE = 0.75
 """Prompts (branches) share a call when the shortest has this share of the longest's tokens: padding is computed too."""
-Shape = tuple[int, Sequence[int]]
+Shape = flex.Shape
 """A tree's prompt tokens, and those of each branch."""
 
 
@@ -58,13 +61,16 @@ class Call:
 class Layout:
     """Where a row's T tokens lie in the M slots of the padded calls: each call's prompts, then its branches.
 
-    token [M] is the row's token of a slot, padding [M, 1] bool where there is none, slot [T] the slot of a token.
+    token [M] is the row's token of a slot, padding [M, 1] bool where there is none, slot [T] the slot of a token;
+    trees are what was planned. With a `block` mask one kernel serves the row as it is, and there are no calls.
     """
 
+    trees: tuple[Shape, ...]
     calls: tuple[Call, ...]
     token: Tensor
     padding: Tensor
     slot: Tensor
+    block: BlockMask | None = None
 
     def ready(
         self, device: torch.device, dtype: torch.dtype, heads_per_key: int = 1, fused: bool | None = None
@@ -72,8 +78,11 @@ class Layout:
         """The same on a device, with its masks: numbers to add to the scores, in their type, shared by all layers.
 
         They are written once for each head that shares a key, whose queries `tree_attention` lines up. Where the kernel
-        knows how to be causal itself (`fused`; by default on CUDA), a mask that only says so is not written.
+        knows how to be causal itself (`fused`; by default on CUDA), a mask that only says so is not written. Where
+        FlexAttention can be used, its mask is all.
         """
+        if fused is None and flex.usable(device, dtype):
+            return replace(self, block=flex.block_mask(self.trees, device))
         fused = device.type == "cuda" if fused is None else fused
 
         def made(part: Branches, prompt: int) -> Branches:
@@ -85,7 +94,8 @@ class Layout:
             return Branches(part.length, part.counts, part.tree.to(device), part.prompts, mask)
 
         calls = tuple(Call(c.count, c.length, tuple(made(b, c.length) for b in c.branches)) for c in self.calls)
-        return Layout(calls, self.token.to(device), self.padding.to(device), self.slot.to(device))
+        token, padding, slot = (x.to(device) for x in (self.token, self.padding, self.slot))
+        return Layout(self.trees, calls, token, padding, slot)
 
 
 def layout(trees: Sequence[Shape]) -> Layout:
@@ -120,7 +130,7 @@ def layout(trees: Sequence[Shape]) -> Layout:
     slot = torch.empty(at, dtype=torch.long)
     real = (slots >= 0).nonzero()[:, 0]
     slot[slots[real]] = real
-    return Layout(tuple(calls), slots.clamp(min=0), (slots < 0)[:, None], slot)
+    return Layout(tuple(trees), tuple(calls), slots.clamp(min=0), (slots < 0)[:, None], slot)
 
 
 def alike(sizes: Sequence[int], together: int | None = None) -> list[list[int]]:
@@ -187,6 +197,11 @@ def tree_attention(
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
     check_plain(more)
+    if layout.block is not None:
+        if dropout:
+            raise UsageError(f"attention_dropout = {dropout}: packed rows on CUDA attend without it; set it to 0")
+        kind = autocast_type(query.device, query.dtype)
+        return flex.attend(query.to(kind), key.to(kind), value.to(kind), layout.block, scaling), None
     tokens = query.shape[2]
     sizes = [t.shape[1] * t.shape[3] for t in (query, key, value)]
     row = torch.cat([t[0].transpose(0, 1).reshape(tokens, -1) for t in (query, key, value)], 1)

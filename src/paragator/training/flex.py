@@ -1,0 +1,92 @@
+"""Attention of packed trees on CUDA by FlexAttention: one kernel for the whole row, which skips what nobody sees.
+
+It needs neither copies of a prompt's keys for its branches nor padding to equal lengths, both of which attention.py's
+calls of sdpa need (`benchmarks/gpu.py` has the difference). Used in bfloat16 and float16; float32 stays with sdpa.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+BLOCK = 128
+"""Queries and keys that a kernel takes at a time; a block that nobody sees costs nothing."""
+Shape = tuple[int, Sequence[int]]
+
+
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this device has the kernel (which Triton compiles) for scores of this type."""
+    return (
+        device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
+def seen(trees: Sequence[Shape]) -> Tensor:
+    """[3, T]: a token sees keys from the first number to before the second (its prompt), from the third on (its own), and
+    none after itself.
+
+    T is padded to whole blocks with tokens that see themselves.
+    """
+    rows, at = [], 0
+    for prompt, branches in trees:
+        end, start = at + prompt, at
+        rows.append(torch.tensor([start, end, start])[:, None].expand(3, prompt))
+        at = end
+        for length in branches:
+            rows.append(torch.tensor([start, end, at])[:, None].expand(3, length))
+            at += length
+    alone = torch.arange(at, at + -at % BLOCK)
+    return torch.cat([*rows, alone.expand(3, -1)], 1)
+
+
+def block_mask(trees: Sequence[Shape], device: torch.device) -> BlockMask:
+    """The mask of a row of trees, each its prompt and then its branches: which blocks are seen at all, and which wholly."""
+    first, end, own = seen(trees).to(device)
+
+    def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k >= first[q]) & ((k < end[q]) | (k >= own[q])) & (k <= q)
+
+    token = torch.arange(len(own), device=device)[:, None]
+    low = torch.arange(0, len(own), BLOCK, device=device)
+    high = low + BLOCK
+    until = torch.minimum(end[:, None], token + 1)
+    some = ((low < until) & (high > first[:, None])) | ((low <= token) & (high > own[:, None]))
+    every = ((low >= first[:, None]) & (high <= until)) | ((low >= own[:, None]) & (high <= token + 1))
+    some, every = some.unflatten(0, (-1, BLOCK)).any(1), every.unflatten(0, (-1, BLOCK)).all(1)
+    lists = [listed(some & ~every), listed(every)]
+    (partly, which), (wholly, those) = lists
+    return BlockMask.from_kv_blocks(
+        partly, which, wholly, those, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(len(own), len(own))
+    )
+
+
+def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """[Q, K] bool as BlockMask has it: how many of each row, and their indices first."""
+    order = torch.argsort(blocks.int(), dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None) -> Tensor:
+    """query [1, H, T, D], key and value [1, K, T, D]: [1, T, H, D]."""
+    tokens = query.shape[2]
+    room = mask.seq_lengths[0] - tokens
+    q, k, v = (functional.pad(x, (0, 0, 0, room)) for x in (query, key, value)) if room else (query, key, value)
+    kernel = compiled() if q.device.type == "cuda" else flex_attention  # uncompiled it is an oracle, without gradients
+    found: Any = kernel(q, k, v, block_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+    out: Tensor = found[:, :, :tokens].transpose(1, 2)
+    return out
+
+
+@cache
+def compiled() -> Any:
+    """The kernel: compiled at its first row, and once more for rows of any length."""
+    return torch.compile(flex_attention)
