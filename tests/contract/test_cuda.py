@@ -18,7 +18,7 @@ from paragator.core.types import Group, Prompt  # noqa: E402
 from paragator.engines.loading import load  # noqa: E402
 from paragator.engines.sampling import Sampling  # noqa: E402
 from paragator.engines.transformers import TransformersEngine  # noqa: E402
-from paragator.training import packed, warmup  # noqa: E402
+from paragator.training import flex, packed, warmup  # noqa: E402
 from paragator.training.packed import collate, log_probs, padded_log_probs  # noqa: E402
 from paragator.training.policy import Policy  # noqa: E402
 from paragator.training.rows import Branch, Tree, pack  # noqa: E402
@@ -93,6 +93,10 @@ def test_packed_is_as_near_to_float64_as_padded_is_in_bfloat16(budget: int) -> N
     steep = [relative(gradients(model, (x * weights).sum()), want) for x in (fast, slow)]
     assert apart[0] < max(1.5 * apart[1], 1e-3) and apart[0] < 0.02
     assert steep[0] < max(1.5 * steep[1], 1e-2) and steep[0] < 0.1
+
+
+def test_flex_attention_works_here() -> None:
+    assert flex.usable(torch.device("cuda", torch.cuda.current_device()), torch.bfloat16, (4, 2, 16))
 
 
 def test_a_branch_is_invisible_to_the_others() -> None:

@@ -64,9 +64,24 @@ def test_equals_the_calls_of_sdpa(trees: list[flex.Shape], heads: int) -> None:
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
 
 
+HEADS = (4, 2, 16)
+
+
 def test_where_it_is_used() -> None:
-    assert not flex.usable(CPU, torch.bfloat16)
-    assert not flex.usable(torch.device("cuda"), torch.float32)
+    assert not flex.usable(CPU, torch.bfloat16, HEADS)
+    assert not flex.usable(torch.device("cuda"), torch.float32, HEADS)
+
+
+def test_where_it_does_not_compile_sdpa_is_used_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **more: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify one")
+
+    monkeypatch.setattr(flex, "attend", broken)
+    flex.compiles.cache_clear()
+    with pytest.warns(UserWarning, match=r"^FlexAttention does not work here, .*: Failed to find C compiler\.$"):
+        assert not flex.compiles(CPU, torch.bfloat16, HEADS)
+    assert not flex.compiles(CPU, torch.bfloat16, HEADS)
+    flex.compiles.cache_clear()
 
 
 def test_a_longest_row_needs_no_mask_of_its_square() -> None:

@@ -212,7 +212,7 @@ def test_large_trees_have_calls_of_their_own() -> None:
 def test_a_kernel_that_is_causal_itself_needs_no_mask(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """What CUDA does: torch's bias object, which a CPU writes out."""
     ready = attention.Layout.ready
-    monkeypatch.setattr(attention.Layout, "ready", lambda self, *args: ready(self, *args, fused=True))
+    monkeypatch.setattr(attention.Layout, "ready", lambda self, *args, **_: ready(self, *args, fused=True))
     model = toy(kind)
     made = collate(pack(TREES, 17)[0]).layout.ready(torch.device("cpu"), torch.float32).calls[0].branches[0].mask
     assert isinstance(made, attention.CausalBias)
@@ -236,7 +236,7 @@ def test_a_kernel_that_is_causal_itself_is_chosen_for_the_type_that_autocast_mul
     model = toy("Qwen3")
     with torch.autocast("cpu", torch.bfloat16):
         want = packed_log_probs(model, TREES, 17)
-        monkeypatch.setattr(attention.Layout, "ready", lambda self, *args: ready(self, *args, fused=True))
+        monkeypatch.setattr(attention.Layout, "ready", lambda self, *args, **_: ready(self, *args, fused=True))
         monkeypatch.setattr(attention, "attend", noted)
         assert relative(packed_log_probs(model, TREES, 17), want) < 0.02
     assert seen == {torch.bfloat16}

@@ -439,6 +439,10 @@ def test_warmup_of_an_unknown_task(fails: Callable[..., str], tmp_path: Path) ->
     (tmp_path / "w.toml").write_text('output = "out"\n')
     error = fails("warmup", "w.toml", "--task.name", "chess")
     assert "task.name = 'chess'" in error and "countdown and arithmetic" in error
+    error = fails("warmup", "w.toml", "--device", "abacus")
+    assert "device = 'abacus'" in error and '"cpu" or "cuda"' in error
+    error = fails("warmup", "w.toml", "--task.max_numbers", "9")
+    assert "task.max_numbers = 9: Countdown has 8 numbers at most" in error
     error = fails("warmup", "w.toml", "--task.name", "arithmetic", "--task.max_value", "9999")
     assert "task.max_value = 9999" in error
     assert not Path("out").exists()

@@ -44,7 +44,7 @@ def test_the_studies_of_the_repository_load(path: Path) -> None:
 
 def test_a_model_that_does_not_exist_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=rX):
+    with pytest.raises(UsageError, match=r"model.path = './configs/arithmetic-model': no such folder"):
         run(["study", str(CONFIGS / "study-arithmetic.toml"), "--dry-run"])
 
 

@@ -583,6 +583,25 @@ def test_solved_sums_are_right_and_prompts_those_of_training() -> None:
             assert sum(int(t.replace(" ", "")) for t in re.findall(r"(?:^-?|[+-] )\d+", left)) == int(result)
 
 
+def test_a_careless_solver_errs_where_tens_are_left_and_goes_on_from_there() -> None:
+    demonstrations, rng, found = Sums(SUMS, 0, careless=0.4), Random(4), {True: [0, 0], False: [0, 0]}
+    known = set(demonstrations.words)
+    for _ in range(600):
+        (_, _), (solution, _) = demonstrations.solve(rng)
+        assert set(solution.split(" ")) <= known
+        before = None
+        for step in solution.removesuffix(" <eos>").split(" , "):
+            left, _, result = step.partition(" = ")
+            start, sign, term = left.split(" ")
+            assert before in (None, start)
+            right, before = int(start) + int(sign + term), result
+            hard = int(start) // 10 != right // 10
+            found[hard][0] += right != int(result)
+            found[hard][1] += 1
+    wrong = {hard: errors / steps for hard, (errors, steps) in found.items()}
+    assert 0.34 < wrong[True] < 0.46 and 0.02 < wrong[False] < 0.09
+
+
 def test_demonstrations_hold_the_terms_that_problems_hold() -> None:
     config = TaskConfig(name="arithmetic", min_numbers=3, max_numbers=3, max_value=99)
     demonstrations, rng = Sums(config, 0), Random(3)

@@ -73,15 +73,21 @@ class Layout:
     block: BlockMask | None = None
 
     def ready(
-        self, device: torch.device, dtype: torch.dtype, heads_per_key: int = 1, fused: bool | None = None
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        heads_per_key: int = 1,
+        *,
+        fused: bool | None = None,
+        block: bool = False,
     ) -> Layout:
         """The same on a device, with its masks: numbers to add to the scores, in their type, shared by all layers.
 
         They are written once for each head that shares a key, whose queries `tree_attention` lines up. Where the kernel
-        knows how to be causal itself (`fused`; by default on CUDA), a mask that only says so is not written. Where
-        FlexAttention can be used, its mask is all.
+        knows how to be causal itself (`fused`; by default on CUDA), a mask that only says so is not written. For
+        FlexAttention its `block` mask is all.
         """
-        if fused is None and flex.usable(device, dtype):
+        if block:
             return replace(self, block=flex.block_mask(self.trees, device))
         fused = device.type == "cuda" if fused is None else fused
 

@@ -6,7 +6,7 @@ calls of sdpa need (`benchmarks/gpu.py` has the difference). Used in bfloat16 an
 
 from __future__ import annotations
 
-import importlib.util
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -21,13 +21,26 @@ BLOCK = 128
 Shape = tuple[int, Sequence[int]]
 
 
-def usable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this device has the kernel (which Triton compiles) for scores of this type."""
-    return (
-        device.type == "cuda"
-        and dtype in (torch.bfloat16, torch.float16)
-        and importlib.util.find_spec("triton") is not None
-    )
+def usable(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> bool:
+    """Whether the kernel serves scores of this type on this device; `heads` are those of queries, of keys, and their size."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and compiles(device, dtype, heads)
+
+
+@cache
+def compiles(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> bool:
+    """Tried once, on a block: Triton needs a C compiler, and a card may lack the memory for large heads."""
+    queries, keys, size = heads
+    try:
+        with torch.enable_grad():
+            q, k = (
+                torch.zeros(1, n, BLOCK, size, device=device, dtype=dtype, requires_grad=True) for n in (queries, keys)
+            )
+            attend(q, k, k, block_mask([(BLOCK, [])], device), None).sum().backward()
+    except Exception as error:  # noqa: BLE001 - whatever a compiler raises; training goes on with the slower kernels
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        warnings.warn(f"FlexAttention does not work here, sdpa is used, which is slower: {reason}", stacklevel=2)
+        return False
+    return True
 
 
 def seen(trees: Sequence[Shape]) -> Tensor:

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from paragator.core.errors import UsageError
 from paragator.engines.branching import NO_MASK
+from paragator.training import flex
 from paragator.training.attention import NAME, Layout, layout
 from paragator.training.rows import LOGITS_AT_ONCE, STAGES, PackedRow, Piece, Tree
 
@@ -91,11 +92,13 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float
     temperatures = _temperatures(temperature)
     scale = temperatures.to(batch.input_ids.device)[batch.stages]
     pick = partial(_pick, scaled=bool((temperatures != 1).any()))
+    device, dtype, heads = batch.input_ids.device, scores_type(model), heads_of(model)
+    block = flex.usable(device, dtype, heads)
     inputs = {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
         "use_cache": False,
-        "layout": batch.layout.ready(batch.input_ids.device, scores_type(model), heads_per_key(model)),
+        "layout": batch.layout.ready(device, dtype, heads[0] // heads[1], block=block),
         "attention_mask": NO_MASK,  # or transformers would make one
     }
     vocabulary = model_config(model).vocab_size
@@ -121,11 +124,12 @@ def scores_type(model: Any) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else next(model.parameters()).dtype
 
 
-def heads_per_key(model: Any) -> int:
-    """Query heads that share a key head (grouped-query attention); 1 where each has its own."""
+def heads_of(model: Any) -> tuple[int, int, int]:
+    """Query heads, key heads (fewer with grouped-query attention), and the size of a head."""
     config = model_config(model)
     heads: int = config.num_attention_heads
-    return heads // (getattr(config, "num_key_value_heads", None) or heads)
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, getattr(config, "num_key_value_heads", None) or heads, size
 
 
 def has_plain_head(model: Any) -> bool:
