@@ -2,10 +2,11 @@
 
 TRL gets each stage's rollouts as its trainer holds them, made before the clock starts: prompts padded on the left and
 completions on the right to the longest of that stage, in micro-batches of 8 rows (its `per_device_train_batch_size`),
-which are in the order of the groups. Its options are the default ones apart from three: float32, Dr.GRPO's loss without
-scaling (the loss that ours has), and no gradient checkpointing, which is on by default and off in ours; a case "as by
-default" has it on. On a CPU TRL sends every position through the output layer, on a GPU those of completions only: the
-padded rows here do the latter.
+which are in the order of the groups.
+Its options are the default ones apart from three: float32 (on CUDA bfloat16 autocast), Dr.GRPO's loss without scaling
+(the loss that ours has), and no gradient checkpointing, which is on by default and off in ours; a case "as by
+default" has it on. On a CPU TRL sends every position through the output layer, on a GPU those of completions only:
+the padded rows here do the latter.
 """
 
 from __future__ import annotations
@@ -120,19 +121,25 @@ def trl_batches(trees: Sequence[Tree], constant: float, pad: int) -> list[Inputs
     return out
 
 
-def padded_backward(model: Any, batches: Sequence[Inputs], constant: float) -> float:
-    """The same gradient from padded rows: logits of completion positions only, no entropy, no log of metrics."""
+def padded_backward(
+    model: Any, batches: Sequence[Inputs], constant: float, dtype: torch.dtype = torch.float32
+) -> float:
+    """The same gradient from padded rows: logits of completion positions only, no entropy, no log of metrics.
+
+    Another `dtype` than float32 is that of autocast in the forward pass.
+    """
     total = 0.0
     for inputs in batches:
         keep = inputs["completion_ids"].shape[1]
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        logits = model(
-            input_ids=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            logits_to_keep=keep + 1,
-            use_cache=False,
-        ).logits[:, :-1]
+        with torch.autocast(mask.device.type, dtype, enabled=dtype != torch.float32):
+            logits = model(
+                input_ids=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                logits_to_keep=keep + 1,
+                use_cache=False,
+            ).logits[:, :-1]
         real = inputs["completion_mask"].bool()
         chosen = -functional.cross_entropy(logits[real].float(), inputs["completion_ids"][real], reduction="none")
         credit = (inputs["advantages"] * constant)[:, None].expand(real.shape)[real]
@@ -142,9 +149,11 @@ def padded_backward(model: Any, batches: Sequence[Inputs], constant: float) -> f
     return total
 
 
-def padded_update(model: Any, optimizer: Any, batches: Sequence[Inputs], constant: float) -> float:
+def padded_update(
+    model: Any, optimizer: Any, batches: Sequence[Inputs], constant: float, dtype: torch.dtype = torch.float32
+) -> float:
     """One optimiser step on padded rows."""
-    total = padded_backward(model, batches, constant)
+    total = padded_backward(model, batches, constant, dtype)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

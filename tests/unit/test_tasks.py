@@ -602,6 +602,11 @@ def test_a_careless_solver_errs_where_tens_are_left_and_goes_on_from_there() -> 
     assert 0.34 < wrong[True] < 0.46 and 0.02 < wrong[False] < 0.09
 
 
+def test_carelessness_is_for_sums() -> None:
+    with pytest.raises(UsageError, match=r"careless = 0\.3 is for sums"):
+        Countdown(SMALL, 0, careless=0.3)
+
+
 def test_demonstrations_hold_the_terms_that_problems_hold() -> None:
     config = TaskConfig(name="arithmetic", min_numbers=3, max_numbers=3, max_value=99)
     demonstrations, rng = Sums(config, 0), Random(3)

@@ -110,16 +110,16 @@ def load(config: ModelConfig) -> tuple[Any, Any]:
         raise UsageError(f"model.path = {config.path!r} cannot be loaded: {reason}") from None
     if config.lora_rank:
         model = add_lora(model, config.lora_rank)
-    return placed(model, pick_device(config.device), "model.device"), tokenizer
+    return placed(model, config.device, "model.device"), tokenizer
 
 
-def placed(model: Any, device: str, name: str) -> Any:
-    """The model on a device; UsageError for one that is not known or not here, which setting `name` asked for."""
+def placed(model: Any, wanted: str, name: str) -> Any:
+    """The model on the device that setting `name` wants; UsageError for one that is not known, not here or too small."""
     try:
-        return model.to(device)
+        return model.to(pick_device(wanted))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f'{name} = {device!r}: {reason}; use "auto", "cpu" or "cuda"') from None
+        raise UsageError(f'{name} = {wanted!r}: {reason}; use "auto", "cpu" or "cuda"') from None
 
 
 def add_lora(model: Any, rank: int) -> Any:

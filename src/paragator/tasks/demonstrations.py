@@ -154,6 +154,10 @@ class Countdown(Demonstrator):
     """Countdown: every way to combine a set of numbers is enumerated first."""
 
     def __init__(self, config: TaskConfig, seed: int, careless: float = 0.0) -> None:
+        if careless:
+            raise UsageError(
+                f"careless = {careless} is for sums: demonstrations of Countdown have failures of their own"
+            )
         self.config = config
         self.words = [*WORDS, *map(str, range(LARGEST + 1))]
         rng = Random(f"{seed}:attempts")
@@ -226,7 +230,7 @@ class Sums(Demonstrator):
         for i, term in enumerate(terms):
             before, total = total, total + int(term.replace(" ", ""))
             hard = before // 10 != total // 10
-            if i and rng.random() < (self.careless if hard else self.careless / EASIER):
+            if i and self.careless and rng.random() < (self.careless if hard else self.careless / EASIER):
                 slips[i] = rng.choice(SLIPS)
                 total += slips[i]
         return worked(terms, slips)

@@ -3,6 +3,7 @@
 The tokens of many trees lie in one row; `layout` plans kernel calls that each serve trees of similar shape, and
 `tree_attention` makes them in every layer. A branch's keys are its prompt's, repeated only inside the call, and its own.
 Cost and memory are thus linear in the branches and in the prompt's length times theirs; no mask over the whole row exists.
+In bfloat16 on CUDA one FlexAttention kernel takes the calls' place (flex.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from paragator.core.errors import UsageError
 from paragator.engines.branching import check_plain
 from paragator.training import flex
 from paragator.training.rows import TOGETHER
@@ -204,8 +204,6 @@ def tree_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
     check_plain(more)
     if layout.block is not None:
-        if dropout:
-            raise UsageError(f"attention_dropout = {dropout}: packed rows on CUDA attend without it; set it to 0")
         kind = autocast_type(query.device, query.dtype)
         return flex.attend(query.to(kind), key.to(kind), value.to(kind), layout.block, scaling), None
     tokens = query.shape[2]

@@ -34,7 +34,7 @@ FORMULAS = {
     "And the branches' attention: e (2 kv) a key, of the prompt and its own for each branch, and e q a branch token. Gradient "
     "checkpointing: 4 h a layer, and one whole layer at a time. And the branches' masks, once: 2 e x heads a key head x L "
     "x (P + L), L = completion, P = prompt; on CUDA none for a prompt alone, else one; one a branch where "
-    "several small prompts share a call",
+    "several small prompts share a call. In bfloat16 on CUDA (FlexAttention): no masks, and of attention e (2 kv) a token",
     "working": "the largest of: logits (16 bytes x predicted tokens x vocabulary, 14 under bfloat16; never more than 2^26 logits "
     "at a time); gradients of the logits (e) + of the head (4 V h); a layer's backward 4 (3 f + 3 h) a token "
     "(+ 4 V h with tied embeddings)",
@@ -215,10 +215,11 @@ def memory(
     if lora:
         weights += FLOAT * shape.ends + (2 if bfloat16 else FLOAT) * (shape.parameters - shape.ends)
     reference = FLOAT * shape.parameters if kl and not lora else 0
-    activations, layer = kept(shape, load, bfloat16, bool(lora))
+    flex = cuda and bfloat16
+    activations, layer = kept(shape, load, bfloat16, bool(lora), flex)
     if checkpointed:
         activations = FLOAT * shape.hidden * load.tokens * shape.layers
-    activations += 2 * (2 if bfloat16 else FLOAT) * load.mask(shape.heads // shape.kv_heads, cuda)
+    activations += 0 if flex else 2 * (2 if bfloat16 else FLOAT) * load.mask(shape.heads // shape.kv_heads, cuda)
     work = working(shape, load, bfloat16, layer if checkpointed else 0, bool(lora))
     temporaries = FLOAT * trained if cuda else 2 * FLOAT * (0 if lora else shape.head)
     static = weights + 3 * FLOAT * trained + reference
@@ -226,14 +227,15 @@ def memory(
     return Memory(weights, FLOAT * trained, 2 * FLOAT * trained, reference, activations, work, peak)
 
 
-def kept(shape: Shape, load: Load, bfloat16: bool, lora: bool) -> tuple[float, float]:
+def kept(shape: Shape, load: Load, bfloat16: bool, lora: bool, flex: bool) -> tuple[float, float]:
     """Bytes that the forward pass keeps for the backward one: of all layers, and of one."""
     e = 2 if bfloat16 else FLOAT
     norms = (26 if bfloat16 else 24) - (8 if lora else 0)
     inside = (6 if bfloat16 else 8) - (2 if bfloat16 else 4) * lora
     token = e * (4 * shape.inner * shape.used + 4 * shape.q) + norms * shape.hidden + FLOAT * shape.heads
     token += inside * (shape.q + shape.kv) if shape.normed_heads else 0
-    layer = float(token * load.tokens + e * (2 * shape.kv * load.keys + shape.q * load.predicted))
+    keys, repeated = (load.tokens, 0) if flex else (load.keys, load.predicted)
+    layer = float(token * load.tokens + e * (2 * shape.kv * keys + shape.q * repeated))
     return shape.layers * layer, layer
 
 

@@ -18,6 +18,10 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128
 """Queries and keys that a kernel takes at a time; a block that nobody sees costs nothing."""
+ANY_LENGTH: dict[str, Any] = {"dynamic": True, "fullgraph": True}
+"""Past its limit of recompilations torch would compute every score of the row's square; with fullgraph that is an error."""
+RECOMPILE_LIMIT = 64
+"""Kernels a process: torch's own limit of 8 is that of all models together."""
 Shape = tuple[int, Sequence[int]]
 
 
@@ -28,14 +32,18 @@ def usable(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]
 
 @cache
 def compiles(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> bool:
-    """Tried once, on a block: Triton needs a C compiler, and a card may lack the memory for large heads."""
+    """Tried once, on a small row: Triton needs a C compiler, and a card may lack the memory for large heads."""
     queries, keys, size = heads
+    trees, tokens = [(BLOCK, [BLOCK, BLOCK // 2])], BLOCK * 5 // 2
     try:
         with torch.enable_grad():
-            q, k = (
-                torch.zeros(1, n, BLOCK, size, device=device, dtype=dtype, requires_grad=True) for n in (queries, keys)
+            q, k, v = (
+                torch.zeros(1, n, tokens, size, device=device, dtype=dtype, requires_grad=True)
+                for n in (queries, keys, keys)
             )
-            attend(q, k, k, block_mask([(BLOCK, [])], device), None).sum().backward()
+            attend(q, k, v, block_mask(trees, device), None).sum().backward()
+    except torch.OutOfMemoryError:  # of the moment, not of the kernel
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a compiler raises; training goes on with the slower kernels
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         warnings.warn(f"FlexAttention does not work here, sdpa is used, which is slower: {reason}", stacklevel=2)
@@ -47,7 +55,7 @@ def seen(trees: Sequence[Shape]) -> Tensor:
     """[3, T]: a token sees keys from the first number to before the second (its prompt), from the third on (its own), and
     none after itself.
 
-    T is padded to whole blocks with tokens that see themselves.
+    T is padded to whole blocks, two at least, with tokens that see themselves.
     """
     rows, at = [], 0
     for prompt, branches in trees:
@@ -57,7 +65,7 @@ def seen(trees: Sequence[Shape]) -> Tensor:
         for length in branches:
             rows.append(torch.tensor([start, end, at])[:, None].expand(3, length))
             at += length
-    alone = torch.arange(at, at + -at % BLOCK)
+    alone = torch.arange(at, max(at + -at % BLOCK, 2 * BLOCK))
     return torch.cat([*rows, alone.expand(3, -1)], 1)
 
 
@@ -91,15 +99,19 @@ def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None) -> Tensor:
     """query [1, H, T, D], key and value [1, K, T, D]: [1, T, H, D]."""
     tokens = query.shape[2]
-    room = mask.seq_lengths[0] - tokens
-    q, k, v = (functional.pad(x, (0, 0, 0, room)) for x in (query, key, value)) if room else (query, key, value)
+    room = (0, 0, 0, mask.seq_lengths[0] - tokens)
+    q, k, v = (
+        functional.pad(x, room).contiguous() for x in (query, key, value)
+    )  # strides that vary would be compiled anew
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
     kernel = compiled() if q.device.type == "cuda" else flex_attention  # uncompiled it is an oracle, without gradients
-    found: Any = kernel(q, k, v, block_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+    with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+        found: Any = kernel(q, k, v, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
     out: Tensor = found[:, :, :tokens].transpose(1, 2)
     return out
 
 
 @cache
 def compiled() -> Any:
-    """The kernel: compiled at its first row, and once more for rows of any length."""
-    return torch.compile(flex_attention)
+    """The kernel: compiled for rows of any length, once or twice with gradients and without, for each kind of model."""
+    return torch.compile(flex_attention, **ANY_LENGTH)

@@ -93,7 +93,10 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float
     scale = temperatures.to(batch.input_ids.device)[batch.stages]
     pick = partial(_pick, scaled=bool((temperatures != 1).any()))
     device, dtype, heads = batch.input_ids.device, scores_type(model), heads_of(model)
-    block = flex.usable(device, dtype, heads)
+    dropout = model.training and getattr(
+        model_config(model), "attention_dropout", 0
+    )  # which only the calls of sdpa know
+    block = not dropout and flex.usable(device, dtype, heads)
     inputs = {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.config import Section, TaskConfig
 from paragator.core.errors import UsageError
-from paragator.engines.loading import pick_device, placed
+from paragator.engines.loading import placed
 from paragator.tasks.demonstrations import DEMONSTRATORS, Demonstrator, Piece
 from paragator.training import checkpoint
 
@@ -143,11 +143,11 @@ def warmup(config: WarmupConfig, say: Callable[[str], None] = print) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     output = Path(config.output)
+    placed(torch.nn.Linear(1, 1), config.device, "device")  # before demonstrations take their time
     say(f"{config.task.name}: preparing demonstrations")
     demonstrator = DEMONSTRATORS[config.task.name](config.task, config.seed, config.careless)
     words = demonstrator.words
-    device, tokenizer = pick_device(config.device), build_tokenizer(words)
-    model = placed(build_model(config, len(words)), device, "device")
+    model, tokenizer = placed(build_model(config, len(words)), config.device, "device"), build_tokenizer(words)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     done, spent = resume(config, model, optimizer, say)
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(words)} tokens")
@@ -156,7 +156,10 @@ def warmup(config: WarmupConfig, say: Callable[[str], None] = print) -> Path:
     for step in range(done + 1, config.steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        batches = [(rows.to(device), weights.to(device)) for rows, weights in batch(demonstrator, config, step, ids)]
+        batches = [
+            (rows.to(model.device), weights.to(model.device))
+            for rows, weights in batch(demonstrator, config, step, ids)
+        ]
         losses = update(model, optimizer, batches)
         seconds = time.perf_counter() - start
         if step % 25 == 0 or step == config.steps:
