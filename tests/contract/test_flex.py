@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paragator.training import flex
 from paragator.training.attention import layout, tree_attention
-from paragator.training.packed import collate, log_probs
+from paragator.training.packed import collate, log_probs, padded_log_probs
 from paragator.training.rows import Branch, Tree, pack
 
 CPU = torch.device("cpu")
@@ -114,6 +114,27 @@ def test_rows_of_any_shape_share_a_few_kernels(monkeypatch: pytest.MonkeyPatch) 
             with torch.set_grad_enabled(grad):
                 kernel(q, k, v, block_mask=mask, scale=0.25, enable_gqa=True)
     assert len(kernels) <= 4
+
+
+def test_a_model_computes_through_it_what_padded_rows_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(flex, "usable", lambda *args: asked.append(args) or True)
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    config = LlamaConfig(vocab_size=19, hidden_size=64, intermediate_size=32, num_hidden_layers=2, **heads)
+    model = LlamaForCausalLM(config).eval()
+    trees = [tree_of(130, 40, 3, 100), tree_of(7, 5, 1), tree_of(60, 130)]
+    with torch.no_grad():
+        fast = log_probs(model, collate(pack(trees, 1000)[0]))
+        slow = padded_log_probs(model, trees)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+    assert asked == [(CPU, torch.float32, (4, 2, 16))]
+
+
+def tree_of(prompt: int, *branches: int) -> Tree:
+    rng = random.Random(prompt)
+    made = [Branch(tuple(rng.randrange(19) for _ in range(n)), (0.0,) * n, 1.0) for n in branches]
+    return Tree("generate", tuple(rng.randrange(19) for _ in range(prompt)), tuple(made))
 
 
 def test_dropout_is_left_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
