@@ -160,6 +160,14 @@ def finish(flags: argparse.Namespace, name: str, cases: Sequence[Case], *columns
         print(f"\n{path}")
 
 
+def disagreed(cases: Sequence[Case], most: float) -> int:
+    """The exit status: 1, and their names, where gradients of both sides differ by more than `most`."""
+    wrong = [c["name"] for c in cases if c.get("gradient_distance", 0) > most]
+    if wrong:
+        print(f"gradients differ by more than {most:g}: {', '.join(wrong)}")
+    return 1 if wrong else 0
+
+
 def write(path: Path, cases: Sequence[Case], *, where: Mapping[str, Any] | None = None) -> None:
     """Write cases with where they were measured."""
     here = environment() if where is None else where

@@ -24,7 +24,7 @@ import common
 import rollout
 import torch
 import update
-from transformers import LogitsProcessorList, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from paragator.config import Config, validate
 from paragator.engines.generation import Row, sample_rows
@@ -168,20 +168,7 @@ def rollouts(tokens: int, prompts: int, longest: int, tail: bool, model: Any, fl
             ours()
 
     def theirs() -> None:
-        processors = LogitsProcessorList([rollout.Ends(lengths, end, tokens)] if tail else [])
-        found = model.generate(
-            input_ids=every,
-            attention_mask=torch.ones_like(every),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=longest,
-            pad_token_id=0,
-            eos_token_id=end,
-            logits_processor=processors,
-        )
-        assert found.shape[1] - tokens == longest, "lengths were not as asked"
+        rollout.generated(model, every, lengths, end if tail else None)
 
     model.eval()
     with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
@@ -247,10 +234,7 @@ def main() -> int:
         tokens, longest = (30, 16) if flags.quick else (1600, 128)
         add(rollouts(tokens, prompts, longest, tail, model, flags))
     common.finish(flags, "gpu", cases, "of_product", "gradient_distance", "tokens_per_s", "off")
-    wrong = [c["name"] for c in cases if c.get("gradient_distance", 0) > AGREE]
-    if wrong:
-        print(f"gradients differ by more than {AGREE:g}: {', '.join(wrong)}")
-    return 1 if wrong else 0
+    return common.disagreed(cases, AGREE)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,26 @@ def forced(rows: dict[str, int], longest: int, end: int) -> Iterator[None]:
         yield
 
 
+def generated(model: Any, every: Tensor, lengths: list[int], end: int | None) -> None:
+    """transformers' generate on rows [B, T]: to `lengths`, by an `end` token or, if they are all the same, by none."""
+    tokens = every.shape[1]
+    model.eval()
+    with torch.no_grad():
+        found = model.generate(
+            input_ids=every,
+            attention_mask=torch.ones_like(every),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=max(lengths),
+            pad_token_id=0,
+            eos_token_id=NO_TOKEN if end is None else end,
+            logits_processor=LogitsProcessorList([] if end is None else [Ends(lengths, end, tokens)]),
+        )
+    assert found.shape[1] - tokens == max(lengths), "lengths were not as asked"
+
+
 def in_process(size: Size, models: dict[str, Any], flags: Any) -> common.Case:
     model, tokenizer = models[size.model]
     rng = random.Random(size.name)
@@ -126,21 +146,7 @@ def in_process(size: Size, models: dict[str, Any], flags: Any) -> common.Case:
     every = torch.tensor([list(row) for row in ids for _ in range(size.siblings)])
 
     def theirs() -> None:
-        model.eval()
-        with torch.no_grad():
-            found = model.generate(
-                input_ids=every,
-                attention_mask=torch.ones_like(every),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=size.longest,
-                pad_token_id=0,
-                eos_token_id=end if size.tail else NO_TOKEN,
-                logits_processor=LogitsProcessorList([Ends(lengths, end, size.tokens)] if size.tail else []),
-            )
-        assert found.shape[1] - size.tokens == max(lengths), "lengths were not as asked"
+        generated(model, every, lengths, end if size.tail else None)
 
     warm = size.model == "embedded" or flags.quick
     seconds = common.interleaved(

@@ -245,10 +245,7 @@ def main() -> int:
         cases.append(measure(size, models, flags))
         common.print_cases(cases[-1:], "gradient_distance", "prompt_tokens", "peer_prompt_tokens")
     common.finish(flags, "step", cases, "gradient_distance", "prompt_tokens", "peer_prompt_tokens")
-    wrong = [c["name"] for c in cases if c["gradient_distance"] > update.AGREE]
-    if wrong:
-        print(f"gradients differ by more than {update.AGREE:g}: {', '.join(wrong)}")
-    return 1 if wrong else 0
+    return common.disagreed(cases, update.AGREE)
 
 
 if __name__ == "__main__":

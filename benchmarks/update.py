@@ -282,10 +282,7 @@ def main() -> int:
         "cost_ratio",
         "memory_ratio",
     )
-    wrong = [c["name"] for c in cases if c.get("gradient_distance", 0) > AGREE]
-    if wrong:
-        print(f"gradients differ by more than {AGREE:g}: {', '.join(wrong)}")
-    return 1 if wrong else 0
+    return common.disagreed(cases, AGREE)
 
 
 if __name__ == "__main__":

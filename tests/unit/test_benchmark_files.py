@@ -66,3 +66,10 @@ def test_heavy_tailed_lengths_are_the_same_set_in_another_order(shared: Any) -> 
     first, second = (common.heavy_tailed(random.Random(seed), 16, 160) for seed in (0, 1))
     assert sorted(first) == sorted(second) and first != second
     assert max(first) > 4 * sorted(first)[8] and min(first) >= 4
+
+
+def test_gradients_that_differ_fail_the_benchmark(shared: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    near, far = ({"name": name, "gradient_distance": apart} for name, apart in (("near", 1e-5), ("far", 1e-3)))
+    assert shared[0].disagreed([near, {"name": "seconds only"}], 1e-4) == 0
+    assert shared[0].disagreed([near, far], 1e-4) == 1
+    assert capsys.readouterr().out == "gradients differ by more than 0.0001: far\n"

@@ -62,7 +62,7 @@ class Layout:
     """Where a row's T tokens lie in the M slots of the padded calls: each call's prompts, then its branches.
 
     token [M] is the row's token of a slot, padding [M, 1] bool where there is none, slot [T] the slot of a token;
-    trees are what was planned. With a `block` mask one kernel serves the row as it is, and there are no calls.
+    trees are what was planned. With a `block` mask one kernel serves the row as it is, and the calls are not made.
     """
 
     trees: tuple[Shape, ...]

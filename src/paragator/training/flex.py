@@ -83,8 +83,7 @@ def block_mask(trees: Sequence[Shape], device: torch.device) -> BlockMask:
     some = ((low < until) & (high > first[:, None])) | ((low <= token) & (high > own[:, None]))
     every = ((low >= first[:, None]) & (high <= until)) | ((low >= own[:, None]) & (high <= token + 1))
     some, every = some.unflatten(0, (-1, BLOCK)).any(1), every.unflatten(0, (-1, BLOCK)).all(1)
-    lists = [listed(some & ~every), listed(every)]
-    (partly, which), (wholly, those) = lists
+    (partly, which), (wholly, those) = listed(some & ~every), listed(every)
     return BlockMask.from_kv_blocks(
         partly, which, wholly, those, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(len(own), len(own))
     )
@@ -100,9 +99,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: 
     """query [1, H, T, D], key and value [1, K, T, D]: [1, T, H, D]."""
     tokens = query.shape[2]
     room = (0, 0, 0, mask.seq_lengths[0] - tokens)
-    q, k, v = (
-        functional.pad(x, room).contiguous() for x in (query, key, value)
-    )  # strides that vary would be compiled anew
+    # contiguous: strides that vary would be compiled anew
+    q, k, v = (functional.pad(x, room).contiguous() for x in (query, key, value))
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     kernel = compiled() if q.device.type == "cuda" else flex_attention  # uncompiled it is an oracle, without gradients
     with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):

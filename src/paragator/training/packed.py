@@ -93,9 +93,8 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float
     scale = temperatures.to(batch.input_ids.device)[batch.stages]
     pick = partial(_pick, scaled=bool((temperatures != 1).any()))
     device, dtype, heads = batch.input_ids.device, scores_type(model), heads_of(model)
-    dropout = model.training and getattr(
-        model_config(model), "attention_dropout", 0
-    )  # which only the calls of sdpa know
+    # dropout is known to the calls of sdpa only
+    dropout = model.training and getattr(model_config(model), "attention_dropout", 0)
     block = not dropout and flex.usable(device, dtype, heads)
     inputs = {
         "input_ids": batch.input_ids,
