@@ -37,7 +37,19 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """A CPU is for --quick: to see that it works."""
 AGREE = 0.03
 """Most that two gradients in bfloat16 may differ, relative to their size."""
+SDPA, PLAIN = "ours without FlexAttention", "ours, layers not compiled"
 HELD = "rollouts, loss (Dr.GRPO, its constant), bfloat16 autocast over float32 weights, fused AdamW, norm clipping"
+KERNELS = {
+    "attention": ("flex", "flash", "fmha"),
+    "products": ("gemm", "nvjet", "cutlass", "cublas", "splitk"),
+    "optimiser": ("multi_tensor", "adam"),
+    "softmax": ("softmax", "nll_loss"),
+    "gathers": ("index", "gather", "scatter", "embedding", "sort"),
+    "sums": ("reduce",),
+    "elementwise": ("elementwise", "triton", "cat", "memset", "memcpy"),
+    "other": (),
+}
+"""Kinds of kernels by words in their names; the first that fits."""
 HELD_ROLLOUT = "prompts, number of siblings, length of every completion, temperature 1, bfloat16 autocast, weights"
 
 
@@ -111,7 +123,7 @@ def updates(work: update.Work, model: Any, rate: float, flags: Any) -> list[comm
     trees, constant = update.trees_of(work, model.config.vocab_size)
     batches = [{k: v.to(DEVICE) for k, v in b.items()} for b in peers.trl_batches(trees, constant, 0)]
     mine, theirs = copy.deepcopy(model), copy.deepcopy(model)
-    policy = policy_of(mine)
+    policy, plain = policy_of(mine), policy_of(copy.deepcopy(model), {"compile": False})
     update.ours_backward(policy, trees)
     want = peers.gradients(mine)
     longest = max(len(b.token_ids) for tree in trees for b in tree.branches)
@@ -123,7 +135,9 @@ def updates(work: update.Work, model: Any, rate: float, flags: Any) -> list[comm
         by_sdpa(update.ours_backward, policy, trees)
         apart_sdpa = peers.distance(want, peers.gradients(mine))
         peers.trl_backward(trainer, batches)
-        apart = {"ours by sdpa": apart_sdpa, "TRL": peers.distance(want, peers.gradients(theirs))}
+        update.ours_backward(plain, trees)
+        apart_plain = peers.distance(want, peers.gradients(plain.raw))
+        apart = {SDPA: apart_sdpa, PLAIN: apart_plain, "TRL": peers.distance(want, peers.gradients(theirs))}
         peers.padded_backward(theirs, batches, constant, torch.bfloat16)
         apart["padded rows"] = peers.distance(want, peers.gradients(theirs))
         del want
@@ -131,7 +145,8 @@ def updates(work: update.Work, model: Any, rate: float, flags: Any) -> list[comm
             "ours": timed(lambda: policy.update(trees, 1, {})),
             "TRL": timed(lambda: peers.trl_update(trainer, batches)),
             "padded rows": timed(lambda: peers.padded_update(theirs, optimizer, batches, constant, torch.bfloat16)),
-            "ours by sdpa": timed(lambda: by_sdpa(policy.update, trees, 1, {})),
+            SDPA: timed(lambda: by_sdpa(policy.update, trees, 1, {})),
+            PLAIN: timed(lambda: plain.update(trees, 1, {})),
         }
         seconds = common.interleaved(sides, flags.repeats, within_s=flags.within)
         trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -143,9 +158,32 @@ def updates(work: update.Work, model: Any, rate: float, flags: Any) -> list[comm
             (seconds, "TRL"),
             (again, "TRL, as by default"),
             (seconds, "padded rows"),
-            (seconds, "ours by sdpa"),
+            (seconds, SDPA),
+            (seconds, PLAIN),
         )
     ]
+
+
+def profile(work: update.Work, model: Any, rate: float, compiled: bool) -> common.Case:
+    """Where an update's seconds go on the card, by kind of kernel; `idle` is what no kernel ran in."""
+    trees, _ = update.trees_of(work, model.config.vocab_size)
+    policy = policy_of(copy.deepcopy(model), {"compile": compiled})
+    call = timed(lambda: policy.update(trees, 1, {}))
+    alone = common.interleaved({"ours": call}, 3)["ours"]
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as found:
+        call()
+    parts = dict.fromkeys(KERNELS, 0.0)
+    for event in found.key_averages():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            name = event.key.lower()
+            kind = next((k for k, words in KERNELS.items() if any(word in name for word in words)), "other")
+            parts[kind] += event.self_device_time_total / 1e6
+    parts["idle"] = statistics.median(alone) - sum(parts.values())
+    name = f"profile, {work.name}{'' if compiled else ', not compiled'}"
+    common.say(f"{name}: " + ", ".join(f"{kind} {seconds:.3f} s" for kind, seconds in parts.items()))
+    share = update.flops(trees, model.config) / statistics.median(alone) / rate
+    return common.case(name, alone, None, [], HELD, parts_s=parts, of_product=share)
 
 
 def rollouts(tokens: int, prompts: int, longest: int, tail: bool, model: Any, flags: Any) -> common.Case:
@@ -181,12 +219,13 @@ def rollouts(tokens: int, prompts: int, longest: int, tail: bool, model: Any, fl
     return {**found, "tokens_per_s": made / found["ours_s"], "peer_tokens_per_s": made / found["peer_s"]}
 
 
-def memory(name: str, model: Any, *, checkpointed: bool, lora: int, quick: bool) -> common.Case:
+def memory(name: str, model: Any, *, checkpointed: bool, lora: int, compiled: bool, quick: bool) -> common.Case:
     """Torch's highest count of bytes in two updates, against the estimate."""
     shape = estimate.from_json(model.config.to_dict(), name)
     prompt, length, groups = (30, 9, 2) if quick else (1800, 512, 4)
+    rows = 2  # in the second gradients are there from the first
     trees, _ = update.trees_of(
-        update.Work(name, "", (("aggregate", prompt, (length,) * 8),) * groups), shape.vocabulary
+        update.Work(name, "", (("aggregate", prompt, (length,) * 8),) * groups * rows), shape.vocabulary
     )
     found = copy.deepcopy(model)
     found = add_lora(found, lora) if lora else found
@@ -194,7 +233,7 @@ def memory(name: str, model: Any, *, checkpointed: bool, lora: int, quick: bool)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated() - sum(p.numel() * p.element_size() for p in found.parameters())
     torch.cuda.reset_peak_memory_stats()
-    policy = policy_of(found, {"batch_tokens": sum(t.num_tokens for t in trees)}, lora)
+    policy = policy_of(found, {"batch_tokens": sum(t.num_tokens for t in trees) // rows, "compile": compiled}, lora)
     if checkpointed:
         found.gradient_checkpointing_enable({"use_reentrant": False})
     for step in (1, 2):
@@ -227,12 +266,15 @@ def main() -> int:
 
     for work in works(flags.quick):
         add(*updates(work, model, rate, flags))
-    if DEVICE == "cuda":
-        for name, checkpointed, lora in (("whole", False, 0), ("checkpointed", True, 0), ("LoRA 16", False, 16)):
-            add(memory(name, model, checkpointed=checkpointed, lora=lora, quick=flags.quick))
     for prompts, tail in ((8, False), (8, True)):
         tokens, longest = (30, 16) if flags.quick else (1600, 128)
         add(rollouts(tokens, prompts, longest, tail, model, flags))
+    if DEVICE == "cuda":
+        for compiled in (True, False):
+            add(*(profile(work, model, rate, compiled) for work in works(flags.quick)))
+            for name, checkpointed, lora in (("whole", False, 0), ("checkpointed", True, 0), ("LoRA 16", False, 16)):
+                kind = f"{name}{'' if compiled else ', not compiled'}"
+                add(memory(kind, model, checkpointed=checkpointed, lora=lora, compiled=compiled, quick=flags.quick))
     common.finish(flags, "gpu", cases, "of_product", "gradient_distance", "tokens_per_s", "off")
     return common.disagreed(cases, AGREE)
 

@@ -228,6 +228,8 @@ class TrainConfig(Section):
     the free memory holds, at most 4,096 on a CPU and 65,536 on a GPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto times both on this machine and takes the faster."""
+    compile: bool | None = None
+    """torch.compile the decoder layers for updates. None: on one CUDA card in bfloat16, where the first steps then take longer."""
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints; the newest two are kept."""
     threads: int | None = Field(None, ge=1)

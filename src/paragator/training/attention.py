@@ -274,5 +274,5 @@ def repeated(prompts: Tensor, part: Branches) -> Tensor:
 
 
 attend = functional.scaled_dot_product_attention
-AttentionInterface.register(NAME, tree_attention)
+AttentionInterface.register(NAME, torch.compiler.disable(tree_attention))  # called whole where layers are compiled
 AttentionMaskInterface.register(NAME, sdpa_mask)

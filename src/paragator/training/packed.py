@@ -147,8 +147,12 @@ def has_plain_head(model: Any) -> bool:
         return False
     known = getattr(model, "_paragator_plain_head", None)
     if known is None:
-        ids = torch.arange(4, device=model.device)[None]
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        ids, kind = torch.arange(4, device=model.device)[None], model.device.type
+        # as in the pass to come, since frozen weights may be in bfloat16; casts made without gradients must not be remembered
+        as_it_is = torch.autocast(
+            kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
+        )
+        with torch.no_grad(), as_it_is:
             expected = (
                 type(model).forward(model, input_ids=ids, use_cache=False).logits
             )  # not Accelerate's wrapper of it

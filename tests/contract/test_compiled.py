@@ -1,0 +1,123 @@
+"""Compiled decoder layers give the same update. They are traced here, not translated, so no C compiler is needed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from paragator.config import Config, load  # noqa: E402
+from paragator.core.errors import UsageError  # noqa: E402
+from paragator.engines.loading import add_lora  # noqa: E402
+from paragator.training import compiled  # noqa: E402
+from paragator.training.policy import Policy  # noqa: E402
+from paragator.training.rows import Branch, Tree  # noqa: E402
+
+VOCAB = 97
+WORK = [
+    [Tree("generate", (5, 6, 7), tuple(Branch((8 + i, 9, 10), (-1.0,) * 3, i - 1.0) for i in range(n)))]
+    for n in (3, 4, 6)
+]
+
+
+def toy(kind: str = "Qwen3") -> Any:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementation": "sdpa"}
+    more = {"initializer_range": 0.2, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    config = getattr(transformers, f"{kind}Config")(**(sizes | heads | more))
+    return getattr(transformers, f"{kind}ForCausalLM")(config)
+
+
+def configured(*flags: str) -> Config:
+    return load(Config, None, ["--optimizer.warmup_steps=0", "--optimizer.lr=0.01", *flags])
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The graphs that are found while the test runs; each is run as it is."""
+    found: list[Any] = []
+
+    def backend(graph: Any, examples: Any) -> Any:
+        found.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    torch._dynamo.reset()
+    compiled.compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", lambda call, **more: real(call, backend=backend, **more))
+    yield found
+    compiled.compiled.cache_clear()
+
+
+def updated(model: Any, *flags: str, graphs: list[Any] | None = None) -> tuple[Any, list[dict[str, float]]]:
+    """The policy and its statistics after a step on each of WORK; further `graphs` are found in the first one only."""
+    policy = Policy(model, None, configured(*flags))
+    told = [policy.update(WORK[0], 1, {})]
+    before = list(graphs or ())
+    told += [policy.update(trees, step, {}) for step, trees in enumerate(WORK[1:], 2)]
+    assert before == list(graphs or ())
+    return policy, told
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
+@pytest.mark.parametrize("more", [(), ("--model.gradient_checkpointing=true",), ("--train.kl=0.1",)])
+def test_updates_are_the_same(graphs: list[Any], kind: str, precision: str, more: tuple[str, ...]) -> None:
+    flags = (f"--train.precision={precision}", *more)
+    plain, want = updated(toy(kind), *flags)
+    assert not graphs
+    fast, found = updated(toy(kind), "--train.compile=true", *flags, graphs=graphs)
+    assert found == want and found[0]["grad_norm"] > 0
+    assert all(torch.equal(p, plain.tensors()[name]) for name, p in fast.tensors().items())
+    assert len(graphs) == 1 + 2 * 2  # the trial; before and after attention, for the first layer and the others
+
+
+def test_with_adapters(graphs: list[Any]) -> None:
+    pytest.importorskip("peft")
+    models = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        models.append(add_lora(toy(), 2))
+    flags = ("--model.lora_rank=2", "--train.precision=bfloat16", "--train.kl=0.1")
+    plain, want = updated(models[0], *flags)
+    fast, found = updated(models[1], "--train.compile=true", *flags, graphs=graphs)
+    assert graphs and found == want
+    assert all(torch.equal(p, plain.tensors()[name]) for name, p in fast.tensors().items())
+
+
+def test_sampling_is_not_compiled(graphs: list[Any]) -> None:
+    model = toy()
+    ids = torch.arange(4, 9)[None]
+    want = model(ids).logits
+    compiled.compile_layers(model)
+    assert torch.equal(model(ids).logits, want) and not graphs
+
+
+def test_a_copy_of_the_model_has_layers_of_its_own() -> None:
+    model = toy()
+    compiled.compile_layers(model)
+    other = copy.deepcopy(model)
+    ids = torch.arange(4, 9)[None]
+    with torch.no_grad():
+        for p in other.parameters():
+            p.zero_()
+        assert float(other(ids).logits.abs().max()) == 0 < float(model(ids).logits.abs().max())
+
+
+def test_by_itself_a_cpu_does_not_compile(graphs: list[Any]) -> None:
+    assert not compiled.worth_compiling(None, toy(), "bfloat16") and not graphs
+    assert not compiled.worth_compiling(False, toy(), "bfloat16")
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(call: Any, **more: Any) -> Any:
+        raise RuntimeError("no C++ compiler\nand more lines")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UsageError, match=r"train.compile = true.*\(no C\+\+ compiler\): set it to false"):
+        compiled.worth_compiling(True, toy(), "float32")
