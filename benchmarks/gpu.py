@@ -266,15 +266,15 @@ def main() -> int:
 
     for work in works(flags.quick):
         add(*updates(work, model, rate, flags))
+    for compiled in (False, True) if DEVICE == "cuda" else ():
+        for name, checkpointed, lora in (("whole", False, 0), ("checkpointed", True, 0), ("LoRA 16", False, 16)):
+            kind = f"{name}{'' if compiled else ', not compiled'}"
+            add(memory(kind, model, checkpointed=checkpointed, lora=lora, compiled=compiled, quick=flags.quick))
     for prompts, tail in ((8, False), (8, True)):
         tokens, longest = (30, 16) if flags.quick else (1600, 128)
         add(rollouts(tokens, prompts, longest, tail, model, flags))
-    if DEVICE == "cuda":
-        for compiled in (True, False):
-            add(*(profile(work, model, rate, compiled) for work in works(flags.quick)))
-            for name, checkpointed, lora in (("whole", False, 0), ("checkpointed", True, 0), ("LoRA 16", False, 16)):
-                kind = f"{name}{'' if compiled else ', not compiled'}"
-                add(memory(kind, model, checkpointed=checkpointed, lora=lora, compiled=compiled, quick=flags.quick))
+    for compiled in (True, False) if DEVICE == "cuda" else ():
+        add(*(profile(work, model, rate, compiled) for work in works(flags.quick)))
     common.finish(flags, "gpu", cases, "of_product", "gradient_distance", "tokens_per_s", "off")
     return common.disagreed(cases, AGREE)
 
