@@ -4,11 +4,11 @@
 # make vllm         vLLM for this CPU in an environment of its own, .venv-vllm (docs/vllm.md)
 # make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about an hour (docs/results/smollm2.md)
 # make weights      only its weights, SmolLM2-135M-Instruct in float32, into models/smollm2-135m
-# make bench        every benchmark with a peer, then docs/performance.md; with vLLM where `make vllm` was run
+# make bench        every benchmark with a peer, then docs/performance.md, in under half an hour; with vLLM where `make vllm` was run
 # make clean        remove the environments and the caches; runs/ and models/ stay
 #
 # PYTHON=python3.12 picks another interpreter for the environment. pip's own settings (PIP_INDEX_URL, ...) are respected.
-# BENCH="--repeats 5" measures every case of `make bench` five times; by default a case ends after 90 s, with three rounds at least.
+# BENCH="--repeats 5" measures every case of `make bench` five times; by default a case ends after 20 s, with three rounds at least.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,7 +18,7 @@ DEV := .venv/installed-dev
 VLLM := .venv-vllm/installed
 SMOLLM2 := models/smollm2-135m
 CONFIG := configs/quickstart.toml
-BENCH ?= --within 90
+BENCH ?= --within 20
 
 .PHONY: help quickstart test check vllm weights smollm2 bench clean
 .DELETE_ON_ERROR:

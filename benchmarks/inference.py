@@ -1,6 +1,6 @@
 """Aggregation rounds over a benchmark on a real vLLM server: our scaffold against a barrier after every round.
 
-    python benchmarks/inference.py --vllm [--quick] [--repeats 5] [--threads 2]
+    python benchmarks/inference.py --vllm [--full] [--quick] [--repeats 5] [--threads 2]
 
 Population inference as in RSA (arXiv 2509.26626): N solutions a problem; in each of T rounds every one of N new
 solutions is asked for with its own random subset of K of the last round's. `rsa` below restates the published loop: a
@@ -113,11 +113,12 @@ async def measured(flags: Any) -> list[common.Case]:
     tokenizer = AutoTokenizer.from_pretrained(common.SMOLLM2)
     with tempfile.TemporaryDirectory() as folder:
         async with vllm_side.vllm(Path(folder) / "vllm.log", flags.threads) as url:
-            return [await measure(kind, url, tokenizer, flags) for kind in ("heavy tail", "uniform")]
+            return [await measure(kind, url, tokenizer, flags) for kind in vllm_side.kinds(flags.full)]
 
 
 def main() -> int:
     parser = common.parser(__doc__)
+    parser.add_argument("--full", action="store_true", help="uniform lengths too")
     parser.add_argument("--vllm", action="store_true", help="needed: says that a vLLM server may be started")
     flags = parser.parse_args()
     if not flags.vllm:

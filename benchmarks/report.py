@@ -55,10 +55,11 @@ def section(name: str, cases: Sequence[common.Case]) -> str:
 def measured(cases: Sequence[common.Case]) -> str:
     """Machine, commit, versions and date of a file of results."""
     first = cases[0]
+    commits = ", ".join(dict.fromkeys(str(case["commit"]) for case in cases))
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     repeats = sorted({case.get("repeats", 1) for case in cases})
     times = " to ".join(map(str, dict.fromkeys((repeats[0], repeats[-1]))))
-    return f"{first['date']}, commit {first['commit']}, {first['machine']}; {versions}; medians of {times}."
+    return f"{first['date']}, commit {commits}, {first['machine']}; {versions}; medians of {times}."
 
 
 def cell(value: object) -> str:

@@ -1,6 +1,6 @@
 """Rollouts: the in-process engine against transformers' generate; on vLLM pipelining against a barrier and the limit.
 
-    python benchmarks/rollout.py [--vllm] [--quick] [--repeats 5] [--threads 2]
+    python benchmarks/rollout.py [--vllm] [--full] [--quick] [--repeats 5] [--threads 2]
 
 In process: N siblings of aggregation prompts. generate gets every sibling as its own row and keeps finished rows in the
 batch. Lengths are forced on both sides: by no end token at all (uniform), or by an end token at a given place (heavy tail).
@@ -213,11 +213,12 @@ async def vllm_cases(flags: Any) -> list[common.Case]:
     tokenizer = AutoTokenizer.from_pretrained(common.SMOLLM2)
     with tempfile.TemporaryDirectory() as folder:
         async with vllm_side.vllm(Path(folder) / "vllm.log", flags.threads) as url:
-            return [row for kind in ("heavy tail", "uniform") for row in await on_vllm(kind, url, tokenizer, flags)]
+            return [row for kind in vllm_side.kinds(flags.full) for row in await on_vllm(kind, url, tokenizer, flags)]
 
 
 def main() -> int:
     parser = common.parser(__doc__)
+    parser.add_argument("--full", action="store_true", help="on vLLM uniform lengths too")
     parser.add_argument("--vllm", action="store_true", help="also on a vLLM server (make vllm)")
     flags = parser.parse_args()
     common.use_threads(flags.threads)

@@ -149,21 +149,23 @@ def measure(work: Work, models: dict[str, Any], flags: Any) -> list[common.Case]
         optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-6, weight_decay=0.0)
         peers.trl_backward(trainer, batches)
         apart = {"TRL": peers.distance(want, peers.gradients(theirs))}
-        peers.padded_backward(theirs, batches, constant)
-        apart["padded rows"] = peers.distance(want, peers.gradients(theirs))
+        padded = work.model == "embedded" or flags.full
+        if padded:
+            peers.padded_backward(theirs, batches, constant)
+            apart["padded rows"] = peers.distance(want, peers.gradients(theirs))
         del want
         sides = {
             "ours": lambda: policy.update(trees, 1, {}),
             "TRL": lambda: peers.trl_update(trainer, batches),
             "padded rows": lambda: peers.padded_update(theirs, optimizer, batches, constant),
         }
-        if work.model == "smollm2" and not flags.full:
+        if not padded:
             del sides["padded rows"]
         warm = work.model == "embedded" or flags.quick  # on SmolLM2 the gradients have warmed everything
         seconds = common.interleaved(sides, flags.repeats, warm=warm, within_s=flags.within)
         again: common.Seconds = {}
         rate = product_rate(512 if flags.quick else 2048)
-        if work.model == "embedded" or flags.full:
+        if flags.full:
             trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             both = {"ours": sides["ours"], "TRL, as by default": sides["TRL"]}
             again = common.interleaved(both, flags.repeats, warm=False, within_s=flags.within)

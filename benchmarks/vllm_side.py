@@ -99,6 +99,11 @@ def lengths(kind: str, longest: int) -> Callable[[int], int]:
     return lambda seed: random.Random(f"length:{seed}").choice(table)
 
 
+def kinds(full: bool) -> tuple[str, ...]:
+    """The kinds of lengths to measure."""
+    return ("heavy tail", "uniform") if full else ("heavy tail",)
+
+
 def number_type() -> str:
     """What a server computes in: bfloat16, as servers do, where this CPU has products in it; else float32."""
     info = Path("/proc/cpuinfo")

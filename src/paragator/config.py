@@ -229,7 +229,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto times both on this machine and takes the faster."""
     compile: bool | None = None
-    """torch.compile the decoder layers for updates. None: on one CUDA card in bfloat16, where the first steps then take longer."""
+    """torch.compile the decoder layers for updates. None: those of large models, without LoRA, on one CUDA card in bfloat16."""
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints; the newest two are kept."""
     threads: int | None = Field(None, ge=1)

@@ -43,6 +43,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
 
     def backend(graph: Any, examples: Any) -> Any:
+        assert all(x.dim() for x in examples if isinstance(x, torch.Tensor)), (
+            "a constant that would be computed on the CPU"
+        )
         found.append(graph)
         return graph.forward
 

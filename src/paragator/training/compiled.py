@@ -17,14 +17,23 @@ from paragator.core.errors import UsageError
 from paragator.training import flex
 from paragator.training.packed import heads_of
 
+LARGE = 10**8
+"""Parameters from which compiling repays its half minute soon."""
+SETTINGS = {"specialize_float": True, "recompile_limit": flex.RECOMPILE_LIMIT}
+"""A layer's constants (an epsilon, an adapter's scale) would else be tensors on the CPU; the limit is that of all models together."""
+
 
 def worth_compiling(wanted: bool | None, model: Any, precision: str) -> bool:
-    """Whether to compile: as wanted, else on one CUDA card in bfloat16 where Triton works. UsageError where a compiler is missing."""
+    """Whether to compile: as wanted, else a LARGE model without adapters on one CUDA card in bfloat16.
+
+    UsageError where it is wanted and a compiler is missing.
+    """
     if wanted is None:
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if several or precision != "bfloat16" or model.device.type != "cuda":
+        if precision != "bfloat16" or model.device.type != "cuda" or hasattr(model, "get_base_model"):
             return False
-        return flex.usable(model.device, torch.bfloat16, heads_of(model))
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        large = sum(p.numel() for p in model.parameters()) >= LARGE
+        return large and not several and flex.usable(model.device, torch.bfloat16, heads_of(model))
     if wanted:
         try:
             torch.compile(torch.neg)(torch.zeros(2, device=model.device))
@@ -47,11 +56,17 @@ def forward(layer: Any, *states: Any, **more: Any) -> Any:
     """A layer's forward: with a layout compiled, below the checkpoint of its activations if there is one."""
     if more.get("layout") is None:
         return type(layer).forward(layer, *states, **more)
-    kind: Any = type(layer)
-    run = partial(compiled(kind), layer, **more)
+    run = partial(by_compiler, layer, **more)
     if layer.gradient_checkpointing and layer.training:
         return layer._gradient_checkpointing_func(run, *states)
     return run(*states)
+
+
+def by_compiler(layer: Any, *states: Any, **more: Any) -> Any:
+    """A layer's forward by the compiled code of its class."""
+    kind: Any = type(layer)
+    with torch._dynamo.config.patch(SETTINGS):
+        return compiled(kind)(layer, *states, **more)
 
 
 @cache
