@@ -259,15 +259,22 @@ def lora(model: LlamaForCausalLM) -> Any:
 
 
 @pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("rank", [0, 2])
 def test_an_update_in_bfloat16(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, many: bool
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, many: bool, rank: int
 ) -> None:
-    """Under Accelerate's autocast, which also wraps the model's forward; with all logits at once, and in chunks."""
+    """Under Accelerate's autocast, which also wraps the model's forward; with all logits at once, and in chunks.
+
+    Under adapters the frozen weights are in bfloat16 themselves.
+    """
     monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 2 if many else 2**26)
-    policy = Policy(model, tokenizer, configured("--train.precision=bfloat16"))
+    policy = Policy(
+        lora(model) if rank else model, tokenizer, configured("--train.precision=bfloat16", f"--model.lora_rank={rank}")
+    )
     tree = Tree("generate", (4, 5), (Branch((6, 7), (-1.0, -1.0), 1.0), Branch((7,), (-1.0,), -1.0)))
     assert policy.update([tree], 1, {"generate": 0.1})["grad_norm"] > 0
-    assert packed.has_plain_head(policy.model)
+    with policy.accelerator.autocast():
+        assert packed.has_plain_head(policy.model)
 
 
 def test_frozen_weights_are_kept_in_the_type_they_are_multiplied_in(

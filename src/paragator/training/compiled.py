@@ -48,7 +48,7 @@ def worth_compiling(wanted: bool | None, model: Any, precision: str) -> bool:
 def compile_layers(model: Any) -> None:
     """Have the decoder layers of `model` compiled where they attend to packed trees; sampling goes on as before."""
     for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
+        if isinstance(layer, GradientCheckpointingLayer) and "forward" not in vars(layer):  # or somebody else's is kept
             layer.forward = MethodType(forward, layer)  # a method, so that a copy of the model has its own
 
 
