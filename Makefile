@@ -9,6 +9,7 @@
 #
 # PYTHON=python3.12 picks another interpreter for the environment. pip's own settings (PIP_INDEX_URL, ...) are respected.
 # BENCH="--repeats 5" measures every case of `make bench` five times; by default a case ends after 20 s, with three rounds at least.
+# FULL=--full adds cases that take another half hour.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,6 +20,7 @@ VLLM := .venv-vllm/installed
 SMOLLM2 := models/smollm2-135m
 CONFIG := configs/quickstart.toml
 BENCH ?= --within 20
+FULL ?=
 
 .PHONY: help quickstart test check vllm weights smollm2 bench clean
 .DELETE_ON_ERROR:
@@ -53,10 +55,10 @@ smollm2: $(VLLM) $(SMOLLM2)-arithmetic/config.json
 	@echo "report: $(CURDIR)/runs/smollm2/report.html"
 
 bench: $(DEV) $(SMOLLM2)/config.json
-	@for name in startup update linear step; do $(BIN)/python benchmarks/$$name.py $(BENCH) || exit 1; done
+	@for name in startup linear "update $(FULL)" "step $(FULL)"; do set -- $$name; $(BIN)/python benchmarks/$$1.py $$2 $(BENCH) || exit 1; done
 	@$(BIN)/python benchmarks/grading.py
-	@$(BIN)/python benchmarks/rollout.py $(BENCH) $(if $(wildcard $(VLLM)),--vllm)
-	@$(if $(wildcard $(VLLM)),$(BIN)/python benchmarks/inference.py $(BENCH) --vllm,echo "no benchmarks/inference.py: it needs make vllm")
+	@$(BIN)/python benchmarks/rollout.py $(BENCH) $(FULL) $(if $(wildcard $(VLLM)),--vllm)
+	@$(if $(wildcard $(VLLM)),$(BIN)/python benchmarks/inference.py $(BENCH) $(FULL) --vllm,echo "no benchmarks/inference.py: it needs make vllm")
 	@$(BIN)/python benchmarks/plan.py $(BENCH)
 	@$(BIN)/python benchmarks/report.py
 

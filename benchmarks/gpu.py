@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from unittest import mock
 
@@ -38,7 +38,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 AGREE = 0.03
 """Most that two gradients in bfloat16 may differ, relative to their size."""
 SDPA, PLAIN = "ours without FlexAttention", "ours, layers not compiled"
-HELD = "rollouts, loss (Dr.GRPO, its constant), bfloat16 autocast over float32 weights, fused AdamW, norm clipping"
+HELD = (
+    "rollouts, loss (Dr.GRPO, its constant), bfloat16 autocast over float32 weights, fused AdamW, norm clipping; "
+    "no layer is compiled (TRL's never) but where the case says so"
+)
 KERNELS = {
     "attention": ("flex", "flash", "fmha"),
     "products": ("gemm", "nvjet", "cutlass", "cublas", "splitk"),
@@ -123,9 +126,12 @@ def updates(work: update.Work, model: Any, rate: float, flags: Any) -> list[comm
     trees, constant = update.trees_of(work, model.config.vocab_size)
     batches = [{k: v.to(DEVICE) for k, v in b.items()} for b in peers.trl_batches(trees, constant, 0)]
     mine, theirs = copy.deepcopy(model), copy.deepcopy(model)
-    policy, plain = policy_of(mine), policy_of(copy.deepcopy(model), {"compile": False})
+    policy, fast = policy_of(mine), policy_of(copy.deepcopy(model), {"compile": DEVICE == "cuda"})
     update.ours_backward(policy, trees)
     want = peers.gradients(mine)
+    update.ours_backward(fast, trees)
+    want_fast = peers.gradients(fast.raw)
+    apart, apart_fast = {}, {PLAIN: peers.distance(want_fast, want)}
     longest = max(len(b.token_ids) for tree in trees for b in tree.branches)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
@@ -133,35 +139,31 @@ def updates(work: update.Work, model: Any, rate: float, flags: Any) -> list[comm
         theirs = trainer.model
         optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
         by_sdpa(update.ours_backward, policy, trees)
-        apart_sdpa = peers.distance(want, peers.gradients(mine))
+        apart[SDPA] = peers.distance(want, peers.gradients(mine))
         peers.trl_backward(trainer, batches)
-        update.ours_backward(plain, trees)
-        apart_plain = peers.distance(want, peers.gradients(plain.raw))
-        apart = {SDPA: apart_sdpa, PLAIN: apart_plain, "TRL": peers.distance(want, peers.gradients(theirs))}
+        found = peers.gradients(theirs)
+        apart["TRL"], apart_fast["TRL"] = peers.distance(want, found), peers.distance(want_fast, found)
         peers.padded_backward(theirs, batches, constant, torch.bfloat16)
         apart["padded rows"] = peers.distance(want, peers.gradients(theirs))
-        del want
+        del want, want_fast, found
         sides = {
             "ours": timed(lambda: policy.update(trees, 1, {})),
             "TRL": timed(lambda: peers.trl_update(trainer, batches)),
             "padded rows": timed(lambda: peers.padded_update(theirs, optimizer, batches, constant, torch.bfloat16)),
             SDPA: timed(lambda: by_sdpa(policy.update, trees, 1, {})),
-            PLAIN: timed(lambda: plain.update(trees, 1, {})),
+            "compiled": timed(lambda: fast.update(trees, 1, {})),
         }
         seconds = common.interleaved(sides, flags.repeats, within_s=flags.within)
         trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         both = {"ours": sides["ours"], "TRL, as by default": sides["TRL"]}
         again = common.interleaved(both, flags.repeats, within_s=flags.within)
-    return [
-        {**update.report(work, trees, model.config, found, peer, apart, rate), "held_equal": HELD}
-        for found, peer in (
-            (seconds, "TRL"),
-            (again, "TRL, as by default"),
-            (seconds, "padded rows"),
-            (seconds, SDPA),
-            (seconds, PLAIN),
-        )
-    ]
+    measured = [(work, seconds, peer, apart) for peer in ("TRL", "padded rows", SDPA)]
+    measured.insert(1, (work, again, "TRL, as by default", apart))
+    compiled = {"ours": seconds["compiled"], "TRL": seconds["TRL"], PLAIN: seconds["ours"]}
+    named = replace(work, name=f"{work.name}, layers compiled")
+    measured += [(named, compiled, peer, apart_fast) for peer in ("TRL", PLAIN)]
+    rows = [(update.report(w, trees, model.config, s, peer, told, rate)) for w, s, peer, told in measured]
+    return [{**row, "held_equal": HELD} for row in rows]
 
 
 def profile(work: update.Work, model: Any, rate: float, compiled: bool) -> common.Case:
@@ -175,12 +177,12 @@ def profile(work: update.Work, model: Any, rate: float, compiled: bool) -> commo
         call()
     parts = dict.fromkeys(KERNELS, 0.0)
     for event in found.key_averages():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
             name = event.key.lower()
             kind = next((k for k, words in KERNELS.items() if any(word in name for word in words)), "other")
             parts[kind] += event.self_device_time_total / 1e6
     parts["idle"] = statistics.median(alone) - sum(parts.values())
-    name = f"profile, {work.name}{'' if compiled else ', not compiled'}"
+    name = f"profile, {work.name}{', layers compiled' if compiled else ''}"
     common.say(f"{name}: " + ", ".join(f"{kind} {seconds:.3f} s" for kind, seconds in parts.items()))
     share = update.flops(trees, model.config) / statistics.median(alone) / rate
     return common.case(name, alone, None, [], HELD, parts_s=parts, of_product=share)
@@ -268,12 +270,12 @@ def main() -> int:
         add(*updates(work, model, rate, flags))
     for compiled in (False, True) if DEVICE == "cuda" else ():
         for name, checkpointed, lora in (("whole", False, 0), ("checkpointed", True, 0), ("LoRA 16", False, 16)):
-            kind = f"{name}{'' if compiled else ', not compiled'}"
+            kind = f"{name}{', layers compiled' if compiled else ''}"
             add(memory(kind, model, checkpointed=checkpointed, lora=lora, compiled=compiled, quick=flags.quick))
     for prompts, tail in ((8, False), (8, True)):
         tokens, longest = (30, 16) if flags.quick else (1600, 128)
         add(rollouts(tokens, prompts, longest, tail, model, flags))
-    for compiled in (True, False) if DEVICE == "cuda" else ():
+    for compiled in (False, True) if DEVICE == "cuda" else ():
         add(*(profile(work, model, rate, compiled) for work in works(flags.quick)))
     common.finish(flags, "gpu", cases, "of_product", "gradient_distance", "tokens_per_s", "off")
     return common.disagreed(cases, AGREE)

@@ -1,12 +1,14 @@
-"""Compiled decoder layers give the same update. They are traced here, not translated, so no C compiler is needed."""
+"""Compiled decoder layers give the same update. They are traced here, not translated, so no compiler is needed."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo import lookup_backend
 
 transformers = pytest.importorskip("transformers")
 
@@ -37,9 +39,8 @@ def configured(*flags: str) -> Config:
     return load(Config, None, ["--optimizer.warmup_steps=0", "--optimizer.lr=0.01", *flags])
 
 
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The graphs that are found while the test runs; each is run as it is."""
+def traced(monkeypatch: pytest.MonkeyPatch, translated: Callable[[Any, Any], Any]) -> Iterator[list[Any]]:
+    """The graphs that are found while the test runs; what is `translated` from one is run in its place."""
     found: list[Any] = []
 
     def backend(graph: Any, examples: Any) -> Any:
@@ -47,7 +48,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             "a constant that would be computed on the CPU"
         )
         found.append(graph)
-        return graph.forward
+        return translated(graph, examples)
 
     real = torch.compile
     torch._dynamo.reset()
@@ -55,6 +56,19 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(torch, "compile", lambda call, **more: real(call, backend=backend, **more))
     yield found
     compiled.compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Each graph as it is."""
+    yield from traced(monkeypatch, lambda graph, examples: graph.forward)
+
+
+@pytest.fixture
+def joint_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Each with its backward pass as the compiler makes it, and what that keeps of the forward one."""
+    yield from traced(monkeypatch, lookup_backend("aot_eager_decomp_partition"))
 
 
 def updated(model: Any, *flags: str, graphs: list[Any] | None = None) -> tuple[Any, list[dict[str, float]]]:
@@ -77,7 +91,8 @@ def test_updates_are_the_same(graphs: list[Any], kind: str, precision: str, more
     fast, found = updated(toy(kind), "--train.compile=true", *flags, graphs=graphs)
     assert found == want and found[0]["grad_norm"] > 0
     assert all(torch.equal(p, plain.tensors()[name]) for name, p in fast.tensors().items())
-    assert len(graphs) == 1 + 2 * 2  # the trial; before and after attention, for the first layer and the others
+    passes = 2 if "--train.kl=0.1" in more else 1  # the reference's is without gradients
+    assert len(graphs) == 1 + 4 * passes  # the trial, and one layer's
 
 
 def test_with_adapters(graphs: list[Any]) -> None:
@@ -98,23 +113,40 @@ def test_sampling_is_not_compiled(graphs: list[Any]) -> None:
     ids = torch.arange(4, 9)[None]
     want = model(ids).logits
     compiled.compile_layers(model)
-    assert torch.equal(model(ids).logits, want) and not graphs
+    assert torch.equal(model(ids).logits, want) and len(graphs) == 1  # the trial
 
 
-def test_a_copy_of_the_model_has_layers_of_its_own() -> None:
+@pytest.mark.parametrize("more", [(), ("--model.gradient_checkpointing=true",), ("--model.lora_rank=2",)])
+def test_the_compilers_backward_pass(joint_graphs: list[Any], more: tuple[str, ...]) -> None:
+    pytest.importorskip("peft")
+    models = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        models.append(add_lora(toy(), 2) if "lora" in "".join(more) else toy())
+    plain, want = updated(models[0], "--train.precision=float32", *more)
+    fast, found = updated(models[1], "--train.precision=float32", "--train.compile=true", *more, graphs=joint_graphs)
+    assert len(joint_graphs) > 4
+    assert [told["grad_norm"] for told in found] == pytest.approx([told["grad_norm"] for told in want], rel=1e-4)
+    for name, p in fast.tensors().items():
+        torch.testing.assert_close(p, plain.tensors()[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_reference_is_compiled_as_the_policy_is(graphs: list[Any]) -> None:
+    policy = Policy(toy(), None, configured("--train.kl=0.1", "--train.compile=true"))
+    for model in (policy.raw, policy.reference):
+        assert all(compiled.is_ours(layer) for layer in model.model.layers)
+
+
+def test_a_copy_of_the_model_has_layers_of_its_own(graphs: list[Any]) -> None:
     model = toy()
     compiled.compile_layers(model)
     other = copy.deepcopy(model)
-    ids = torch.arange(4, 9)[None]
-    with torch.no_grad():
-        for p in other.parameters():
-            p.zero_()
-        assert float(other(ids).logits.abs().max()) == 0 < float(model(ids).logits.abs().max())
+    assert all(layer.forward.__self__ is layer for layer in other.model.layers)
 
 
-def test_by_itself_a_cpu_does_not_compile(graphs: list[Any]) -> None:
-    assert not compiled.worth_compiling(None, toy(), "bfloat16") and not graphs
-    assert not compiled.worth_compiling(False, toy(), "bfloat16")
+def test_nothing_is_compiled_unasked(graphs: list[Any]) -> None:
+    policy = Policy(toy(), None, configured())
+    assert not any(compiled.is_ours(layer) for layer in policy.raw.model.layers) and not graphs
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,5 +154,14 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("no C++ compiler\nand more lines")
 
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(UsageError, match=r"train.compile = true.*\(no C\+\+ compiler\): set it to false"):
-        compiled.worth_compiling(True, toy(), "float32")
+    with pytest.raises(
+        UsageError, match=r"train.compile = true: no C\+\+ compiler: install a C\+\+ compiler, or set it to false$"
+    ):
+        Policy(toy(), None, configured("--train.compile=true"))
+
+
+def test_without_layers(graphs: list[Any]) -> None:
+    with pytest.raises(UsageError, match="no layer of Linear can be compiled"):
+        model = torch.nn.Linear(2, 2)
+        model.device = torch.device("cpu")  # type: ignore[assignment]
+        compiled.compile_layers(model)

@@ -1,7 +1,8 @@
 """Decoder layers compiled for updates: norms, rotations, gates and casts in few kernels, with fewer launches.
 
-Of an update in bfloat16 on a card they take longer than the products do (`benchmarks/gpu.py` has the profile). Attention stays as it
-is: the compiler's graph breaks around `tree_attention`, which is FlexAttention's kernel or sdpa's.
+Of an update in bfloat16 on a card they take longer than the products do (`benchmarks/gpu.py` has the profile). `tree_attention` is not
+compiled with them (it is FlexAttention's kernel or sdpa's), so a layer is four graphs: its first norm, what comes before attention,
+the projection after it, and the rest.
 """
 
 from __future__ import annotations
@@ -15,41 +16,39 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from paragator.core.errors import UsageError
 from paragator.training import flex
-from paragator.training.packed import heads_of
 
-LARGE = 10**8
-"""Parameters from which compiling repays its half minute soon."""
 SETTINGS = {"specialize_float": True, "recompile_limit": flex.RECOMPILE_LIMIT}
 """A layer's constants (an epsilon, an adapter's scale) would else be tensors on the CPU; the limit is that of all models together."""
 
 
-def worth_compiling(wanted: bool | None, model: Any, precision: str) -> bool:
-    """Whether to compile: as wanted, else a LARGE model without adapters on one CUDA card in bfloat16.
+def compile_layers(*models: Any) -> None:
+    """Have the decoder layers of models compiled where they attend to packed trees; sampling goes on as before.
 
-    UsageError where it is wanted and a compiler is missing.
+    Raises UsageError where there is no compiler, or nothing to compile.
     """
-    if wanted is None:
-        if precision != "bfloat16" or model.device.type != "cuda" or hasattr(model, "get_base_model"):
-            return False
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        large = sum(p.numel() for p in model.parameters()) >= LARGE
-        return large and not several and flex.usable(model.device, torch.bfloat16, heads_of(model))
-    if wanted:
-        try:
-            torch.compile(torch.neg)(torch.zeros(2, device=model.device))
-        except Exception as error:  # noqa: BLE001 - whatever a compiler raises
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=models[0].device))
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UsageError(
+            f"train.compile = true: {flex.reason(error)}: install a C++ compiler, or set it to false"
+        ) from None
+    for model in models:
+        # a layer whose forward somebody replaced (Accelerate's hooks) is left as it is
+        layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        layers = [layer for layer in layers if "forward" not in vars(layer) or is_ours(layer)]
+        if not layers:
             raise UsageError(
-                f"train.compile = true: torch.compile does not work here ({reason}): set it to false"
-            ) from None
-    return wanted
-
-
-def compile_layers(model: Any) -> None:
-    """Have the decoder layers of `model` compiled where they attend to packed trees; sampling goes on as before."""
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer) and "forward" not in vars(layer):  # or somebody else's is kept
+                f"train.compile = true: no layer of {type(model).__name__} can be compiled: set it to false"
+            )
+        for layer in layers:
             layer.forward = MethodType(forward, layer)  # a method, so that a copy of the model has its own
+
+
+def is_ours(layer: Any) -> bool:
+    """Whether a layer is compiled already."""
+    return getattr(layer.forward, "__func__", None) is forward
 
 
 def forward(layer: Any, *states: Any, **more: Any) -> Any:

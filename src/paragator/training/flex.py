@@ -45,10 +45,14 @@ def compiles(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, in
     except torch.OutOfMemoryError:  # of the moment, not of the kernel
         raise
     except Exception as error:  # noqa: BLE001 - whatever a compiler raises; training goes on with the slower kernels
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        warnings.warn(f"FlexAttention does not work here, sdpa is used, which is slower: {reason}", stacklevel=2)
+        warnings.warn(f"FlexAttention does not work here, sdpa is used, which is slower: {reason(error)}", stacklevel=2)
         return False
     return True
+
+
+def reason(error: Exception) -> str:
+    """What a compiler's error says, in a line."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def seen(trees: Sequence[Shape]) -> Tensor:

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from paragator.config import Config, OptimizerConfig
 from paragator.core.errors import UsageError
 from paragator.training import checkpoint, estimate, objective
-from paragator.training.compiled import compile_layers, worth_compiling
+from paragator.training.compiled import compile_layers
 from paragator.training.hardware import free_memory
 from paragator.training.packed import Batch, collate, log_probs
 from paragator.training.rows import STAGES, PackedRow, Tree, pack
@@ -44,8 +44,8 @@ class Policy:
         if config.model.gradient_checkpointing:  # only in training mode: sampling switches to eval and keeps its cache
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})  # the first is transformers' newer name
-        if worth_compiling(config.train.compile, model, self.precision):
-            compile_layers(model)
+        if config.train.compile:
+            compile_layers(model, *([] if self.reference is None else [self.reference]))
         settings = config.optimizer
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
