@@ -8,7 +8,7 @@
 # make clean        remove the environments and the caches; runs/ and models/ stay
 #
 # PYTHON=python3.12 picks another interpreter for the environment. pip's own settings (PIP_INDEX_URL, ...) are respected.
-# BENCH="--repeats 5" measures every case of `make bench` five times; by default a case ends after 20 s, with three rounds at least.
+# BENCH="--repeats 5" measures every case of `make bench` five times; by default a case ends after 10 s, with three rounds at least.
 # FULL=--full adds cases that take another half hour.
 
 PYTHON ?= python3
@@ -19,7 +19,7 @@ DEV := .venv/installed-dev
 VLLM := .venv-vllm/installed
 SMOLLM2 := models/smollm2-135m
 CONFIG := configs/quickstart.toml
-BENCH ?= --within 20
+BENCH ?= --within 10
 FULL ?=
 
 .PHONY: help quickstart test check vllm weights smollm2 bench clean
