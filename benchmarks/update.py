@@ -73,7 +73,7 @@ def works(quick: bool) -> list[Work]:
             out.append(Work(f"{label}, pool of {m}, heavy tail", model, groups, full=True))
         both = [("generate", short, tails[i]) for i in range(problems)]
         both += [("aggregate", prompts[0], tails[problems + i]) for i in range(problems)]
-        out.append(Work(f"{label}, two stages, heavy tail", model, tuple(both)))
+        out.append(Work(f"{label}, two stages, heavy tail", model, tuple(both), full=True))
     return [w if w.model == "smollm2" else replace(w, full=False) for w in out]
 
 
@@ -256,7 +256,7 @@ def resident(what: str) -> float:
 
 def main() -> int:
     parser = common.parser(__doc__)
-    parser.add_argument("--full", action="store_true", help="every pool size with every kind of length, and more peers")
+    parser.add_argument("--full", action="store_true", help="SmolLM2 with every kind of work, and more peers")
     parser.add_argument("--only", choices=("smollm2", "embedded"), help="one model")
     parser.add_argument("--one", type=int, help="(one point of the growth case)")
     flags = parser.parse_args()
