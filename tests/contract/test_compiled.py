@@ -104,7 +104,9 @@ def test_with_adapters(graphs: list[Any]) -> None:
     flags = ("--model.lora_rank=2", "--train.precision=bfloat16", "--train.kl=0.1")
     plain, want = updated(models[0], *flags)
     fast, found = updated(models[1], "--train.compile=true", *flags, graphs=graphs)
-    assert graphs and found == want
+    assert (
+        len(graphs) > 1 + 4 and found == want
+    )  # the trial, one layer's, and what the first layer or the reference needs
     assert all(torch.equal(p, plain.tensors()[name]) for name, p in fast.tensors().items())
 
 
