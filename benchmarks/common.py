@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paragator.cli.rundir import installed
+from paragator.runs.folder import installed
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -215,7 +215,7 @@ def commit() -> str | None:
 
 def use_threads(count: int) -> None:
     """Let torch compute on `count` threads, in this thread and in the one in which the package computes."""
-    from paragator.engines.compute import set_threads
+    from paragator.engines.local.compute import set_threads
 
     set_threads(count)
 

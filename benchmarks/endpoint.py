@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 from paragator.core.types import Failure, Group, Prompt, Stage  # noqa: E402
-from paragator.engines.openai import OpenAIEngine  # noqa: E402
+from paragator.engines.http.openai import OpenAIEngine  # noqa: E402
 from paragator.engines.sampling import Sampling  # noqa: E402
 from servers import Server, running  # noqa: E402
 

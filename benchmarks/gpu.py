@@ -26,11 +26,13 @@ import torch
 import update
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from paragator.config import Config, validate
-from paragator.engines.generation import Row, sample_rows
-from paragator.engines.loading import EMBEDDED, add_lora
+from paragator.config import Config
+from paragator.engines.local.generation import Row, sample_rows
+from paragator.engines.local.loading import EMBEDDED, add_lora
 from paragator.engines.sampling import Sampling
-from paragator.training import estimate, flex
+from paragator.planning import estimate
+from paragator.settings import validate
+from paragator.training import flex
 from paragator.training.policy import Policy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

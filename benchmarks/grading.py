@@ -19,7 +19,7 @@ import common
 from math_verify import parse, verify
 
 from paragator import grading
-from paragator.grading.workers import Pool
+from paragator.grading.workers import Workers
 
 Pairs = list[tuple[str, str, bool]]
 """Text, reference, whether they are equal."""
@@ -86,9 +86,9 @@ def root_fraction(rng: Random) -> Spellings:
     )
 
 
-def with_pool(pool: Pool) -> Callable[[Pairs], list[bool]]:
+def with_pool(pool: Workers) -> Callable[[Pairs], list[bool]]:
     def ours(pairs: Pairs) -> list[bool]:
-        return [g.verdict == "correct" for g in grading.grade_many([(t, r) for t, r, _ in pairs], pool=pool)]
+        return [g.verdict == "correct" for g in grading.grade_many([(t, r) for t, r, _ in pairs], workers=pool)]
 
     return ours
 
@@ -98,7 +98,7 @@ def peer(pairs: Pairs) -> list[bool]:
     return [verify(parse(f"${reference}$"), parse(text)) for text, reference, _ in pairs]
 
 
-def measure(name: str, make: Callable[[int, Random], Pairs], count: int, repeats: int, pool: Pool) -> common.Case:
+def measure(name: str, make: Callable[[int, Random], Pairs], count: int, repeats: int, pool: Workers) -> common.Case:
     """One case: medians over the repeats, with the smallest and the largest."""
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     right: dict[str, int] = {"ours": 0, "peer": 0}
@@ -130,7 +130,7 @@ def main() -> None:
     flags = parser.parse_args()
     logging.disable(logging.WARNING)
     cases = []
-    with Pool(1) as one, Pool(2) as two:
+    with Workers(1) as one, Workers(2) as two:
         for name, make, count, pool in (
             ("integers", integers, 4000, two),
             ("ordinary expressions, one worker", expressions, 600, one),

@@ -28,7 +28,7 @@ import common
 from paragator import grading
 from paragator.core.types import Grade
 from paragator.grading import decide as rules
-from paragator.grading.workers import Pool
+from paragator.grading.workers import Workers
 
 HERE = Path(__file__).resolve().parent
 HOSTILE = HERE.parent / "tests" / "corpora" / "hostile.py"
@@ -72,7 +72,7 @@ def timed(text: str, reference: str, kind: str | None = None) -> Grade:
 class Watch:
     """Peak resident memory of the workers, sampled; the kernel keeps each one's own peak."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Workers) -> None:
         self.pool, self.peak_kb, self.over = pool, 0, threading.Event()
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -115,21 +115,21 @@ class Run:
         for number, text in enumerate(self.hostile.fuzzed(self.count, self.seed)):
             yield f"fuzzed {number}", text, REFERENCES[number % len(REFERENCES)]
 
-    async def go(self, pool: Pool) -> None:
+    async def go(self, pool: Workers) -> None:
         ticker = asyncio.create_task(self.tick())
         stream = self.items()
         lock = asyncio.Lock()
         await asyncio.gather(*(self.take(stream, lock, pool) for _ in range(4)))
         ticker.cancel()
 
-    async def take(self, stream: Iterator[tuple[str, str, str]], lock: asyncio.Lock, pool: Pool) -> None:
+    async def take(self, stream: Iterator[tuple[str, str, str]], lock: asyncio.Lock, pool: Workers) -> None:
         said = time.monotonic()
         while True:
             async with lock:  # texts are made in a thread: only grading may hold the loop up
                 batch = await asyncio.to_thread(lambda: list(islice(stream, SLICE)))
             if not batch:
                 return
-            grades = await grading.grade_many_async([(text, reference) for _, text, reference in batch], pool=pool)
+            grades = await grading.grade_many_async([(text, reference) for _, text, reference in batch], workers=pool)
             for (name, text, reference), grade in zip(batch, grades, strict=True):
                 self.note(name, text, reference, grade)
             if time.monotonic() - said > 10:
@@ -198,7 +198,7 @@ def main() -> None:
         os.chdir(folder)
         run = Run(hostile, flags.count, flags.seed, Path(folder))
         grading.rules.quick = run.quick
-        pool = Pool(flags.workers, decide="hostile_answers:timed")
+        pool = Workers(flags.workers, decide="hostile_answers:timed")
         watch = Watch(pool)
         control = subprocess.Popen(
             [sys.executable, "-c", CONTROL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -20,7 +20,7 @@ import torch
 from update import Work, policy_of, trees_of
 
 from paragator.config import ModelConfig
-from paragator.engines.loading import load
+from paragator.engines.local.loading import load
 
 HELD = "rollouts, loss, float32, threads, AdamW, norm clipping; one group of equal branches, prompt of 14 + 40 m tokens"
 PICTURE = common.ROOT / "docs" / "update-growth.png"

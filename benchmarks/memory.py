@@ -88,9 +88,10 @@ def measure(name: str) -> dict[str, Any]:
     import torch
     import transformers
 
-    from paragator.config import Config, ModelConfig, validate
-    from paragator.engines.loading import add_lora, load
-    from paragator.training.estimate import Load, from_json, memory
+    from paragator.config import Config, ModelConfig
+    from paragator.engines.local.loading import add_lora, load
+    from paragator.planning.estimate import Load, from_json, memory
+    from paragator.settings import validate
     from paragator.training.policy import Policy
     from paragator.training.rows import Branch, Tree
 

@@ -21,12 +21,13 @@ from typing import Any
 
 from common import case, finish, parser, say, use_threads
 
-from paragator.config import Config, validate
-from paragator.training.estimate import Shape, shape_of
-from paragator.training.hardware import PRESETS, Cost, Efficiency
-from paragator.training.lengths import Lengths
-from paragator.training.rollout_events import Batching
-from paragator.training.simulate import Cluster, Workload, groups_of, plan, updated
+from paragator.config import Config
+from paragator.planning.estimate import Shape, shape_of
+from paragator.planning.hardware import PRESETS, Cost, Efficiency
+from paragator.planning.lengths import Lengths
+from paragator.planning.rollout_events import Batching
+from paragator.planning.simulate import Cluster, Workload, groups_of, plan, updated
+from paragator.settings import validate
 
 WITHIN = 0.20
 PARTS = ("generate", "aggregate", "grade", "update")
@@ -89,7 +90,7 @@ def parts_of(steps: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def best(call: Callable[[], Any], repeats: int = 5) -> float:
     """Median seconds of a call in the thread that computes, after one that does not count."""
-    from paragator.engines.compute import computed_now
+    from paragator.engines.local.compute import computed_now
 
     def timed() -> float:
         start = time.perf_counter()
@@ -104,8 +105,8 @@ class Bench:
     """The embedded model, its engine, and steps on it as `paragator train` takes them."""
 
     def __init__(self) -> None:
-        from paragator.engines import loading
-        from paragator.engines.compute import computed_now
+        from paragator.engines.local import loading
+        from paragator.engines.local.compute import computed_now
         from paragator.tasks import load
 
         config = self.config(8, 8, 4, 24, 40)
@@ -140,14 +141,14 @@ class Bench:
 
     def steps(self, config: Config, repeats: int) -> tuple[list[dict[str, float]], Workload]:
         """Metrics of `repeats` real steps after one that does not count, and the workload that they were."""
-        from paragator.cli import compose
-        from paragator.engines.compute import computed_now
+        from paragator.engines.local.compute import computed_now
+        from paragator.runs import resolve
         from paragator.training.policy import Policy
         from paragator.training.step import step
 
         policy = computed_now(Policy, self.model, self.tokenizer, config)
-        engine = compose.build_engine(config, self.model, self.tokenizer)
-        packer = compose.build_packer(config, engine)
+        engine = resolve.build_engine(config, self.model, self.tokenizer)
+        packer = resolve.build_packer(config, engine)
         seen: dict[str, list[int]] = {"problem": [], "generate": [], "aggregate": []}
         signal = {"generate": 0, "aggregate": 0}
         update, metrics = policy.update, []
@@ -190,8 +191,8 @@ class Bench:
         import torch
 
         from paragator.cli.doctor import product_rate
-        from paragator.engines.compute import computed_now
-        from paragator.engines.generation import COMPACT_BELOW
+        from paragator.engines.local.compute import computed_now
+        from paragator.engines.local.generation import COMPACT_BELOW
 
         name, *sizes = first
         config = self.config(*sizes)
@@ -247,7 +248,7 @@ class Bench:
         """Seconds to sample `tokens` tokens of n siblings of each of some prompts of `length` random tokens."""
         from random import Random
 
-        from paragator.engines.generation import Row, sample_rows
+        from paragator.engines.local.generation import Row, sample_rows
         from paragator.engines.sampling import Sampling
 
         rng = Random(0)
@@ -262,7 +263,7 @@ class Bench:
         """Seconds of an empty update and of an empty micro-batch by tiny trees; the rate by the measured steps."""
         from random import Random
 
-        from paragator.engines.compute import computed_now
+        from paragator.engines.local.compute import computed_now
         from paragator.training.policy import Policy
         from paragator.training.rows import Branch, Tree
 

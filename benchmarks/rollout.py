@@ -30,11 +30,11 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from paragator.config import ModelConfig
 from paragator.core.scaffold import run
 from paragator.core.types import Group, Plan, Problem, Prompt, Stage
-from paragator.engines import generation
-from paragator.engines.compute import computed_now
-from paragator.engines.loading import load
+from paragator.engines.local import generation
+from paragator.engines.local.compute import computed_now
+from paragator.engines.local.loading import load
+from paragator.engines.local.transformers import TransformersEngine
 from paragator.engines.sampling import Sampling
-from paragator.engines.transformers import TransformersEngine
 
 NO_TOKEN = 2**40
 HELD = "prompts, number of siblings, length of every completion, temperature 1, float32, threads, weights"

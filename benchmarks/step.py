@@ -27,13 +27,14 @@ import peers
 import torch
 import update
 
-from paragator.config import Config, ModelConfig, validate
+from paragator.config import Config, ModelConfig
 from paragator.core.packing import Packer
 from paragator.core.types import Completion, Grade, Group, Problem, Prompt, Stage
-from paragator.engines.compute import computed_now
-from paragator.engines.loading import load
+from paragator.engines.local.compute import computed_now
+from paragator.engines.local.loading import load
+from paragator.engines.local.transformers import TransformersEngine
 from paragator.engines.sampling import Sampling
-from paragator.engines.transformers import TransformersEngine
+from paragator.settings import validate
 from paragator.tasks import Task
 from paragator.training import step as training
 from paragator.training.policy import Policy

@@ -26,9 +26,10 @@ from typing import Any
 import common
 import torch
 
-from paragator.config import Config, ModelConfig, validate
+from paragator.config import Config, ModelConfig
 from paragator.core.types import Stage
-from paragator.engines.loading import load
+from paragator.engines.local.loading import load
+from paragator.settings import validate
 from paragator.training.packed import collate
 from paragator.training.policy import Policy
 from paragator.training.rows import Branch, Tree, pack

@@ -22,10 +22,10 @@ import common
 
 from paragator.core.prompts import COMPACT, Templates
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
-from paragator.engines.endpoint import Endpoint
-from paragator.engines.openai import OpenAIEngine
+from paragator.engines.http.endpoint import Endpoint
+from paragator.engines.http.openai import OpenAIEngine
+from paragator.engines.http.vllm import served
 from paragator.engines.sampling import Sampling
-from paragator.engines.vllm import served
 
 PYTHON = common.ROOT / ".venv-vllm" / "bin" / "python"
 TEMPLATES: Templates = COMPACT

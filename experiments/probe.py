@@ -12,12 +12,13 @@ import argparse
 import asyncio
 import re
 
-from paragator.cli import compose
-from paragator.config import Config, load
+from paragator.config import Config
 from paragator.core.packing import strip_thinking
 from paragator.core.scaffold import run
 from paragator.core.types import Plan
-from paragator.engines.loading import load as load_model
+from paragator.engines.local.loading import load as load_model
+from paragator.runs import resolve
+from paragator.settings import load
 
 VERDICT = re.compile(r"([A-H]) (right|wrong)")
 CHOICE = re.compile(r"use ([A-H]|none)")
@@ -29,8 +30,8 @@ async def main() -> None:
     parser.add_argument("--model", default="embedded")
     flags = parser.parse_args()
     config = load(Config, "configs/quickstart.toml", ["--model.path", flags.model])
-    task = compose.check(config, training=False).task
-    engine = compose.build_engine(config, *load_model(config.model))
+    task = resolve.check(config, training=False).task
+    engine = resolve.build_engine(config, *load_model(config.model))
     problems = task.problems("held-out", flags.problems, 99)
     templates = config.model.templates()
     traces = await asyncio.gather(*(run(p, engine, Plan.method(4, 1), templates=templates, seed=1) for p in problems))

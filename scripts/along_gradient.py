@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from paragator.cli import compose
-from paragator.config import Config, load
+from paragator.config import Config
 from paragator.core.scaffold import run
 from paragator.core.types import Plan, Problem
-from paragator.engines import loading
-from paragator.engines.compute import computed
+from paragator.engines.local import loading
+from paragator.engines.local.compute import computed
+from paragator.runs import resolve
+from paragator.settings import load
 from paragator.tasks import grade_trace
 from paragator.training.policy import Policy
 from paragator.training.step import step
@@ -35,7 +36,7 @@ PROBLEMS, CANDIDATES, SEED = 128, 8, 5
 
 async def measured(config: Config, task: Any, engine: Any, problems: Sequence[Problem]) -> str:
     """Mean reward of each round in percent, with its standard error over problems."""
-    plan, packer = Plan.training(CANDIDATES, config.rollout.pool_size), compose.build_packer(config, engine)
+    plan, packer = Plan.training(CANDIDATES, config.rollout.pool_size), resolve.build_packer(config, engine)
 
     async def one(problem: Problem) -> Any:
         trace = await run(problem, engine, plan, templates=config.model.templates(), packer=packer, seed=SEED)
@@ -50,12 +51,12 @@ async def measured(config: Config, task: Any, engine: Any, problems: Sequence[Pr
 
 
 async def probe(config: Config) -> None:
-    checked = compose.check(config, training=True)
+    checked = resolve.check(config, training=True)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     model, tokenizer = await computed(loading.load, config.model)
     policy = await computed(Policy, model, tokenizer, config)
-    engine = compose.build_engine(config, policy.raw, tokenizer, autocast=policy.accelerator.autocast)
+    engine = resolve.build_engine(config, policy.raw, tokenizer, autocast=policy.accelerator.autocast)
     held_out = checked.task.problems("held-out", PROBLEMS, 1)
     gradient: dict[str, torch.Tensor] = {}
 
@@ -64,7 +65,7 @@ async def probe(config: Config) -> None:
 
     policy.optimizer.step = kept  # the gradient is wanted, not the optimiser's idea of it
     problems = checked.task.problems("train", config.train.problems, config.seed)
-    await step(1, problems, engine, checked.task, policy, compose.build_packer(config, engine), config)
+    await step(1, problems, engine, checked.task, policy, resolve.build_packer(config, engine), config)
     begun = {name: p.detach().clone() for name, p in policy.tensors().items()}
     norm = sum(float(g.square().sum()) for g in gradient.values()) ** 0.5
     print(f"gradient's norm {norm:.4f}, {config.train.problems} problems by {config.rollout.candidates} candidates")

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 
 from paragator import tasks
-from paragator.config import Config, ModelConfig, load
+from paragator.config import Config, ModelConfig
 from paragator.core.types import Problem, Prompt
-from paragator.engines import loading
 from paragator.engines.encoding import encode
+from paragator.engines.local import loading
+from paragator.settings import load
 from paragator.training import checkpoint
 from paragator.training.packed import collate, log_probs
 from paragator.training.policy import Policy
@@ -58,7 +59,7 @@ def main() -> int:
     config = config.model_copy(
         update={
             # no sampler whose weights would have to be corrected for
-            "engine": config.engine.model_copy(update={"rollout": "transformers"}),
+            "engine": config.engine.model_copy(update={"kind": "transformers"}),
             "optimizer": config.optimizer.model_copy(update=settings),
             "train": config.train.model_copy(update={"steps": steps}),
         }

@@ -1,26 +1,15 @@
-"""What a run is told: frozen models, sparse TOML in, resolved JSON out. An unknown key is an error with a suggestion."""
+"""Run configuration: every section and key of a run, with its default and what it means."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import tomllib
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from paragator.core.errors import UsageError
 from paragator.core.prompts import BUILTIN, Templates
-from paragator.overrides import pairs, parse_value, put
-
-
-class Section(BaseModel):
-    """A part of a config: immutable, and strict about keys; the string under a field says what it is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+from paragator.settings import Section
 
 
 class ModelConfig(Section):
@@ -69,11 +58,11 @@ class TaskConfig(Section):
     """jsonl: the file, one object a line with fields problem and answer."""
     held_out_path: str | None = None
     """jsonl: the held-out file; without it, a tenth of `path` by content."""
-    fields: dict[str, str] = {}
+    fields: dict[str, str] = Field({})
     """jsonl: where the fields are when they have other names, as {problem = "question", answer = "gold"}."""
     kind: str | None = None
     """What the answers are ("number", "set", "equation", ...; see docs/grading.md); None infers it from each reference."""
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field({})
     """reasoning-gym: parameters of the generator."""
     reward: str | None = None
     """A reward function "module:function" (problem, texts) -> one number or None a text; replaces the task's checker."""
@@ -102,7 +91,7 @@ class TaskConfig(Section):
 
 
 class EngineConfig(Section):
-    rollout: Literal["transformers", "openai", "vllm", "replay"] = "transformers"
+    kind: Literal["transformers", "openai", "vllm", "replay"] = "transformers"
     """Who samples: this process, an OpenAI-compatible server, a vLLM that gets the trained weights, or recorded completions."""
     url: str | list[str] | None = None
     """openai, vllm: the server's base URL, as http://localhost:8000/v1, or a list of several that serve the same model."""
@@ -118,7 +107,7 @@ class EngineConfig(Section):
     """openai, vllm: longest one attempt may take."""
     total_timeout_s: float = Field(1800, gt=0)
     """openai, vllm: longest a request may take with all its retries; then it is a Failure."""
-    extra_body: dict[str, Any] = {}
+    extra_body: dict[str, Any] = Field({})
     """openai, vllm: further request fields, passed on as they are; in training none that change what is sampled."""
     price_in: float = Field(0, ge=0)
     """openai: price of a million prompt tokens, to print a cost."""
@@ -128,7 +117,9 @@ class EngineConfig(Section):
     """vllm: start a server for the run, on this machine, and stop it afterwards; else `url` is one that is running."""
     vllm_python: str = ".venv-vllm/bin/python"
     """vllm: the interpreter of the environment that holds vLLM (`make vllm`)."""
-    vllm_arguments: list[str] = ["--enforce-eager", "--no-enable-chunked-prefill", "--distributed-executor-backend=uni"]
+    vllm_arguments: list[str] = Field(
+        ["--enforce-eager", "--no-enable-chunked-prefill", "--distributed-executor-backend=uni"]
+    )
     """vllm: further arguments of the server that is started (here: no compilation, one process, and see docs/vllm.md)."""
     recording: str | None = None
     """replay: a JSONL file with fields problem and completions."""
@@ -172,7 +163,7 @@ class MethodConfig(Section):
     """pass@k's baseline for rewards of 0 and 1: the mean over subsets, or the plain mean of rewards (an ablation that warns)."""
     scale: Literal["none", "std"] = "none"
     """Divide credit by the group's standard deviation (plain GRPO); Dr.GRPO does not, nor pass@k of rewards other than 0 and 1."""
-    pools: str | None = None
+    recorded: str | None = None
     """offline_aggregation: the file that `paragator sample` wrote from the initial model."""
     hard_share: float = Field(0.5, ge=0, le=1)
     """offline_aggregation: share of pools whose majority is wrong; the rest are easy ones."""
@@ -209,7 +200,7 @@ class TrainConfig(Section):
     """Optimiser steps."""
     problems: int = Field(16, ge=1)
     """Problems a step."""
-    pool: int = Field(4096, ge=1)
+    distinct_problems: int = Field(4096, ge=1)
     """Distinct training problems; more steps than these cover go round again."""
     truncated: Literal["mask", "drop", "wrong"] = "mask"
     """A rollout cut at max_tokens: counts in its group but is not trained on (mask), leaves the group (drop), or counts as wrong."""
@@ -320,80 +311,12 @@ class Config(Section):
             )
         if self.eval.candidates % self.eval.pools:
             raise ValueError(f"eval.pools = {self.eval.pools} does not divide eval.candidates = {self.eval.candidates}")
-        if self.method.name == "offline_aggregation" and self.method.pools is None:
+        if self.method.name == "offline_aggregation" and self.method.recorded is None:
             raise ValueError(
-                "method.pools is not set: offline_aggregation needs the file that `paragator sample` wrote"
+                "method.recorded is not set: offline_aggregation needs the file that `paragator sample` wrote"
             )
         return self
 
     @property
     def run_dir(self) -> Path:
         return Path(self.runs) / self.name
-
-
-S = TypeVar("S", bound=Section)
-
-
-def load(kind: type[S], path: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
-    """A config from a TOML file (None: defaults) and dotted overrides like ["--optimizer.lr", "1e-5"]."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(Path(path).read_text())
-        except OSError as error:
-            raise UsageError(f"config {path}: {error.strerror or error}; give the path of a TOML file") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"config {path} is not TOML: {error}; mend it") from None
-    for key, text in pairs(overrides):
-        put(values, key.split("."), parse_value(text), key)
-    return validate(kind, values)
-
-
-def validate(kind: type[S], values: Mapping[str, Any]) -> S:
-    """`values` as a config; UsageError in one line that names key, value and remedy."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(explain(kind, error.errors()[0])) from None
-
-
-def explain(kind: type[BaseModel], error: Any) -> str:
-    """One pydantic error as what, which value, what to do."""
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(where, keys(kind), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(siblings(kind, where))}"
-        return f"unknown key {where}; {hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return message
-    if where.endswith("key_env"):  # perhaps the key itself, which no message shows
-        return f"{where} is not the name of an environment variable; put the key into one, and name it here"
-    if error["type"] in ("model_type", "dict_type"):
-        return f"{where} = {error['input']!r}, but it is a section; set {where}.KEY"
-    if error["type"] == "string_type":
-        return (
-            f"{where} = {error['input']!r}: a text is needed; write it in quotes of its own, as '\"{error['input']}\"'"
-        )
-    return f"{where} = {error['input']!r}: {message[0].lower() + message[1:]}"
-
-
-def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of a config."""
-    out = []
-    for name, field in kind.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            out += keys(field.annotation, f"{prefix}{name}.")
-        else:
-            out.append(prefix + name)
-    return out
-
-
-def siblings(kind: type[BaseModel], where: str) -> list[str]:
-    prefix = where.rpartition(".")[0]
-    return [k for k in keys(kind) if prefix and k.rpartition(".")[0] == prefix] or list(kind.model_fields)
-
-
-def to_json(config: Section) -> str:
-    """The resolved config, stable and readable."""
-    return json.dumps(config.model_dump(mode="json"), indent=2)

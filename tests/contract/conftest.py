@@ -12,11 +12,11 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.core.types import Completion, Failure, Group, Prompt, Sample
-from paragator.engines.compute import set_threads
-from paragator.engines.openai import OpenAIEngine
+from paragator.engines.http.openai import OpenAIEngine
+from paragator.engines.local.compute import set_threads
+from paragator.engines.local.transformers import TransformersEngine
 from paragator.engines.sampling import Sampling
 from paragator.engines.scripted import Scripted
-from paragator.engines.transformers import TransformersEngine
 from servers import Server, running
 
 WORDS = [f"w{i}" for i in range(24)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from paragator.engines.branching import Branches, branch_attention
+from paragator.engines.local.branching import Branches, branch_attention
 
 HEADS, KEYS, SIZE, WIDTH, ROOM = 4, 2, 8, 7, 6
 PROMPTS = [7, 3, 5, 1, 6]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from paragator.config import Config, validate
+from paragator.config import Config
+from paragator.settings import validate
 from paragator.training.packed import collate, log_probs
 from paragator.training.policy import Policy
 from paragator.training.rows import Branch, Tree, pack

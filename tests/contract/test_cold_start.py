@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from paragator.config import Config, load
+from paragator.config import Config
+from paragator.settings import load
 from paragator.training.policy import Policy
 from paragator.training.rows import Branch, Tree
 

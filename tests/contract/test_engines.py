@@ -25,12 +25,12 @@ from transformers import (
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt
-from paragator.engines import generation
-from paragator.engines.generation import Branched, Row, batches, draw
-from paragator.engines.loading import add_lora
+from paragator.engines.local import generation
+from paragator.engines.local.generation import Branched, Row, batches, draw
+from paragator.engines.local.loading import add_lora
+from paragator.engines.local.transformers import TransformersEngine
 from paragator.engines.sampling import Sampling
 from paragator.engines.scripted import Scripted
-from paragator.engines.transformers import TransformersEngine
 
 SHORT, MIDDLE, LONG = "w1 w2 w3", "w4 w5 w6 w7 w8 w9", " ".join(f"w{i % 20}" for i in range(30))
 TOO_LONG = " ".join(["w1"] * 60)

@@ -19,7 +19,7 @@ from paragator import grading
 from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Grade
 from paragator.grading import workers
-from paragator.grading.workers import Pool
+from paragator.grading.workers import Workers
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers need POSIX")
 SOURCE = Path(__file__).parents[2] / "src"
@@ -70,16 +70,16 @@ def raising(text, reference, kind=None):
 
 
 @pytest.fixture
-def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Workers]]:
     """Makes pools over the functions above; they are closed at the end, and then none of their processes is left."""
     (tmp_path / "hostile_decide.py").write_text(DECIDE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("paragator.grading.rules.quick", lambda *_: None)
-    made: list[Pool] = []
+    made: list[Workers] = []
 
-    def make(**kwargs: object) -> Pool:
+    def make(**kwargs: object) -> Workers:
         settings = {"workers": 2, "timeout_s": 1.0, "decide": "hostile_decide:decide"} | kwargs
-        made.append(Pool(**settings))  # type: ignore[arg-type]
+        made.append(Workers(**settings))  # type: ignore[arg-type]
         return made[-1]
 
     before = {p for p, _ in family(os.getpid())}
@@ -146,9 +146,9 @@ def check_innocent(grades: list[Grade]) -> None:
         ("junk", "TypeError: decide gave str, not a Grade"),
     ],
 )
-def test_only_the_guilty_is_unscored(pool: Callable[..., Pool], text: str, reason: str) -> None:
+def test_only_the_guilty_is_unscored(pool: Callable[..., Workers], text: str, reason: str) -> None:
     items = [*innocent(20), (text, "1"), *innocent(20)]
-    grades = grading.grade_many(items, pool=pool(memory_bytes=400 << 20))
+    grades = grading.grade_many(items, workers=pool(memory_bytes=400 << 20))
     assert grades[20].verdict == "unscored"
     assert grades[20].answer == text
     assert grades[20].reason.startswith(reason)
@@ -156,25 +156,25 @@ def test_only_the_guilty_is_unscored(pool: Callable[..., Pool], text: str, reaso
     check_innocent(grades[21:])
 
 
-def test_a_mix_keeps_its_order(pool: Callable[..., Pool]) -> None:
+def test_a_mix_keeps_its_order(pool: Callable[..., Workers]) -> None:
     hostile = ["hang", "memory", "exit", "raise", "segfault", "hang in C"]
     items: list[tuple[str, str]] = []
     for i in range(60):
         items.append((hostile[i // 5 % 6], "1") if i % 5 == 0 else (str(i), str(i)))
-    grades = grading.grade_many(items, pool=pool(timeout_s=0.5))
+    grades = grading.grade_many(items, workers=pool(timeout_s=0.5))
     for i, grade in enumerate(grades):
         assert grade.answer == items[i][0]
         assert grade.verdict == ("unscored" if i % 5 == 0 else "correct"), (i, grade)
 
 
-def test_a_slow_chunk_is_no_timeout(pool: Callable[..., Pool]) -> None:
+def test_a_slow_chunk_is_no_timeout(pool: Callable[..., Workers]) -> None:
     """Sixteen items of 0.2 s take longer than the limit of one."""
-    grades = grading.grade_many([("slow", "slow")] * 16, pool=pool())
+    grades = grading.grade_many([("slow", "slow")] * 16, workers=pool())
     assert grades == [Grade("correct", "slow")] * 16
 
 
 @pytest.mark.slow
-def test_the_event_loop_never_waits(pool: Callable[..., Pool]) -> None:
+def test_the_event_loop_never_waits(pool: Callable[..., Workers]) -> None:
     hostile = [(t, "1") for t in ("hang", "exit", "memory", "raise", "hang in C", "segfault", "junk", "deep")]
     items = [hostile[i % 8] for i in range(200)]
     longest = 0.0
@@ -189,7 +189,7 @@ def test_the_event_loop_never_waits(pool: Callable[..., Pool]) -> None:
     async def both() -> list[Grade]:
         ticker = asyncio.create_task(tick())
         try:
-            return await grading.grade_many_async(items, pool=pool(timeout_s=0.2))
+            return await grading.grade_many_async(items, workers=pool(timeout_s=0.2))
         finally:
             ticker.cancel()
 
@@ -202,25 +202,25 @@ def test_the_event_loop_never_waits(pool: Callable[..., Pool]) -> None:
     )  # a busy machine stalls an idle loop too; benchmarks/hostile_answers.py has the milliseconds
 
 
-def test_cancelling_withdraws_what_waits(pool: Callable[..., Pool]) -> None:
+def test_cancelling_withdraws_what_waits(pool: Callable[..., Workers]) -> None:
     used = pool(workers=1)
 
     async def give_up() -> None:
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(grading.grade_many_async([("hang", "1")] * 1000, pool=used), 0.5)
+            await asyncio.wait_for(grading.grade_many_async([("hang", "1")] * 1000, workers=used), 0.5)
 
     asyncio.run(give_up())
     start = time.monotonic()
-    assert grading.grade_many([("a", "a")], pool=used)[0].verdict == "correct"
+    assert grading.grade_many([("a", "a")], workers=used)[0].verdict == "correct"
     assert time.monotonic() - start < 60
 
 
-def test_from_several_threads(pool: Callable[..., Pool]) -> None:
+def test_from_several_threads(pool: Callable[..., Workers]) -> None:
     used = pool()
     out: dict[int, list[Grade]] = {}
 
     def one(number: int) -> None:
-        out[number] = grading.grade_many([*innocent(50), ("exit", "1")], pool=used)
+        out[number] = grading.grade_many([*innocent(50), ("exit", "1")], workers=used)
 
     threads = [threading.Thread(target=one, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -232,15 +232,15 @@ def test_from_several_threads(pool: Callable[..., Pool]) -> None:
         assert grades[50].verdict == "unscored"
 
 
-def test_inside_a_running_loop_the_plain_form_works_too(pool: Callable[..., Pool]) -> None:
+def test_inside_a_running_loop_the_plain_form_works_too(pool: Callable[..., Workers]) -> None:
     async def inside() -> list[Grade]:
-        return grading.grade_many(innocent(5), pool=used)
+        return grading.grade_many(innocent(5), workers=used)
 
     used = pool()
     check_innocent(asyncio.run(inside()))
 
 
-def test_after_a_fork_both_sides_grade(pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_fork_both_sides_grade(pool: Callable[..., Workers], monkeypatch: pytest.MonkeyPatch) -> None:
     used = pool()
     monkeypatch.setattr(workers, "_shared", used)
     check_innocent(grading.grade_many(innocent(5)))
@@ -249,7 +249,7 @@ def test_after_a_fork_both_sides_grade(pool: Callable[..., Pool], monkeypatch: p
     if child == 0:  # pragma: no cover
         answer = b"bad"
         try:
-            workers._shared = Pool(workers=1, decide="hostile_decide:decide")
+            workers._shared = Workers(workers=1, decide="hostile_decide:decide")
             answer = grading.grade("1", "1").verdict.encode()
             workers.close_all()
             multiprocessing.util._exit_function()  # type: ignore[attr-defined]
@@ -263,12 +263,12 @@ def test_after_a_fork_both_sides_grade(pool: Callable[..., Pool], monkeypatch: p
     check_innocent(grading.grade_many(innocent(5)))
 
 
-def test_a_decide_that_cannot_be_imported_is_an_error(pool: Callable[..., Pool]) -> None:
+def test_a_decide_that_cannot_be_imported_is_an_error(pool: Callable[..., Workers]) -> None:
     with pytest.raises(RunError, match="do not start"):
-        grading.grade_many(innocent(3), pool=pool(decide="no_such_module:decide"))
+        grading.grade_many(innocent(3), workers=pool(decide="no_such_module:decide"))
 
 
-def test_closing_fails_what_waits(pool: Callable[..., Pool]) -> None:
+def test_closing_fails_what_waits(pool: Callable[..., Workers]) -> None:
     used = pool(timeout_s=60.0)
     futures = used.submit([("sleep", "1", None)] * 40)
     used.close()
@@ -280,30 +280,30 @@ def test_closing_fails_what_waits(pool: Callable[..., Pool]) -> None:
         used.submit([("1", "1", None)])
 
 
-def test_a_worker_that_somebody_kills_costs_nothing(pool: Callable[..., Pool]) -> None:
+def test_a_worker_that_somebody_kills_costs_nothing(pool: Callable[..., Workers]) -> None:
     used = pool()
-    check_innocent(grading.grade_many(innocent(5), pool=used))
+    check_innocent(grading.grade_many(innocent(5), workers=used))
     for _ in range(3):
         for pid in used.pids():
             os.kill(pid, signal.SIGKILL)
-        check_innocent(grading.grade_many(innocent(50), pool=used))
+        check_innocent(grading.grade_many(innocent(50), workers=used))
 
 
 def test_limits_that_cannot_work_are_refused() -> None:
     with pytest.raises(UsageError, match="workers = 0"):
-        Pool(0)
+        Workers(0)
     with pytest.raises(UsageError, match="timeout_s = 0"):
-        Pool(timeout_s=0)
+        Workers(timeout_s=0)
 
 
 SCRIPT = """
 import sys, threading, time
 sys.path[:0] = {path!r}
 import paragator.grading as grading
-from paragator.grading.workers import Pool
+from paragator.grading.workers import Workers
 grading.rules.quick = lambda *_: None
-pool = Pool(2, timeout_s=60.0, decide="hostile_decide:decide")
-print(grading.grade_many([("1", "1")], pool=pool)[0].verdict, flush=True)
+pool = Workers(2, timeout_s=60.0, decide="hostile_decide:decide")
+print(grading.grade_many([("1", "1")], workers=pool)[0].verdict, flush=True)
 futures = pool.submit([("hang in C", "1", None)] * 8)
 time.sleep(1)
 print("working", flush=True)
@@ -312,7 +312,7 @@ print("working", flush=True)
 
 
 @pytest.fixture
-def script(pool: Callable[..., Pool], tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+def script(pool: Callable[..., Workers], tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     """Starts a program, without a guard for its main module, whose two workers hang in C code."""
     started: list[subprocess.Popen[str]] = []
 
@@ -367,7 +367,7 @@ def test_the_interpreter_ends_and_its_workers_with_it(
 
 
 def test_an_interrupt_ends_everything(script: Callable[[str], subprocess.Popen[str]]) -> None:
-    process = script("grading.grade_many([('hang in C', '1')] * 8, pool=pool)")
+    process = script("grading.grade_many([('hang in C', '1')] * 8, workers=pool)")
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert err.count("KeyboardInterrupt") == 1

@@ -18,12 +18,12 @@ import pytest
 from paragator.config import EngineConfig
 from paragator.core.errors import ParagatorError, RunError, UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt
-from paragator.engines.endpoint import Endpoint, retry_after
-from paragator.engines.gate import STARTS_A_PASS, Gate
-from paragator.engines.openai import OpenAIEngine, read_key, seed_of
+from paragator.engines.http.endpoint import Endpoint, retry_after
+from paragator.engines.http.gate import STARTS_A_PASS, Gate
+from paragator.engines.http.openai import OpenAIEngine, read_key, seed_of
+from paragator.engines.http.spread import Spread
+from paragator.engines.http.wire import Wire
 from paragator.engines.sampling import Sampling
-from paragator.engines.spread import Spread
-from paragator.engines.wire import Wire
 from servers import FAULTS, Server, boxed_digit, running
 
 KEY = "sk-very-secret-123"
@@ -509,7 +509,7 @@ def test_a_server_that_ends_is_waited_for_and_then_ends_the_run(serve, monkeypat
         engine = engine_of(server, total_timeout_s=2.0)
         assert only(ask(engine)).text
     assert only(ask(engine)).reason.endswith("the last: connection refused")
-    monkeypatch.setattr("paragator.engines.endpoint.PATIENCE_S", 0.0)
+    monkeypatch.setattr("paragator.engines.http.endpoint.PATIENCE_S", 0.0)
     with pytest.raises(RunError, match="the server is gone"):
         ask(engine)
 

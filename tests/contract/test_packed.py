@@ -14,7 +14,7 @@ from torch import Tensor
 transformers = pytest.importorskip("transformers")
 
 from paragator.core.errors import DataError, UsageError  # noqa: E402
-from paragator.engines.branching import NO_MASK  # noqa: E402
+from paragator.engines.local.branching import NO_MASK  # noqa: E402
 from paragator.training import attention, packed  # noqa: E402
 from paragator.training.attention import layout  # noqa: E402
 from paragator.training.packed import Batch, collate, log_probs, padded_log_probs  # noqa: E402

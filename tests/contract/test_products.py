@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from paragator.engines.products import narrow, narrow_products
+from paragator.engines.local.products import narrow, narrow_products
 
 
 @pytest.mark.parametrize("bias", [True, False])

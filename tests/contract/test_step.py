@@ -12,17 +12,18 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from paragator.config import Config, load
+from paragator.config import Config
 from paragator.core import credit
+from paragator.core.methods import METHODS
 from paragator.core.packing import Packer
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
-from paragator.engines.loading import add_lora
+from paragator.engines.local.loading import add_lora
 from paragator.records import Graded
+from paragator.settings import load
 from paragator.tasks import Task
 from paragator.training import packed
 from paragator.training import policy as policy_module
 from paragator.training.loop import choose
-from paragator.training.methods import METHODS
 from paragator.training.policy import Policy, as_begun
 from paragator.training.rows import Branch, Tree, pack
 from paragator.training.step import Step, Timeline, constant, credited, step
@@ -443,7 +444,7 @@ def test_a_steps_parts_sum_to_its_seconds(make_engine: Any, tokenizer: PreTraine
 
 def test_offline_pools_are_the_candidates(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     engine = make_engine()
-    config = configured("--method.name=offline_aggregation", "--method.pools=recorded.jsonl")
+    config = configured("--method.name=offline_aggregation", "--method.recorded=recorded.jsonl")
     pools = {p.id: Group(Prompt("w0"), tuple(Completion(f"w{i}") for i in range(4))) for p in PROBLEMS}
     policy = Spy(engine.model, tokenizer, config)
     result = take_step(policy, engine, config, pools)

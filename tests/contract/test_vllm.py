@@ -19,14 +19,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paragator.cli.rollouts import rollouts
-from paragator.config import Config, validate
+from paragator.config import Config
 from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Prompt
-from paragator.engines.openai import OpenAIEngine
+from paragator.engines.http.openai import OpenAIEngine
+from paragator.engines.http.spread import Spread
+from paragator.engines.http.vllm import VllmEngine, ended, environment, served, written
 from paragator.engines.sampling import Sampling
-from paragator.engines.spread import Spread
-from paragator.engines.vllm import VllmEngine, ended, environment, served, written
+from paragator.runs.rollouts import rollouts
+from paragator.settings import validate
 from servers import VllmServer, running
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +201,7 @@ def test_a_busy_server_gets_less(tmp_path: Path) -> None:
 
 
 def test_the_memory_of_homes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paragator.engines.spread.MOST_HOMES", 3)
+    monkeypatch.setattr("paragator.engines.http.spread.MOST_HOMES", 3)
     spread = Spread([OpenAIEngine("http://a/v1", sampling=SAMPLING)])
     for i in range(9):
         spread.home(Prompt(str(i)))
@@ -241,7 +242,7 @@ def test_a_server_of_ones_own_that_dies_is_told_with_its_last_words(
     folder.mkdir(parents=True)
     (folder / "api_server.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
-    monkeypatch.setattr("paragator.engines.endpoint.PATIENCE_S", 0.2)
+    monkeypatch.setattr("paragator.engines.http.endpoint.PATIENCE_S", 0.2)
 
     async def trial() -> None:
         async with served(sys.executable, tmp_path, tmp_path / "vllm.log") as url:
@@ -275,7 +276,7 @@ def test_a_server_and_its_workers_end_with_the_run(tmp_path: Path, sign: signal.
     python.write_text(f"#!/bin/sh\nsh {worker} &\necho $$ >> {pids}\nwait\n")
     python.chmod(0o755)
     code = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom paragator.engines.vllm import served\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom paragator.engines.http.vllm import served\n"
         "async def main():\n    async with served(sys.argv[1], Path('m'), Path(sys.argv[2])):\n        pass\n"
         "asyncio.run(main())\n"
     )
@@ -396,11 +397,11 @@ def test_a_server_of_ones_own_has_the_trainers_precision(
         export = staticmethod(exported)
 
     async def begin() -> None:
-        engine = {"rollout": "vllm", "launch": True, "vllm_arguments": given}
+        engine = {"kind": "vllm", "launch": True, "vllm_arguments": given}
         async with rollouts(validate(Config, {"engine": engine}), Stub(), tmp_path, lambda line: None):  # type: ignore[arg-type]
             pass
 
-    monkeypatch.setattr("paragator.cli.rollouts.served", stop_here)
+    monkeypatch.setattr("paragator.runs.rollouts.served", stop_here)
     with pytest.raises(RunError, match="seen"):
         asyncio.run(begin())
     assert seen == given + (["--dtype", dtype] if dtype else [])

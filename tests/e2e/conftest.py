@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from paragator.cli.main import run
-from paragator.engines.compute import set_threads
+from paragator.engines.local.compute import set_threads
 from paragator.tasks.demonstrations import LARGEST, WORDS
 from paragator.training.warmup import WarmupConfig, build_model, build_tokenizer, export
 

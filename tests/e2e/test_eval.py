@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from paragator import records
-from paragator.cli import connect, rundir, show
+from paragator.cli import show
 from paragator.cli.eval import Progress
 from paragator.cli.main import run
 from paragator.core.errors import DataError, UsageError
 from paragator.core.packing import Packer
 from paragator.core.types import Prompt
 from paragator.engines.replay import Replay
+from paragator.runs import connect, folder
 
 Cli = Callable[..., int]
 pytestmark = pytest.mark.e2e
@@ -62,7 +63,7 @@ def test_short_flags_are_the_dotted_keys(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_url_makes_the_engine_and_what_suits_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = dry(capsys, "--url", "http://localhost:1/v1", "--model", "some/model")
-    assert found["engine"]["rollout"] == "openai" and found["engine"]["model"] == "some/model"
+    assert found["engine"]["kind"] == "openai" and found["engine"]["model"] == "some/model"
     assert found["model"]["template"] == "chat" and found["task"]["style"] == "words"
     assert found["generate"]["max_tokens"] == found["aggregate"]["max_tokens"] == 4096
     found = dry(capsys, "--url", "http://localhost:1/v1", "--model.template", "compact", "--generate.max_tokens", "9")
@@ -89,8 +90,8 @@ def test_help_tells_what_a_flag_is_short_for(capsys: pytest.CaptureFixture[str])
     [
         ("--url http://x/v1 --recording sums.jsonl", "two engines; name one"),
         ("--rounds 1 --eval.rounds 2", "--rounds is short for --eval.rounds; give one of them"),
-        ("--engine.rollout openai", "engine.url is not set"),
-        ("--engine.rollout replay", "engine.recording is not set"),
+        ("--engine.kind openai", "engine.url is not set"),
+        ("--engine.kind replay", "engine.recording is not set"),
         ("--recording none.jsonl", "engine.recording = none.jsonl: no such file"),
         ("--recording sums.jsonl --rounds 1", "rounds = 1 is a round beyond what is recorded"),
         ("--recording sums.jsonl --candidates 5", "5 candidates asked, 4 recorded"),
@@ -106,8 +107,8 @@ def test_what_cannot_be_is_refused_before_a_run_directory(recording: str, line: 
 
 
 def test_training_over_an_endpoint_is_refused(recording: str) -> None:
-    with pytest.raises(UsageError, match=r"engine.rollout = 'openai': training needs exact tokens"):
-        run(["train", "--engine.rollout", "openai", "--engine.url", "http://localhost:1/v1"])
+    with pytest.raises(UsageError, match=r"engine.kind = 'openai': training needs exact tokens"):
+        run(["train", "--engine.kind", "openai", "--engine.url", "http://localhost:1/v1"])
 
 
 # ---- a recording -----------------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def test_a_run_cut_anywhere_ends_in_the_same_file(
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     whole_calls = 3 * (1 + 2)
 
-    from paragator.engines.transformers import TransformersEngine
+    from paragator.engines.local.transformers import TransformersEngine
 
     asked: list[int] = []
     real = TransformersEngine.__call__
@@ -211,7 +212,7 @@ def test_one_process_at_a_time_works_in_a_run_directory(recording: str) -> None:
     words = ["eval", "--recording", recording, "--name", "run"]
     assert run(words) == 0
     for more in ("--resume", "--overwrite"):
-        with rundir.locked(Path("runs/run")), pytest.raises(UsageError, match="runs/run is in use by another process"):
+        with folder.locked(Path("runs/run")), pytest.raises(UsageError, match="runs/run is in use by another process"):
             run([*words, more])
     assert run([*words, "--resume"]) == 0
 

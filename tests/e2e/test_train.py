@@ -20,11 +20,12 @@ import torch
 import paragator
 from paragator import records
 from paragator.cli.main import main, run
-from paragator.config import ModelConfig, load
+from paragator.config import ModelConfig
 from paragator.core.errors import RunError, UsageError
-from paragator.engines import loading
-from paragator.engines.transformers import TransformersEngine
-from paragator.training.methods import METHODS
+from paragator.core.methods import METHODS
+from paragator.engines.local import loading
+from paragator.engines.local.transformers import TransformersEngine
+from paragator.settings import load
 from paragator.training.policy import Policy
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -82,7 +83,7 @@ def test_the_same_config_gives_the_same_run(cli: Cli) -> None:
 
 
 def test_everything_large_is_computed_in_one_thread(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second thread that computes has OpenMP helpers of its own, and both then run slower (engines/compute.py)."""
+    """A second thread that computes has OpenMP helpers of its own, and both then run slower (engines/local/compute.py)."""
     seen: dict[str, set[tuple[str, int]]] = {}
 
     def watch(owner: Any, name: str) -> None:
@@ -120,7 +121,7 @@ def test_sample_then_offline_aggregation(cli: Cli, capsys: pytest.CaptureFixture
     first = Path("pools.jsonl").read_bytes()
     assert cli("sample", "--output", "pools.jsonl", "--count", "8") == 0  # nothing is missing
     assert Path("pools.jsonl").read_bytes() == first
-    offline = ["--method.name", "offline_aggregation", "--method.pools", "pools.jsonl"]
+    offline = ["--method.name", "offline_aggregation", "--method.recorded", "pools.jsonl"]
     assert cli("train", *offline, "--method.hard_share", "0.5", "--train.steps", "2") == 0
     recorded = {r.trace.problem.id: r.trace.rounds[0][0].outputs for r in records.read(Path("pools.jsonl"))}
     used = list(records.read(Path("runs/toy/traces.jsonl")))

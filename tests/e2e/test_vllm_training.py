@@ -17,7 +17,7 @@ import torch
 from paragator import records
 from paragator.config import ModelConfig
 from paragator.core.errors import RunError
-from paragator.engines import loading
+from paragator.engines.local import loading
 from servers import Server, VllmServer, running
 
 Cli = Callable[..., int]
@@ -72,7 +72,7 @@ def trained(cli: Cli, name: str, *servers: Sampler, words: tuple[str, ...] = ())
         urls = [stack.enter_context(running(server)).url for server in servers]
         settings = {
             "name": name,
-            "engine.rollout": "vllm",
+            "engine.kind": "vllm",
             "engine.url": json.dumps(urls if len(urls) > 1 else urls[0]),
             "train.steps": str(STEPS),
             "train.checkpoint_every": "100",
@@ -101,7 +101,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paragator.engines.endpoint.PATIENCE_S", 0.2)
+    monkeypatch.setattr("paragator.engines.http.endpoint.PATIENCE_S", 0.2)
 
 
 def test_two_servers_train_as_one(cli: Cli) -> None:

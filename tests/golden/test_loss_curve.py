@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from paragator.config import Config
-from paragator.engines import loading
+from paragator.engines.local import loading
 from paragator.training.policy import Policy
 from paragator.training.rows import Branch, Tree
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from paragator.config import Config, Section, keys, load, to_json, validate
+from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.prompts import CHAT, COMPACT
-from paragator.overrides import pairs, parse_value
+from paragator.settings import Section, keys, load, pairs, parse_value, to_json, validate
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 

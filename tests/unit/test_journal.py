@@ -20,7 +20,7 @@ from paragator.core.prompts import COMPACT
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Stage
 from paragator.engines.journal import Journal, Stopped, at_most, one_by_one
 from paragator.engines.scripted import Scripted
-from paragator.evals.run import evaluate
+from paragator.runs.evaluate import evaluate
 from paragator.tasks import Task
 
 SOURCE = Path(__file__).parents[2] / "src"

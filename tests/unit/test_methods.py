@@ -10,7 +10,7 @@ import pytest
 
 from paragator.config import MethodConfig
 from paragator.core import credit
-from paragator.training.methods import METHODS, Method, schemes
+from paragator.core.methods import METHODS, Method, schemes
 
 SOURCE = Path(__file__).parents[2] / "src" / "paragator"
 REWARDS = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, None]
@@ -18,12 +18,12 @@ REWARDS = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, None]
 
 def test_the_table() -> None:
     assert dict(METHODS) == {
-        "base": Method(generate=None, aggregate=None, pools="online"),
-        "dr_grpo": Method(generate="pass@1", aggregate=None, pools="online"),
-        "offline_aggregation": Method(generate=None, aggregate="pass@1", pools="offline"),
-        "online_aggregation": Method(generate=None, aggregate="pass@1", pools="online"),
-        "online_multitask": Method(generate="pass@1", aggregate="pass@1", pools="online"),
-        "paragator": Method(generate="pass@k", aggregate="pass@1", pools="online"),
+        "base": Method(generate=None, aggregate=None, source="online"),
+        "dr_grpo": Method(generate="pass@1", aggregate=None, source="online"),
+        "offline_aggregation": Method(generate=None, aggregate="pass@1", source="offline"),
+        "online_aggregation": Method(generate=None, aggregate="pass@1", source="online"),
+        "online_multitask": Method(generate="pass@1", aggregate="pass@1", source="online"),
+        "paragator": Method(generate="pass@k", aggregate="pass@1", source="online"),
         "paragator_outcome": Method(generate="outcome", aggregate="pass@1"),
         "paragator_rounds": Method(generate="pass@k", aggregate="pass@1", rounds=2, between="pass@k"),
     }

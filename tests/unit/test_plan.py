@@ -13,14 +13,15 @@ import pytest
 
 from paragator.cli.main import run
 from paragator.cli.plan import shape_with
-from paragator.config import Config, validate
+from paragator.config import Config
 from paragator.core.errors import ParagatorError, UsageError
-from paragator.training.estimate import HUB, pass_flops
-from paragator.training.hardware import PRESETS, Cost, Efficiency, assumed
-from paragator.training.lengths import Lengths
-from paragator.training.rollout_events import Batching, Request, Rollouts, roll_out
+from paragator.planning.estimate import HUB, pass_flops
+from paragator.planning.hardware import PRESETS, Cost, Efficiency, assumed
+from paragator.planning.lengths import Lengths
+from paragator.planning.rollout_events import Batching, Request, Rollouts, roll_out
+from paragator.planning.simulate import Cluster, Workload, groups_of, plan, updated
+from paragator.settings import validate
 from paragator.training.rows import first_fit
-from paragator.training.simulate import Cluster, Workload, groups_of, plan, updated
 
 SMALL, MOE = HUB["Qwen/Qwen3-4B"], HUB["Qwen/Qwen3-235B-A22B"]
 FREE = Efficiency(decode_s=0, row_s=0, prefill_s=0)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from paragator.config import Config, load
-from paragator.training.estimate import estimate
+from paragator.config import Config
+from paragator.planning.estimate import estimate
+from paragator.settings import load
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("qwen3-*.toml"))
 

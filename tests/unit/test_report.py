@@ -22,7 +22,6 @@ from paragator.core.errors import DataError, UsageError
 from paragator.core.estimators import Interval
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, append, append_json_lines
-from paragator.report.bands import curves
 from paragator.report.bars import bars, step_seconds, temperatures
 from paragator.report.compare import compare
 from paragator.report.markup import show
@@ -30,8 +29,9 @@ from paragator.report.page import write_report
 from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, draw_line, reward_curves, shade, smooth
 from paragator.report.readings import choose, kind_of
 from paragator.report.runs import read_metrics
-from paragator.report.sheet import latex_text
-from paragator.report.table import table
+from paragator.stats.sheet import latex_text
+from paragator.stats.table import table
+from paragator.study.bands import curves
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HOSTILE = '<script>alert("x")</script>\x1b[31m\x00 \u202eevil'
@@ -275,8 +275,8 @@ def test_a_bound_a_rounding_error_beyond_its_mean_is_drawn() -> None:
 def panels(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The panels of the pictures that reward_curves and curves draw, in place of pictures."""
     found: list[Any] = []
-    for module in ("plots", "bands"):
-        monkeypatch.setattr(f"paragator.report.{module}.finish", lambda figure, axes: found.extend(axes) or PNG)
+    for module in ("report.plots", "study.bands"):
+        monkeypatch.setattr(f"paragator.{module}.finish", lambda figure, axes: found.extend(axes) or PNG)
     return found
 
 
@@ -555,6 +555,6 @@ def test_runs_that_are_no_seeds_of_one_method_are_not_averaged(tmp_path: Path) -
 
 
 def test_a_server_s_model_and_a_recording_are_rows_of_their_own_name(tmp_path: Path) -> None:
-    engines = [{"rollout": "openai", "model": "big"}, {"rollout": "replay", "recording": "some/where.jsonl"}]
+    engines = [{"kind": "openai", "model": "big"}, {"kind": "replay", "recording": "some/where.jsonl"}]
     paths = [make_eval(tmp_path / f"p{i}", "paragator", "aime", engine=e) for i, e in enumerate(engines)]
     assert [row.label for row in compare(paths).rows] == ["big", "where"]

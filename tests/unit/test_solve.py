@@ -11,16 +11,17 @@ import pytest
 import paragator
 from paragator import records
 from paragator.cli import screen
-from paragator.cli.cells import toml_value
-from paragator.cli.loop import in_loop
-from paragator.config import Config, load
+from paragator.config import Config
 from paragator.core.errors import RunError, UsageError
 from paragator.core.packing import Packer
 from paragator.core.prompts import CHAT
 from paragator.core.scaffold import derive
 from paragator.core.types import Completion, Failure, Plan, Problem, Prompt, Stage
 from paragator.engines.scripted import Scripted
-from paragator.evals.solve import Round, Solution, Watch, solve, stopped, unscored
+from paragator.runs.loop import in_loop
+from paragator.runs.solve import Round, Solution, Watch, solve, stopped, unscored
+from paragator.settings import load
+from paragator.study.cells import toml_value
 
 PROBLEM = Problem("p", "What is 6 times 7?")
 Output = str | Completion | Failure
@@ -201,7 +202,7 @@ def test_a_running_loop_is_no_obstacle() -> None:
         ({"problem": "x", "rounds": -1}, "eval.rounds = -1"),
         ({"problem": "x", "candidates": 2, "pool_size": 3}, "eval.pool_size = 3 is above eval.candidates = 2"),
         ({"problem": "x", "config": {"generate.temperatur": 1}}, "did you mean generate.temperature"),
-        ({"problem": "x", "config": {"engine.rollout": "replay"}}, "is not for one new problem"),
+        ({"problem": "x", "config": {"engine.kind": "replay"}}, "is not for one new problem"),
         ({"problem": "x", "url": "localhost"}, "it must begin with http://"),
         ({"problem": "x", "model": "./nowhere"}, "no such folder"),
     ],

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from paragator.cli import study as command
-from paragator.cli.cells import Study, Unit, digest, to_toml, training, units
-from paragator.cli.jobs import Pool, begin, environment, left, note, state_of, works
 from paragator.cli.main import run
-from paragator.cli.rundir import locked
-from paragator.config import Config, load, to_json, validate
+from paragator.config import Config
 from paragator.core.errors import UsageError
-from paragator.report.study_runs import CONFIG, FINISHED
+from paragator.runs.folder import locked
+from paragator.settings import load, to_json, validate
+from paragator.study.cells import Study, Unit, digest, to_toml, training, units
+from paragator.study.finished import CONFIG, FINISHED
+from paragator.study.jobs import Runner, begin, environment, left, note, state_of, works
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHODS = ("paragator", "base", "offline_aggregation")
@@ -74,7 +75,9 @@ def test_recorded_pools_are_shared_by_what_samples_them() -> None:
     ]
     _, a, b, c = units(study(cells))
     assert a.pools == b.pools != c.pools and str(a.pools).startswith("runs/s/pools-seed0-24-")
-    assert units(study(cells, pools=30))[1].pools != a.pools  # what is recorded for fewer problems stays as it is
+    assert (
+        units(study(cells, recorded_problems=30))[1].pools != a.pools
+    )  # what is recorded for fewer problems stays as it is
     assert units(study(cells, seeds=[1]))[1].pools != a.pools
     assert (a.pools_count, c.pools_count) == (24, 48)
 
@@ -289,7 +292,7 @@ def test_other_weights_or_data_behind_a_path_are_another_training(
 
 def test_pools_that_a_cell_names_are_part_of_what_it_is() -> None:
     def of(path: str) -> str:
-        cell = {"method": "offline_aggregation", "set": {"method": {"pools": path}}}
+        cell = {"method": "offline_aggregation", "set": {"method": {"recorded": path}}}
         return digest(units(study([cell], reference="offline_aggregation"))[0])
 
     assert of("mine-a.jsonl") != of("mine-b.jsonl") and of("runs/s/a.jsonl") == of("runs/s/b.jsonl")
@@ -364,7 +367,7 @@ def test_a_process_that_is_being_started_is_stopped_too(tmp_path: Path, monkeypa
         return Process()
 
     of = study()
-    pool = Pool(of, 1, lambda job: None)
+    pool = Runner(of, 1, lambda job: None)
     unit = units(of)[0]
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     with (tmp_path / "log").open("wb") as log:

@@ -17,18 +17,18 @@ from test_report import fake_evaluation, fake_metrics
 from paragator.cli.compare import main as compare_main
 from paragator.core.errors import DataError, UsageError
 from paragator.records import append, append_json_lines
-from paragator.report.bands import curves, recent, step_at, together
-from paragator.report.resample import Sampled, holm, over_seeds, problem_counts, resample, seed_weights
-from paragator.report.sheet import to_csv
-from paragator.report.study import Results, write_results
-from paragator.report.study_runs import FINISHED, NOTE, recorded
+from paragator.stats.resample import Sampled, holm, over_seeds, problem_counts, resample, seed_weights
+from paragator.stats.sheet import to_csv
+from paragator.study.bands import curves, recent, step_at, together
+from paragator.study.finished import FINISHED, NOTE, recorded
+from paragator.study.results import Results, write_results
 
 
 @pytest.fixture(autouse=True)
 def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are laid out, not rendered: the end-to-end test does that."""
-    for module in ("plots", "bars", "bands"):
-        monkeypatch.setattr(f"paragator.report.{module}.finish", lambda figure, panels: b"PNG")
+    for module in ("report.plots", "report.bars", "study.bands"):
+        monkeypatch.setattr(f"paragator.{module}.finish", lambda figure, panels: b"PNG")
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------

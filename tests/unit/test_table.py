@@ -12,10 +12,10 @@ from paragator.core.errors import UsageError
 from paragator.core.estimators import bootstrap, paired_bootstrap
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, decode, encode
-from paragator.report.measures import MEASURES, Minus, vote_sizes
-from paragator.report.resample import average, over_seeds, resample
-from paragator.report.sheet import show_interval
-from paragator.report.table import EvalTable, table
+from paragator.stats.measures import MEASURES, Minus, vote_sizes
+from paragator.stats.resample import average, over_seeds, resample
+from paragator.stats.sheet import show_interval
+from paragator.stats.table import EvalTable, table
 
 VERDICTS = {"r": "correct", "w": "incorrect", "?": "unscored"}
 PROMPT = Prompt("p")
@@ -231,7 +231,7 @@ def test_too_few_problems_have_no_interval() -> None:
 
 
 def test_chunks_change_no_draw_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paragator.report.resample.CHUNK", 100)
+    monkeypatch.setattr("paragator.stats.resample.CHUNK", 100)
     found = resample([[0.0, 1.0] * 20], draws=501)[0]
     assert found.draws.shape == (501,)
     assert 0.3 < found.interval().low < 0.5 < found.interval().high < 0.7

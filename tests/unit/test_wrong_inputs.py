@@ -16,14 +16,15 @@ import pytest
 
 from paragator import records
 from paragator.cli.main import main
-from paragator.cli.rundir import open_run
 from paragator.cli.show import result
 from paragator.cli.train import teller
-from paragator.config import Config, ModelConfig, to_json
+from paragator.config import Config, ModelConfig
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Grade, Group, Plan, Problem, Prompt, Trace
-from paragator.engines.loading import facts
+from paragator.engines.local.loading import facts
 from paragator.records import Graded
+from paragator.runs.folder import open_run
+from paragator.settings import to_json
 
 SOURCE = Path(__file__).parents[2] / "src"
 Fails = Callable[..., str]
@@ -89,9 +90,9 @@ OVERRIDES = {
     "min above max": ("--task.min_value 9 --task.max_value 3", ["task.min_value = 9 is above task.max_value = 3"]),
     "a section as a value": ("--train 5", ["train = 5, but it is a section; set train.KEY"]),
     "a path as a name": ("--name ../other", ["name = '../other'", "should match pattern"]),
-    "offline without pools": ("--method.name offline_aggregation", ["method.pools is not set", "paragator sample"]),
+    "offline without pools": ("--method.name offline_aggregation", ["method.recorded is not set", "paragator sample"]),
     "offline pools that are not there": (
-        "--method.name offline_aggregation --method.pools none.jsonl",
+        "--method.name offline_aggregation --method.recorded none.jsonl",
         ["none.jsonl: no such file"],
     ),
     "template without its field": ("--model.candidate_prompt hi", ["template 'candidate'", "{problem}", "add it"]),
@@ -203,7 +204,7 @@ def test_a_reward_module_that_raises(fails: Fails, tmp_path: Path) -> None:
 
 
 def offline(fails: Fails, *more: str) -> str:
-    method = ("--method.name", "offline_aggregation", "--method.pools", "pools.jsonl")
+    method = ("--method.name", "offline_aggregation", "--method.recorded", "pools.jsonl")
     return fails("train", "--dry-run", *method, *more)
 
 
@@ -238,8 +239,8 @@ def test_fewer_problems_than_a_step_takes(fails: Fails, tmp_path: Path) -> None:
 
 def test_weights_that_differ_behind_the_first_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large file is known by its header and by where each tensor begins, however late in it that is."""
-    monkeypatch.setattr("paragator.engines.loading.HASHED_BYTES", 256)
-    monkeypatch.setattr("paragator.engines.loading.HASHED_OF_TENSOR", 8)
+    monkeypatch.setattr("paragator.engines.local.loading.HASHED_BYTES", 256)
+    monkeypatch.setattr("paragator.engines.local.loading.HASHED_OF_TENSOR", 8)
     (tmp_path / "config.json").write_text("{}")
     header = json.dumps({n: {"data_offsets": [a, a + 400]} for n, a in (("head", 0), ("late", 400))}).encode()
 
@@ -252,14 +253,14 @@ def test_weights_that_differ_behind_the_first_megabytes(tmp_path: Path, monkeypa
 
 
 def test_a_tracker_that_is_not_installed(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paragator.cli.compose.find_spec", lambda name: None)
+    monkeypatch.setattr("paragator.runs.resolve.find_spec", lambda name: None)
     error = fails("train", "--dry-run", "--tracker", "wandb")
     assert "tracker = 'wandb' is not installed: pip install wandb, or set tracker = 'none'" in error
 
 
 def test_request_fields_that_change_what_is_sampled_in_training(fails: Fails) -> None:
     words = (
-        "--engine.rollout",
+        "--engine.kind",
         "vllm",
         "--engine.url",
         "http://localhost:1/v1",
@@ -353,7 +354,7 @@ def test_refusing_loads_no_torch_and_debug_shows_the_traceback(tmp_path: Path) -
     code = """
 import sys
 from paragator.cli.main import main
-from paragator.cli.rundir import open_run
+from paragator.runs.folder import open_run
 from paragator.cli.show import result
 from paragator.cli.train import teller
 sys.argv = ["paragator", "train", "--generate.top_p", "0.9", *sys.argv[1:]]

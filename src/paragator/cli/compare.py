@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     from paragator.cli.show import printable
     from paragator.report.compare import compare
     from paragator.report.folder import check_folder
-    from paragator.report.study_runs import is_study
+    from paragator.study.finished import is_study
 
     paths = [Path(run) for run in flags.runs]
     if any(map(is_study, paths)):
@@ -66,8 +66,8 @@ def compare_studies(paths: list[Path], flags: Namespace) -> int:
     """Write the results of one study, or of several with their average."""
     from paragator.cli.show import printable
     from paragator.report.runs import read_json
-    from paragator.report.study import write_results
-    from paragator.report.study_runs import NOTE, is_study
+    from paragator.study.finished import NOTE, is_study
+    from paragator.study.results import write_results
 
     if other := next((path for path in paths if not is_study(path)), None):
         raise UsageError(

@@ -9,9 +9,10 @@ import time
 from typing import Any
 
 from paragator.cli.main import parse, parser_for
-from paragator.cli.rundir import installed
-from paragator.config import Config, ModelConfig, load
+from paragator.config import Config, ModelConfig
 from paragator.core.errors import ParagatorError, UsageError
+from paragator.runs.folder import installed
+from paragator.settings import load
 
 
 def main(arguments: list[str]) -> int:
@@ -39,7 +40,7 @@ def examine() -> dict[str, Any]:
     """Versions, devices, the faster precision, and whether the embedded model is whole."""
     import torch
 
-    from paragator.engines.loading import facts, pick_device
+    from paragator.engines.local.loading import facts, pick_device
     from paragator.training.policy import pick_precision
 
     device = pick_device("auto")
@@ -62,8 +63,8 @@ def examine() -> dict[str, Any]:
 
 def print_estimate(config: Config, rate: float | None, fill: float, as_json: bool) -> int:
     """Memory and time of a step, with the formulas that gave them."""
-    from paragator.engines.loading import pick_device
-    from paragator.training.estimate import estimate
+    from paragator.engines.local.loading import pick_device
+    from paragator.planning.estimate import estimate
     from paragator.training.policy import pick_precision
 
     device = pick_device(config.model.device)

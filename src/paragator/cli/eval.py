@@ -13,14 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paragator.cli import compose, connect, rundir, show
+from paragator.cli import show
 from paragator.cli.main import Parser, parse, run_parser
 from paragator.cli.train import Stop, measure
-from paragator.config import Config, load, to_json
+from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.types import Failure, Problem
-from paragator.evals.run import recorded
 from paragator.records import Graded
+from paragator.runs import connect, folder, resolve
+from paragator.runs.evaluate import recorded
+from paragator.settings import load, to_json
 
 SHORT = {
     "--task": "task.name",
@@ -38,8 +40,8 @@ SHORT = {
 MORE = {
     "--task": "Or a .jsonl file, all of it.",
     "--model": "With a url: engine.model.",
-    "--url": "Sets engine.rollout to openai.",
-    "--recording": "Sets engine.rollout to replay; also the task, if none is named.",
+    "--url": "Sets engine.kind to openai.",
+    "--recording": "Sets engine.kind to replay; also the task, if none is named.",
 }
 ENDPOINT_MAX_TOKENS = 4096
 UNDER_WAY = "the requests under way"
@@ -51,15 +53,15 @@ def main(arguments: list[str]) -> int:
     add_short(parser)
     flags, overrides = parse(parser, arguments)
     config = read_config(flags, overrides)
-    checked = compose.check(config, training=False)
+    checked = resolve.check(config, training=False)
     if flags.dry_run:
         print(to_json(config))
         return 0
-    problems = compose.held_out(config, checked.task)
-    manifest = rundir.manifest(config, checked.facts, len(problems))
+    problems = resolve.held_out(config, checked.task)
+    manifest = folder.manifest(config, checked.facts, len(problems))
     resume, overwrite = flags.resume, flags.overwrite
     with (
-        rundir.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir,
+        folder.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir,
         Stop(UNDER_WAY) as stop,
     ):
         say = show.Logger(run_dir, quiet=flags.json)
@@ -94,8 +96,8 @@ def read_config(flags: Namespace, overrides: Sequence[str]) -> Config:
         if key in given and any(word.partition("=")[0] == f"--{key}" for word in overrides):
             raise UsageError(f"{flag} is short for --{key}; give one of them")
     if flags.url or flags.recording:
-        given["engine.rollout"] = "openai" if flags.url else "replay"
-    if flags.model and (flags.url or load(Config, flags.config, overrides).engine.rollout == "openai"):
+        given["engine.kind"] = "openai" if flags.url else "replay"
+    if flags.model and (flags.url or load(Config, flags.config, overrides).engine.kind == "openai"):
         given["engine.model"] = given.pop("model.path")
     if flags.task and flags.task.endswith(".jsonl"):
         given |= {"task.name": "jsonl", "task.path": flags.task, "task.held_out_path": flags.task}
@@ -109,11 +111,11 @@ def read_config(flags: Namespace, overrides: Sequence[str]) -> Config:
 def with_defaults(config: Config) -> Config:
     """What suits the engine and the task, for keys that nobody set; config.json records it."""
     wanted: dict[str, Any] = {}
-    if config.engine.rollout != "transformers":
+    if config.engine.kind != "transformers":
         wanted |= {"model.template": "chat", "task.style": "words"}
-    if config.engine.rollout == "openai":
+    if config.engine.kind == "openai":
         wanted |= {"generate.max_tokens": ENDPOINT_MAX_TOKENS, "aggregate.max_tokens": ENDPOINT_MAX_TOKENS}
-    if config.engine.rollout == "replay":
+    if config.engine.kind == "replay":
         wanted["eval.rounds"] = 0
         if not config.task.model_fields_set & {"name", "path"}:
             path = config.engine.recording
@@ -140,7 +142,7 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
 
 
 async def job(
-    config: Config, checked: compose.Checked, problems: list[Problem], run_dir: Path, say: show.Logger, stop: Stop
+    config: Config, checked: resolve.Checked, problems: list[Problem], run_dir: Path, say: show.Logger, stop: Stop
 ) -> int:
     """Evaluate, print, report; returns the exit code."""
     from paragator.report.page import write_report

@@ -102,7 +102,7 @@ def main() -> NoReturn:
             raise
         complain(f"{error.filename or 'a file'}: {error.strerror or error}")
         code = 1
-    compute = sys.modules.get("paragator.engines.compute")  # not imported where nothing was computed
+    compute = sys.modules.get("paragator.engines.local.compute")  # not imported where nothing was computed
     if code == 130 and compute and compute.busy():
         sys.stdout.flush()
         os._exit(code)  # an exit would wait for the computing thread; all else has been closed by now

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from paragator.cli.main import Parser, parse, parser_for
-from paragator.config import Config, load
+from paragator.config import Config
 from paragator.core.errors import UsageError
-from paragator.training.estimate import HUB, Shape, shape_of
-from paragator.training.hardware import PRESETS, Cost, Efficiency, assumed
-from paragator.training.lengths import Lengths
-from paragator.training.rollout_events import Batching
-from paragator.training.simulate import PARTS, Cluster, Workload, plan
+from paragator.planning.estimate import HUB, Shape, shape_of
+from paragator.planning.hardware import PRESETS, Cost, Efficiency, assumed
+from paragator.planning.lengths import Lengths
+from paragator.planning.rollout_events import Batching
+from paragator.planning.simulate import PARTS, Cluster, Workload, plan
+from paragator.settings import load
 
 EPILOG = """lengths are a number of tokens, lognormal:MEAN:SIGMA, or a .jsonl file with a number a line; longer ones than the
 stage's max_tokens are cut there. N and m are config keys: --rollout.candidates 16 --rollout.pool_size 4; so are

@@ -7,14 +7,15 @@ import json
 from pathlib import Path
 
 from paragator import records
-from paragator.cli import compose
 from paragator.cli.main import parse, parser_for
-from paragator.cli.rundir import check_output
-from paragator.config import Config, load
+from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.scaffold import run
 from paragator.core.types import Plan, Problem
 from paragator.records import Graded
+from paragator.runs import resolve
+from paragator.runs.folder import check_output
+from paragator.settings import load
 from paragator.tasks import grade_trace
 
 AT_ONCE = 64
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 async def job(config: Config, output: Path, count: int, *, quiet: bool) -> dict[str, object]:
     """Sample what `output` lacks; its records carry the model's fingerprint."""
-    checked = compose.check(
+    checked = resolve.check(
         config.model_copy(update={"method": config.method.model_copy(update={"name": "base"})}), training=True
     )
     problems = checked.task.problems("train", count, config.seed)
@@ -47,12 +48,12 @@ async def job(config: Config, output: Path, count: int, *, quiet: bool) -> dict[
         if record.trace.extra.get("model") != checked.facts.fingerprint:
             raise UsageError(f"--output {output} holds pools of another model; delete it or choose another file")
         done.add(record.trace.problem.id)
-    from paragator.engines import loading
-    from paragator.engines.compute import computed
+    from paragator.engines.local import loading
+    from paragator.engines.local.compute import computed
 
     model, tokenizer = await computed(loading.load, config.model)
-    engine = compose.build_engine(config, model, tokenizer)
-    compose.check_prompts(config, problems, engine)
+    engine = resolve.build_engine(config, model, tokenizer)
+    resolve.check_prompts(config, problems, engine)
     missing = [p for p in problems if p.id not in done]
     plan = Plan.sampling(config.rollout.candidates)
 

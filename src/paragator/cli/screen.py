@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from paragator.evals.solve import Round, Solution, Watch, visible
+from paragator.runs.solve import Round, Solution, Watch, visible
 
 if TYPE_CHECKING:
     from rich.console import Group

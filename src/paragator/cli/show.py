@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paragator import records
-from paragator.report.table import EvalTable, table
+from paragator.stats.table import EvalTable, table
 
 
 class Logger:

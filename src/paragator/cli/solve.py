@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from paragator import records
-from paragator.cli import compose, connect, screen
-from paragator.cli.cells import toml_value
+from paragator.cli import screen
 from paragator.cli.eval import MORE, SHORT, is_set, read_config, with_values
-from paragator.cli.loop import in_loop
 from paragator.cli.main import Parser, parse, parser_for
-from paragator.cli.rundir import check_output
 from paragator.config import Config
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Grade, Problem
-from paragator.evals.solve import Round, Solution, Watch, stopped, unscored
-from paragator.evals.solve import solve as solve_watched
+from paragator.runs import connect, resolve
+from paragator.runs.folder import check_output
+from paragator.runs.loop import in_loop
+from paragator.runs.solve import Round, Solution, Watch, stopped, unscored
+from paragator.runs.solve import solve as solve_watched
+from paragator.study.cells import toml_value
 from paragator.tasks import Task
 
 FLAGS = ("--model", "--url", "--rounds", "--candidates", "--pool-size", "--pools")
@@ -103,22 +104,22 @@ def nonempty(text: str) -> str:
 
 def checked(config: Config) -> Config:
     """The config with what suits a local model where nobody said otherwise; refuses what cannot work."""
-    if config.engine.rollout not in ("transformers", "openai"):
-        raise UsageError(f"engine.rollout = {config.engine.rollout!r} is not for one new problem; use --model or --url")
-    if config.engine.rollout == "transformers" and not is_set(config, "model.template"):
-        known = compose.facts_of(config)
+    if config.engine.kind not in ("transformers", "openai"):
+        raise UsageError(f"engine.kind = {config.engine.kind!r} is not for one new problem; use --model or --url")
+    if config.engine.kind == "transformers" and not is_set(config, "model.template"):
+        known = resolve.facts_of(config)
         if known.has_chat_template is not False:
             tokens = min(LOCAL_MAX_TOKENS, (known.context or 4 * LOCAL_MAX_TOKENS) // 4)
             wanted = {"generate.max_tokens": tokens, "aggregate.max_tokens": tokens}
             wanted = {key: value for key, value in wanted.items() if not is_set(config, key)}
             config = with_values(config, wanted | {"model.template": "chat"})
     nothing = Task("solve", lambda split, count, seed: [], lambda problem, texts: [Grade("unscored")] * len(texts))
-    compose.check(config, training=False, task=nothing)
+    resolve.check(config, training=False, task=nothing)
     return config
 
 
 def new_watch(config: Config, seen: Callable[[Round], None]) -> Watch:
-    return Watch(connect.nobody, compose.eval_plan(config), split=config.engine.rollout == "openai", seen=seen)
+    return Watch(connect.nobody, resolve.eval_plan(config), split=config.engine.kind == "openai", seen=seen)
 
 
 def prices(config: Config) -> tuple[float, float]:

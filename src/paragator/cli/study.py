@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paragator.cli import compose, jobs
-from paragator.cli.cells import Study, Unit, rollouts, tokens_at_most, units
-from paragator.cli.jobs import INTERRUPTED, Job, Pool, check_trained, interruptible, left, state_of, works
 from paragator.cli.main import parse, run_parser
-from paragator.cli.rundir import clear, locked, write_whole
 from paragator.cli.show import printable
-from paragator.config import load
 from paragator.core.errors import ParagatorError, UsageError
 from paragator.report.folder import check_folder
 from paragator.report.runs import read_json
-from paragator.report.study_runs import CONFIG, NOTE
+from paragator.runs import resolve
+from paragator.runs.folder import clear, locked, write_whole
+from paragator.settings import load
+from paragator.study import jobs
+from paragator.study.cells import Study, Unit, rollouts, tokens_at_most, units
+from paragator.study.finished import CONFIG, NOTE
+from paragator.study.jobs import INTERRUPTED, Job, Runner, check_trained, interruptible, left, state_of, works
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -99,7 +100,7 @@ def check(chosen: Sequence[Unit]) -> None:
     """Refuse before anything runs what could not: cells share task, model and lengths, so one of them tells."""
     first = chosen[0].config
     method = first.method.model_copy(update={"name": "base"})  # its pools are not sampled yet
-    compose.check(first.model_copy(update={"method": method}), training=any(one.trained for one in chosen))
+    resolve.check(first.model_copy(update={"method": method}), training=any(one.trained for one in chosen))
 
 
 def with_known_seeds(study: Study) -> Study:
@@ -256,7 +257,7 @@ def table(todo: Sequence[Job]) -> Table:
 
 async def work(study: Study, todo: Sequence[Job], at_once: int, say: Show) -> None:
     """Run all jobs while they are shown."""
-    pool = Pool(study, at_once, say)
+    pool = Runner(study, at_once, say)
     shown = asyncio.ensure_future(say.watch(todo))
     try:
         with interruptible(pool):
@@ -282,7 +283,7 @@ def ending(todo: Sequence[Job], say: Show, again: str) -> int:
 def said(study: Study, unit: Unit, say: Show) -> float | None:
     """The primary outcome of one run, beside what the study's results hold of it; None where it was not measured."""
     from paragator.report.runs import load_run
-    from paragator.report.study_runs import outcome, recorded
+    from paragator.study.finished import outcome, recorded
 
     primary = study.primary
     own = outcome(load_run(unit.folder / "eval", study.evaluation.k).scores, primary.measure, primary.round)
@@ -295,7 +296,7 @@ def said(study: Study, unit: Unit, say: Show) -> float | None:
 
 def analysed(study: Study, say: Show, *, failed: bool) -> dict[str, Any]:
     """Tables, metrics and pictures of all finished runs; a line where runs `failed` and nothing is left to compare."""
-    from paragator.report.study import write_results
+    from paragator.study.results import write_results
 
     try:
         found = write_results([study.folder], study.results_dir)

@@ -12,14 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paragator.cli import compose, connect, rundir, show
-from paragator.cli.loop import in_loop
+from paragator.cli import show
 from paragator.cli.main import parse, run_parser
-from paragator.config import Config, load, to_json
+from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.packing import Packer
 from paragator.core.types import Group, Problem, Sample
 from paragator.records import Graded
+from paragator.runs import connect, folder, resolve
+from paragator.runs.loop import in_loop
+from paragator.settings import load, to_json
 from paragator.tasks import Task
 
 
@@ -27,7 +29,7 @@ def main(arguments: list[str]) -> int:
     flags, overrides = parse(run_parser("train"), arguments)
     config = load(Config, flags.config, overrides)
     if flags.dry_run:
-        compose.check(config, training=True)
+        resolve.check(config, training=True)
         print(to_json(config))
         return 0
     return train(config, resume=flags.resume, overwrite=flags.overwrite, as_json=flags.json)
@@ -40,15 +42,15 @@ def train(
 
     `task` replaces the one that the config names: problems and grades from Python.
     """
-    checked = compose.check(config, training=True, task=task)
+    checked = resolve.check(config, training=True, task=task)
     pools: dict[str, Group] | None = None
-    if config.method.name == "offline_aggregation" and config.method.pools:
-        pools = compose.read_pools(Path(config.method.pools), checked.facts, config)
+    if config.method.name == "offline_aggregation" and config.method.recorded:
+        pools = resolve.read_pools(Path(config.method.recorded), checked.facts, config)
     train_problems, held_out = problems_of(config, checked, pools)
     if config.method.mean == "reward":
         warnings.warn("method.mean = 'reward' is an ablation: it pushes pass@1 down", stacklevel=1)
-    manifest = rundir.manifest(config, checked.facts, len(held_out))
-    with rundir.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir, Stop() as stop:
+    manifest = folder.manifest(config, checked.facts, len(held_out))
+    with folder.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir, Stop() as stop:
         say = show.Logger(run_dir, quiet=as_json)
         counts = f"{len(train_problems)} training and {len(held_out)} held-out problems"
         say(f"{config.name}: method {config.method.name}, {counts}")
@@ -65,17 +67,17 @@ def train(
 
 
 def problems_of(
-    config: Config, checked: compose.Checked, pools: dict[str, Group] | None
+    config: Config, checked: resolve.Checked, pools: dict[str, Group] | None
 ) -> tuple[list[Problem], list[Problem]]:
     """Training problems (those with recorded pools, offline) and held-out ones."""
     held_out = checked.task.problems("held-out", config.eval.problems, config.eval.seed)
-    wanted = min(config.train.pool, config.train.steps * config.train.problems)
+    wanted = min(config.train.distinct_problems, config.train.steps * config.train.problems)
     if pools is None:
         found = checked.task.problems("train", max(1, wanted), config.seed)
     else:
         from paragator import records
 
-        recorded = (r.trace.problem for r in records.read(Path(str(config.method.pools))))
+        recorded = (r.trace.problem for r in records.read(Path(str(config.method.recorded))))
         found = [p for p in recorded if p.id in pools]
     if found and len(found) < config.train.problems <= wanted:
         raise UsageError(
@@ -87,7 +89,7 @@ def problems_of(
 
 async def job(
     config: Config,
-    checked: compose.Checked,
+    checked: resolve.Checked,
     run_dir: Path,
     problems: list[Problem],
     held_out: list[Problem],
@@ -96,10 +98,10 @@ async def job(
     stop: Callable[[], bool],
 ) -> int:
     """Load, evaluate, train, evaluate, report; an interruption skips to the report."""
-    from paragator.cli.rollouts import rollouts
-    from paragator.engines import loading
-    from paragator.engines.compute import computed
+    from paragator.engines.local import loading
+    from paragator.engines.local.compute import computed
     from paragator.report.page import write_report
+    from paragator.runs.rollouts import rollouts
     from paragator.training.loop import train as train_steps
     from paragator.training.policy import Policy, as_begun
 
@@ -110,8 +112,8 @@ async def job(
     say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
     tell = teller(config, policy, say)
     async with rollouts(config, policy, run_dir, say) as (engine, publish):
-        compose.check_prompts(config, problems + held_out, engine)
-        packer = compose.build_packer(config, engine)
+        resolve.check_prompts(config, problems + held_out, engine)
+        packer = resolve.build_packer(config, engine)
 
         async def evaluated(name: str) -> bool:
             found = await measure(name, config, checked, engine, packer, held_out, run_dir, say, stop)
@@ -149,7 +151,7 @@ def teller(config: Config, policy: Any, say: show.Logger) -> Callable[[dict[str,
     progress, after = show.Steps(config.train.steps, say), config.run_dir / "eval_after.jsonl"
     tracked = config.tracker != "none"
     if tracked:
-        settings = rundir.flat(config.model_dump(mode="json"))
+        settings = folder.flat(config.model_dump(mode="json"))
         plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
         policy.accelerator.init_trackers("paragator", plain)  # tensorboard takes no other values
 
@@ -165,7 +167,7 @@ def teller(config: Config, policy: Any, say: show.Logger) -> Callable[[dict[str,
 async def measure(
     name: str,
     config: Config,
-    checked: compose.Checked,
+    checked: resolve.Checked,
     sample: Sample,
     packer: Packer,
     problems: list[Problem],
@@ -176,14 +178,14 @@ async def measure(
     at_once: int | None = None,
 ) -> list[Graded] | None:
     """One evaluation into the run directory, printed; None when interrupted before it was complete."""
-    from paragator.evals.run import evaluate
-    from paragator.report.table import table
+    from paragator.runs.evaluate import evaluate
+    from paragator.stats.table import table
 
     start = time.perf_counter()
     found = await evaluate(
         problems,
         sample,
-        compose.eval_plan(config),
+        resolve.eval_plan(config),
         checked.task,
         run_dir / f"{name}.jsonl",
         templates=config.model.templates(),

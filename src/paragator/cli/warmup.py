@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from paragator.cli.main import parse, parser_for
-from paragator.config import load
 from paragator.core.errors import UsageError
+from paragator.settings import load
 
 
 def main(arguments: list[str]) -> int:

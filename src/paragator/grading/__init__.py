@@ -22,9 +22,9 @@ from itertools import islice
 from paragator.core.errors import UsageError
 from paragator.core.types import Grade
 from paragator.grading import decide as rules
-from paragator.grading.workers import Pool, attempt, shared
+from paragator.grading.workers import Workers, attempt, shared
 
-__all__ = ["Pool", "Verdict", "grade", "grade_async", "grade_each", "grade_many", "grade_many_async"]
+__all__ = ["Workers", "Verdict", "grade", "grade_async", "grade_each", "grade_many", "grade_many_async"]
 
 Verdict = Grade
 """What grading returns: `verdict`, `answer` (what was extracted), `reason`."""
@@ -41,17 +41,17 @@ def grade(text: str, reference: str, kind: str | None = None) -> Verdict:
     return next(grade_each([(text, reference, kind)]))
 
 
-def grade_many(items: Iterable[Pair], *, pool: Pool | None = None) -> list[Verdict]:
+def grade_many(items: Iterable[Pair], *, workers: Workers | None = None) -> list[Verdict]:
     """One verdict an item (text, reference) or (text, reference, kind), in order."""
-    return list(grade_each(items, pool=pool))
+    return list(grade_each(items, workers=workers))
 
 
-def grade_each(items: Iterable[Pair], *, pool: Pool | None = None) -> Iterator[Verdict]:
+def grade_each(items: Iterable[Pair], *, workers: Workers | None = None) -> Iterator[Verdict]:
     """As `grade_many`, one verdict after the other while later items are already being graded."""
     ahead: deque[Verdict | Future[Verdict]] = deque()
     try:
         for item in items:
-            ahead.append(start(item, pool))
+            ahead.append(start(item, workers))
             while ahead and (len(ahead) >= WINDOW or ready(ahead[0])):
                 yield result(ahead.popleft())
         while ahead:
@@ -65,9 +65,9 @@ async def grade_async(text: str, reference: str, kind: str | None = None) -> Ver
     return await asyncio.wrap_future(shared().submit([checked((text, reference, kind))])[0])
 
 
-async def grade_many_async(items: Iterable[Pair], *, pool: Pool | None = None) -> list[Verdict]:
+async def grade_many_async(items: Iterable[Pair], *, workers: Workers | None = None) -> list[Verdict]:
     """As `grade_many`, in an event loop, which does none of the work."""
-    used = pool or shared()
+    used = workers or shared()
     ahead: deque[Future[Verdict]] = deque()
     out: list[Verdict] = []
     rest = iter(items)
@@ -97,11 +97,11 @@ def checked(item: Pair) -> tuple[str, str, str | None]:
     return text, reference, kind
 
 
-def start(item: Pair, pool: Pool | None) -> Verdict | Future[Verdict]:
+def start(item: Pair, workers: Workers | None) -> Verdict | Future[Verdict]:
     """The verdict where it is quick, else its future."""
     full = checked(item)
     found = attempt(rules.quick, *full)
-    return found if found is not None else (pool or shared()).submit([full])[0]
+    return found if found is not None else (workers or shared()).submit([full])[0]
 
 
 def ready(entry: Verdict | Future[Verdict]) -> bool:

@@ -1,6 +1,6 @@
 """Worker processes for grading: killable, bounded in time and memory, never in the way of the caller.
 
-`Pool.submit` hands items over and returns futures at once. One thread a pool owns everything else: it decides what is quick,
+`Workers.submit` hands items over and returns futures at once. One thread a pool owns everything else: it decides what is quick,
 sends the rest in chunks to a pebble pool, and when a chunk does not come back it knows from shared memory which item was
 being graded. That one is unscored with its reason; the others go again, in smaller chunks.
 """
@@ -74,7 +74,7 @@ class Chunk:
     future: Future[list[Grade]]
 
 
-class Pool:
+class Workers:
     """Worker processes that call `decide` ("module:function", importable) on items.
 
     workers       processes; default the number of cores, at most 4
@@ -117,7 +117,7 @@ class Pool:
         jobs = [Job(item) for item in items]
         with self._lock:
             if self.closed:
-                raise RunError("the grading workers are closed; make a new Pool")
+                raise RunError("the grading workers are closed; make a new Workers")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="grading", daemon=True)
                 _open.add(self)
@@ -135,7 +135,7 @@ class Pool:
             self._inbox.put(None)
             thread.join()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -363,17 +363,17 @@ def attempt(function: Callable[..., T], *args: object) -> T | None:
 
 # ---- the pool that everyone shares ---------------------------------------------------------------------------------
 
-_open: set[Pool] = set()
-_shared: Pool | None = None
+_open: set[Workers] = set()
+_shared: Workers | None = None
 _lock = threading.Lock()
 
 
-def shared() -> Pool:
+def shared() -> Workers:
     """The pool of this process, made on first use and closed when the interpreter ends."""
     global _shared
     with _lock:
         if _shared is None or _shared.closed:
-            _shared = Pool()
+            _shared = Workers()
         return _shared
 
 

@@ -20,7 +20,7 @@ from paragator.report.plots import (
     whiskers,
     whole_ticks,
 )
-from paragator.report.table import NOTHING, EvalTable
+from paragator.stats.table import NOTHING, EvalTable
 
 BARS = ("#56B4E9", "#E69F00", "#0072B2")
 """Colours that differ in lightness too."""

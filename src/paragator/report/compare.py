@@ -12,11 +12,11 @@ from paragator.core.errors import UsageError
 from paragator.core.estimators import Interval
 from paragator.report import bars, plots
 from paragator.report.folder import check_folder
-from paragator.report.measures import MEASURES, Key
-from paragator.report.resample import Sampled, average, over_seeds, resample
 from paragator.report.runs import Row, Run, gather, load_run
-from paragator.report.sheet import Column, Sheet, to_csv
-from paragator.report.table import EvalTable, plain, rounds_sheets
+from paragator.stats.measures import MEASURES, Key
+from paragator.stats.resample import Sampled, average, over_seeds, resample
+from paragator.stats.sheet import Column, Sheet, to_csv
+from paragator.stats.table import EvalTable, plain, rounds_sheets
 
 AVERAGE = "average"
 COMPARED = ("pass_at_1", "pass_at_k", "maj_at_k")

@@ -16,7 +16,7 @@ from paragator.report.markup import STYLE, as_details, as_image, as_table, show
 from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, is_number, reward_curves
 from paragator.report.readings import choose_from, readings
 from paragator.report.runs import lacking, method_of, read_json, read_metrics
-from paragator.report.table import EvalTable, rounds_sheets, table
+from paragator.stats.table import EvalTable, rounds_sheets, table
 
 T = TypeVar("T")
 

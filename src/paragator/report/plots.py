@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from paragator.core.estimators import Interval
-from paragator.report.table import EvalTable
+from paragator.stats.table import EvalTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,11 @@ from typing import Any
 
 from paragator.core.errors import DataError, UsageError
 from paragator.records import Graded, read, read_json_lines
-from paragator.report.measures import Scores, scores
+from paragator.stats.measures import Scores, scores
 
 SECTIONS: dict[str, set[str]] = {
     "model": {"path", "device"},
-    "method": {"pools"},
+    "method": {"recorded"},
     "generate": set(),
     "aggregate": set(),
     "rollout": set(),
@@ -237,9 +237,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def method_of(config: Mapping[str, Any]) -> str:
     """What a run is called by its resolved config: its method; a server's model or a recording by name; or "unknown"."""
     engine = part(config, "engine")
-    if engine.get("rollout") == "openai":
+    if engine.get("kind") == "openai":
         return str(engine.get("model") or "unknown")
-    if engine.get("rollout") == "replay":
+    if engine.get("kind") == "replay":
         return Path(str(engine.get("recording"))).stem
     return str(part(config, "method").get("name", "unknown"))
 

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from paragator.engines.branching import check_plain
+from paragator.engines.local.branching import check_plain
 from paragator.training import flex
 from paragator.training.rows import TOGETHER
 

@@ -14,7 +14,7 @@ from paragator.config import Config
 from paragator.core.errors import DataError, RunError
 from paragator.core.packing import Packer
 from paragator.core.types import Group, Problem, Sample
-from paragator.engines.compute import computed
+from paragator.engines.local.compute import computed
 from paragator.tasks import Task
 from paragator.training import checkpoint
 from paragator.training.policy import Policy

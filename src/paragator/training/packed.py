@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from paragator.core.errors import UsageError
-from paragator.engines.branching import NO_MASK
+from paragator.engines.local.branching import NO_MASK
 from paragator.training import flex
 from paragator.training.attention import NAME, Layout, layout
 from paragator.training.rows import LOGITS_AT_ONCE, STAGES, PackedRow, Piece, Tree

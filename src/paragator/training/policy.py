@@ -16,9 +16,10 @@ from accelerate.state import AcceleratorState
 
 from paragator.config import Config, OptimizerConfig
 from paragator.core.errors import UsageError
-from paragator.training import checkpoint, estimate, objective
+from paragator.planning import estimate
+from paragator.planning.hardware import free_memory
+from paragator.training import checkpoint, objective
 from paragator.training.compiled import compile_layers
-from paragator.training.hardware import free_memory
 from paragator.training.packed import Batch, collate, log_probs
 from paragator.training.rows import STAGES, PackedRow, Tree, pack
 
@@ -130,7 +131,7 @@ class Policy:
             old_logprobs=old,
             clip_low=train.clip_low,
             clip_high=train.clip_high,
-            truncate=train.weight_cap if self.config.engine.rollout == "vllm" else None,
+            truncate=train.weight_cap if self.config.engine.kind == "vllm" else None,
             reference_logprobs=reference,
             kl_weight=train.kl * constants[batch.stages],
         )

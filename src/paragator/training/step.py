@@ -12,14 +12,14 @@ from statistics import fmean
 from paragator.config import Config, StageConfig
 from paragator.core.credit import outcome
 from paragator.core.estimators import pass_at_k
+from paragator.core.methods import METHODS, Method, schemes
 from paragator.core.packing import Packer
 from paragator.core.scaffold import run
 from paragator.core.together import together
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage
-from paragator.engines.compute import computed
+from paragator.engines.local.compute import computed
 from paragator.records import Graded
 from paragator.tasks import Task, grade_trace
-from paragator.training.methods import METHODS, Method, schemes
 from paragator.training.policy import Policy
 from paragator.training.rows import Branch, Tree
 

@@ -19,9 +19,10 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from paragator.config import Section, TaskConfig
+from paragator.config import TaskConfig
 from paragator.core.errors import UsageError
-from paragator.engines.loading import placed
+from paragator.engines.local.loading import placed
+from paragator.settings import Section
 from paragator.tasks.demonstrations import DEMONSTRATORS, Demonstrator, Piece
 from paragator.training import checkpoint
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import paragator
-from paragator.config import Config, to_json
+from paragator.config import Config
+from paragator.settings import to_json
 from paragator.core.errors import UsageError
-from paragator.engines.loading import Facts
+from paragator.engines.local.loading import Facts
 
 LOCK = "lock"
 """The file in a run directory that is locked by the process that works there."""
@@ -117,7 +118,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 OWN_WEIGHTS = ("transformers", "vllm")
-"""Values of engine.rollout whose model is the folder or hub id that model.path names."""
+"""Values of engine.kind whose model is the folder or hub id that model.path names."""
 MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.threads", "tracker", "runs", "judge.key_env"} | {
     f"engine.{name}"  # where the model is served, how fast it may be asked and what it costs, not what it answers
     for name in (
@@ -148,7 +149,7 @@ def check_same(run_dir: Path, text: str) -> None:
 def check_weights(run_dir: Path, config: Config, fingerprint: str) -> None:
     """Refuse to resume a run with other weights behind the same path."""
     before = read_note(run_dir / "manifest.json").get("model")
-    if config.engine.rollout in OWN_WEIGHTS and before != fingerprint:
+    if config.engine.kind in OWN_WEIGHTS and before != fingerprint:
         raise UsageError(
             f"{run_dir} was begun with other weights in {config.model.path} ({before}, now {fingerprint}); put them back, "
             "or use --overwrite or another --name"

@@ -20,10 +20,10 @@ from paragator.config import EngineConfig
 from paragator.core.errors import UsageError
 from paragator.core.together import together
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
-from paragator.engines.choices import completion_of, count_of, is_answer
 from paragator.engines.encoding import encode, misfit
-from paragator.engines.endpoint import Endpoint, Refused, checked_key
-from paragator.engines.gate import Lane
+from paragator.engines.http.choices import completion_of, count_of, is_answer
+from paragator.engines.http.endpoint import Endpoint, Refused, checked_key
+from paragator.engines.http.gate import Lane
 from paragator.engines.sampling import Sampling
 
 SEED_BITS = 31

@@ -9,9 +9,9 @@ from typing import Any
 
 from paragator.core.estimators import Interval
 from paragator.records import Graded
-from paragator.report.measures import DIFFERENCES, MEASURES, Key, Minus, Section, scores
-from paragator.report.resample import resample
-from paragator.report.sheet import Column, Sheet
+from paragator.stats.measures import DIFFERENCES, MEASURES, Key, Minus, Section, scores
+from paragator.stats.resample import resample
+from paragator.stats.sheet import Column, Sheet
 
 SECTIONS: Mapping[Section, str] = {"accuracy": "accuracy", "cost": "tokens and failures", "pools": "pools"}
 GAINS: tuple[tuple[str, Minus], ...] = (("pass@1 - round before", "previous"), ("pass@1 - round 0", "first"))

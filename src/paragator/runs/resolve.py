@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paragator import records
-from paragator.cli.rundir import OWN_WEIGHTS
+from paragator.runs.folder import OWN_WEIGHTS
 from paragator.config import Config, EngineConfig, JudgeConfig, StageConfig
 from paragator.core.errors import DataError, UsageError
 from paragator.core.packing import Packer
 from paragator.core.types import Group, Plan, Problem, Stage
-from paragator.engines.loading import Facts, facts
+from paragator.engines.local.loading import Facts, facts
 from paragator.engines.sampling import Sampling
 from paragator.tasks import Task
 from paragator.tasks import load as load_task
 
 if TYPE_CHECKING:
-    from paragator.engines.openai import OpenAIEngine
+    from paragator.engines.http.openai import OpenAIEngine
     from paragator.engines.replay import Replay
-    from paragator.engines.spread import Spread
+    from paragator.engines.http.spread import Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,17 @@ def check(config: Config, *, training: bool, task: Task | None = None) -> Checke
         task = load_task(config.task)
     if config.task.name.endswith("jsonl"):  # the file of one's own, by either name
         task.problems("train" if training else "held-out", 1, config.seed)
-    if config.engine.rollout == "replay":
+    if config.engine.kind == "replay":
         candidates = map(config.model.templates().for_candidate, held_out(config, task))
         recording(config).check(eval_plan(config), candidates)
-    if config.engine.rollout in ("openai", "vllm"):
+    if config.engine.kind in ("openai", "vllm"):
         build_endpoints(config.engine, samplings(config))
     if config.judge.mode != "off":
         if not config.judge.url:
             raise UsageError("judge.url is not set: name the judge's server, or set judge.mode = 'off'")
         build_judge_engine(config.judge)
-    if training and config.method.pools and config.method.name == "offline_aggregation":
-        read_pools(Path(config.method.pools), known, config)
+    if training and config.method.recorded and config.method.name == "offline_aggregation":
+        read_pools(Path(config.method.recorded), known, config)
     return Checked(task, known)
 
 
@@ -78,25 +78,25 @@ CHANGES_SAMPLING = {
 
 def check_rollout(config: Config, training: bool) -> None:
     engine = config.engine
-    if training and engine.rollout not in OWN_WEIGHTS:
+    if training and engine.kind not in OWN_WEIGHTS:
         raise UsageError(
-            f"engine.rollout = {engine.rollout!r}: training needs exact tokens; use 'transformers' or 'vllm'"
+            f"engine.kind = {engine.kind!r}: training needs exact tokens; use 'transformers' or 'vllm'"
         )
     if training and config.tracker != "none" and find_spec(config.tracker) is None:
         raise UsageError(
             f"tracker = {config.tracker!r} is not installed: pip install {config.tracker}, or set tracker = 'none'"
         )
-    if engine.rollout != "vllm":
+    if engine.kind != "vllm":
         return
     if wrong := sorted(set(engine.extra_body) & CHANGES_SAMPLING):
         raise UsageError(
             f"engine.extra_body sets {', '.join(wrong)}: training needs the log-probabilities of what was sampled; remove it"
         )
     if not training:
-        raise UsageError("engine.rollout = 'vllm' is for training; evaluate through the server: --url http://...")
+        raise UsageError("engine.kind = 'vllm' is for training; evaluate through the server: --url http://...")
     if engine.launch == bool(engine.url):
         raise UsageError(
-            "engine.rollout = 'vllm' needs engine.url, or engine.launch = true to start a server (not both)"
+            "engine.kind = 'vllm' needs engine.url, or engine.launch = true to start a server (not both)"
         )
     if engine.launch and not Path(engine.vllm_python).is_file():
         raise UsageError(f"engine.vllm_python = {engine.vllm_python}: no such file; run `make vllm`, or set engine.url")
@@ -105,9 +105,9 @@ def check_rollout(config: Config, training: bool) -> None:
 def facts_of(config: Config) -> Facts:
     """What is known of whoever samples: a model folder, a name on a server, or a recording."""
     engine = config.engine
-    if engine.rollout in OWN_WEIGHTS:
+    if engine.kind in OWN_WEIGHTS:
         return facts(config.model)
-    if engine.rollout == "openai":
+    if engine.kind == "openai":
         if not engine.url:
             raise UsageError("engine.url is not set: name the server, as --url http://localhost:8000/v1")
         return Facts(None, None, f"{engine.model or 'first listed'}@{' '.join(engine.urls)}")
@@ -151,8 +151,8 @@ def check_prompts(config: Config, problems: list[Problem], engine: Any) -> None:
 
 def build_engine(config: Config, model: Any, tokenizer: Any, **options: Any) -> Any:
     """The in-process engine with each stage's sampling, on as many CPU threads as configured; `options` are the engine's."""
-    from paragator.engines.compute import set_threads
-    from paragator.engines.transformers import TransformersEngine
+    from paragator.engines.local.compute import set_threads
+    from paragator.engines.local.transformers import TransformersEngine
 
     set_threads(config.train.threads)
     return TransformersEngine(model, tokenizer, sampling=samplings(config), **options)
@@ -166,8 +166,8 @@ def build_endpoints(
     config: EngineConfig, sampling: Mapping[Stage, Sampling], tokenizer: Any = None, section: str = "engine"
 ) -> Spread:
     """The engines of the servers as one, in token mode with a tokenizer; nothing is sent yet. `section` is for messages."""
-    from paragator.engines.openai import OpenAIEngine, read_key
-    from paragator.engines.spread import Spread
+    from paragator.engines.http.openai import OpenAIEngine, read_key
+    from paragator.engines.http.spread import Spread
 
     key = read_key(config)
     engines = [
@@ -192,7 +192,7 @@ def build_endpoints(
 
 def build_judge_engine(config: JudgeConfig) -> OpenAIEngine:
     """The judge's server, asked without chance."""
-    server = EngineConfig(rollout="openai", url=config.url, model=config.model, key_env=config.key_env)
+    server = EngineConfig(kind="openai", url=config.url, model=config.model, key_env=config.key_env)
     once = Sampling(temperature=0, max_tokens=config.max_tokens)
     return build_endpoints(server, {"generate": once, "aggregate": once}, section="judge").engines[0]
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from paragator.core.types import Stage
-from paragator.training.estimate import pass_flops
-from paragator.training.hardware import Cost
+from paragator.planning.estimate import pass_flops
+from paragator.planning.hardware import Cost
 
 
 @dataclass(slots=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Any
 from paragator.config import ModelConfig
 from paragator.core.errors import UsageError
 
-EMBEDDED = Path(__file__).parent.parent / "embedded" / "countdown"
+EMBEDDED = Path(__file__).parents[2] / "embedded" / "countdown"
 HASHED_BYTES, HASHED_OF_TENSOR = 2**24, 2**14
 
 

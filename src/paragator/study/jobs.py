@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
-from paragator.cli.cells import NO_EVALUATION, Study, Unit, digest, to_toml, toml_value, training
-from paragator.cli.rundir import LOCK, check_same, write_whole
-from paragator.config import to_json
 from paragator.core.errors import UsageError
 from paragator.report.runs import read_json
-from paragator.report.study_runs import CONFIG, FINISHED, finished
+from paragator.runs.folder import LOCK, check_same, write_whole
+from paragator.settings import to_json
+from paragator.study.cells import NO_EVALUATION, Study, Unit, digest, to_toml, toml_value, training
+from paragator.study.finished import CONFIG, FINISHED, finished
 
 State = Literal["finished", "begun", "missing"]
 LOG = "process.log"
@@ -63,8 +63,8 @@ def works(unit: Unit, study: Study) -> list[Work]:
 def evaluation(unit: Unit, name: str, *more: str) -> Work:
     """`paragator eval` of what the run trained, or of the base model."""
     words = ["eval", str(unit.folder / CONFIG), f"--name={name}", *more]
-    if unit.config.engine.rollout == "vllm":
-        words.append("--engine.rollout=transformers")
+    if unit.config.engine.kind == "vllm":
+        words.append("--engine.kind=transformers")
     if unit.trained:
         words += [f"--model.path={unit.folder / 'train' / 'model'}", "--model.lora_rank=0"]
     return Work(name, tuple(words), unit.folder / name, digest(unit, name, more))
@@ -159,7 +159,7 @@ class Job:
 
 
 @dataclass
-class Pool:
+class Runner:
     """Runs jobs, `at_once` of them; `say(job)` hears of every change. `stop()` interrupts all that are under way."""
 
     study: Study
@@ -301,7 +301,7 @@ def default_jobs(threads: int) -> int:
 
 
 @contextmanager
-def interruptible(pool: Pool) -> Iterator[None]:
+def interruptible(pool: Runner) -> Iterator[None]:
     """Ctrl-C and SIGTERM stop the pool while inside."""
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from paragator.cli.rundir import MAY_CHANGE, OWN_WEIGHTS, flat
-from paragator.config import Config, EvalConfig, ModelConfig, Section, validate
+from paragator.config import Config, EvalConfig, ModelConfig
 from paragator.core.errors import UsageError
-from paragator.engines.loading import facts, folder_of
-from paragator.training.methods import METHODS
+from paragator.core.methods import METHODS
+from paragator.engines.local.loading import facts, folder_of
+from paragator.runs.folder import MAY_CHANGE, OWN_WEIGHTS, flat
+from paragator.settings import Section, validate
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -77,7 +78,7 @@ class Study(Section):
     """The cell that all others are compared with."""
     cells: tuple[Cell, ...] = Field(min_length=1)
     """What is compared."""
-    pools: int | None = Field(None, ge=1)
+    recorded_problems: int | None = Field(None, ge=1)
     """offline_aggregation: problems to record candidates of, before easy and hard are mixed; None: as many as the others train on."""
     primary: Primary = Primary()
     evaluation: Evaluation = Evaluation()
@@ -142,7 +143,7 @@ class Unit:
     @property
     def pools(self) -> Path | None:
         """The recorded candidates that this run trains on; None for a method that samples its own."""
-        return Path(str(self.config.method.pools)) if METHODS[self.config.method.name].pools == "offline" else None
+        return Path(str(self.config.method.recorded)) if METHODS[self.config.method.name].source == "offline" else None
 
 
 def units(study: Study, beside: Path = Path()) -> list[Unit]:
@@ -194,16 +195,18 @@ def unit(study: Study, base: Mapping[str, Any], cell: Cell, seed: int) -> Unit:
     train["batch_tokens"] = train.get("batch_tokens") or 4096
     evaluation = study.evaluation.model_dump(exclude={"temperatures"}, exclude_unset=True)
     values["eval"] = {**evaluation, "rounds": study.evaluation.rounds, "around_training": False}
-    offline = METHODS[cell.method].pools == "offline"
+    offline = METHODS[cell.method].source == "offline"
     if offline:
-        values["method"] = {"pools": "to be sampled", **values["method"]}
+        values["method"] = {"recorded": "to be sampled", **values["method"]}
     try:
         config = validate(Config, values)
     except UsageError as error:
         raise UsageError(f"cell {cell.label}: {error}") from None
-    count = study.pools or max(1, min(config.train.pool, config.train.steps * config.train.problems))
-    if offline and config.method.pools == "to be sampled":
-        values["method"]["pools"] = str(study.folder / pools_name(config, count))
+    count = study.recorded_problems or max(
+        1, min(config.train.distinct_problems, config.train.steps * config.train.problems)
+    )
+    if offline and config.method.recorded == "to be sampled":
+        values["method"]["recorded"] = str(study.folder / pools_name(config, count))
         config = validate(Config, values)
     return Unit(cell, seed, config, folder, count)
 
@@ -220,7 +223,7 @@ def pools_name(config: Config, count: int) -> str:
 def behind(config: Config) -> list[str]:
     """What lies behind the paths of a config now: weights, and the files of a task. Nothing where there is none yet."""
     weights = ""
-    if config.engine.rollout in OWN_WEIGHTS:
+    if config.engine.kind in OWN_WEIGHTS:
         with suppress(UsageError):
             folder = folder_of(config.model)
             weights = weights_of(config.model.path, stamps(folder.glob("*"))) if folder else ""
@@ -254,7 +257,16 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-SHARED = ("model.", "task.", "engine.", "judge.", "eval.", "train.pool", "train.threads", "train.precision")
+SHARED = (
+    "model.",
+    "task.",
+    "engine.",
+    "judge.",
+    "eval.",
+    "train.distinct_problems",
+    "train.threads",
+    "train.precision",
+)
 SHARED_OF_A_STAGE = ("max_tokens", "temperature", "top_p", "top_k")
 NO_EVALUATION = {"problems": 1, "around_training": False}
 """`eval` of what only trains."""
@@ -301,7 +313,7 @@ def tokens_at_most(config: Config) -> int:
     method = METHODS[config.method.name]
     if not (method.generate or method.aggregate):
         return 0
-    own = config.generate.max_tokens if method.pools == "online" else 0
+    own = config.generate.max_tokens if method.source == "online" else 0
     return rollouts(config) * (own + (method.rounds * config.aggregate.max_tokens if method.aggregate else 0))
 
 
@@ -318,7 +330,7 @@ def digest(one: Unit, *more: object) -> str:
     config = one.config if more else training(one.config)
     ignored = MAY_CHANGE - {"train.steps"}
     if one.pools and one.pools.parent == one.folder.parent:
-        ignored.add("method.pools")  # the study's own file, wherever it lies
+        ignored.add("method.recorded")  # the study's own file, wherever it lies
     values = {k: v for k, v in flat(config.model_dump(mode="json")).items() if k not in ignored}
     if not one.trained:
         values = {k: v for k, v in values.items() if not k.startswith(("train.", "optimizer.", "method."))}

@@ -7,8 +7,8 @@ from dataclasses import astuple
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Group, Prompt, Stage
-from paragator.engines.endpoint import Endpoint
-from paragator.engines.openai import OpenAIEngine, Usage
+from paragator.engines.http.endpoint import Endpoint
+from paragator.engines.http.openai import OpenAIEngine, Usage
 
 MOST_HOMES = 16_384
 """Prompts whose server is remembered, so that siblings asked for one by one meet their cached prefix."""

@@ -15,12 +15,12 @@ from typing import Any
 
 from paragator.config import Config
 from paragator.core.errors import UsageError
+from paragator.core.methods import METHODS
 from paragator.core.types import Stage
-from paragator.training.estimate import FLOAT, Shape, budget, memory_of, pass_flops, passes, stages, with_tokens
-from paragator.training.hardware import Cost, Efficiency, Hardware
-from paragator.training.lengths import Lengths
-from paragator.training.methods import METHODS
-from paragator.training.rollout_events import Batching, Request, Rollouts, roll_out
+from paragator.planning.estimate import FLOAT, Shape, budget, memory_of, pass_flops, passes, stages, with_tokens
+from paragator.planning.hardware import Cost, Efficiency, Hardware
+from paragator.planning.lengths import Lengths
+from paragator.planning.rollout_events import Batching, Request, Rollouts, roll_out
 from paragator.training.rows import STAGES, first_fit
 
 PARTS = ("generate", "both", "aggregate", "grade", "update", "publish")
@@ -168,7 +168,7 @@ def sampled(
     cost = Cost(shape, cluster.hardware, cluster.efficiency, cluster.parallel)
     again = [fresh(b) for _, b in groups if b is not None]
     first = [fresh(a) for a, _ in groups]
-    if METHODS[workload.config.method.name].pools == "offline":
+    if METHODS[workload.config.method.name].source == "offline":
         first, again = again, []
     batching = cluster.batching
     limited = replace(batching, capacity=min(kv_tokens, batching.capacity))

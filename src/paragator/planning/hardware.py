@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from paragator.core.errors import UsageError
-from paragator.training.estimate import Shape, pass_flops
+from paragator.planning.estimate import Shape, pass_flops
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from paragator.core.errors import UsageError
 from paragator.core.packing import KEEPS, Packer, strip_thinking, tail
 from paragator.core.prompts import Templates
 from paragator.core.types import Completion, Failure, Group, Problem, Prompt, Sample, Stage
-from paragator.engines.choices import count_of
 from paragator.engines.encoding import misfit
-from paragator.engines.endpoint import Endpoint
-from paragator.engines.wire import Broken, Unreachable
+from paragator.engines.http.choices import count_of
+from paragator.engines.http.endpoint import Endpoint
+from paragator.engines.http.wire import Broken, Unreachable
 
 BYTES_PER_TOKEN = 3
 """Few enough that a prompt is rather shorter than estimated: English has four, formulas and digits fewer."""
@@ -48,7 +48,7 @@ def size(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
 
 
-class Counter:
+class TokenCounter:
     """Tokens by the server's /tokenize, at its root; None where it has no such route, or does not answer.
 
     model   its name on the server
@@ -122,7 +122,7 @@ class Fitted:
     def __init__(
         self,
         sample: Sample,
-        counter: Counter,
+        counter: TokenCounter,
         context: int,
         *,
         max_tokens: Mapping[Stage, int],

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from paragator.core.errors import RunError, UsageError
-from paragator.engines.gate import Gate, Lane, Word
-from paragator.engines.wire import Answer, Broken, Unreachable, Wire
+from paragator.engines.http.gate import Gate, Lane, Word
+from paragator.engines.http.wire import Answer, Broken, Unreachable, Wire
 
 REASON_CHARS = 300
 LONGEST_PAUSE_S = 60.0

@@ -11,21 +11,21 @@ from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paragator.cli import compose
-from paragator.cli.rundir import write_whole
+from paragator.runs import resolve
+from paragator.runs.folder import write_whole
 from paragator.config import Config
 from paragator.core.errors import DataError, ParagatorError, UsageError
 from paragator.core.packing import Packer
 from paragator.core.types import Failure, Group, Problem, Prompt, Sample, Stage
-from paragator.engines.fitting import Counter, Fitted, estimated_tokens
+from paragator.engines.http.fitting import TokenCounter, Fitted, estimated_tokens
 from paragator.engines.journal import Journal, at_most, one_by_one
 from paragator.engines.replay import Replay
-from paragator.evals.run import is_complete
+from paragator.runs.evaluate import is_complete
 from paragator.tasks import Task
 
 if TYPE_CHECKING:
-    from paragator.engines.openai import OpenAIEngine
-    from paragator.engines.spread import Spread
+    from paragator.engines.http.openai import OpenAIEngine
+    from paragator.engines.http.spread import Spread
 
 CALLS = "calls.jsonl"
 BILL = "usage.json"
@@ -56,7 +56,7 @@ class Rollout:
 async def build_sample(
     config: Config, problems: list[Problem], run_dir: Path, stop: Callable[[], bool]
 ) -> AsyncIterator[Rollout]:
-    """Connect the engine that `config.engine.rollout` names, unless nothing is left to ask, and close it.
+    """Connect the engine that `config.engine.kind` names, unless nothing is left to ask, and close it.
 
     Left in peace it waits for the requests under way and writes them down; left by an exception it gives them up.
     After `stop()` no request is begun.
@@ -64,11 +64,11 @@ async def build_sample(
     if is_complete(run_dir / "eval.jsonl", problems, config.eval.repeats):
         yield Rollout(Replay({}), Packer())
         return
-    if config.engine.rollout == "replay":
-        engine = compose.recording(config)
+    if config.engine.kind == "replay":
+        engine = resolve.recording(config)
         yield Rollout(engine, estimating_packer(config))
         return
-    build = in_process if config.engine.rollout == "transformers" else endpoint
+    build = in_process if config.engine.kind == "transformers" else endpoint
     rollout, engine = await build(config, problems, run_dir, stop)
     finished = False
     try:
@@ -87,14 +87,14 @@ async def in_process(
     config: Config, problems: list[Problem], run_dir: Path, stop: Callable[[], bool]
 ) -> tuple[Rollout, Any]:
     """The model in this process. The siblings of a prompt stay one request, as they share its prefill."""
-    from paragator.engines import loading
-    from paragator.engines.compute import computed
+    from paragator.engines.local import loading
+    from paragator.engines.local.compute import computed
 
     model, tokenizer = await computed(loading.load, config.model)
-    engine = compose.build_engine(config, model, tokenizer)
-    compose.check_prompts(config, problems, engine)
-    journal = Journal(engine, run_dir / CALLS, settings=settings_of(config, compose.facts_of(config).fingerprint))
-    return Rollout(at_most(journal, sys.maxsize, stop), compose.build_packer(config, engine), journal=journal), engine
+    engine = resolve.build_engine(config, model, tokenizer)
+    resolve.check_prompts(config, problems, engine)
+    journal = Journal(engine, run_dir / CALLS, settings=settings_of(config, resolve.facts_of(config).fingerprint))
+    return Rollout(at_most(journal, sys.maxsize, stop), resolve.build_packer(config, engine), journal=journal), engine
 
 
 async def endpoint(
@@ -122,7 +122,7 @@ def trouble(engine: Spread) -> str:
 
 async def reached(config: Config) -> Spread:
     """The servers at engine.url, which answer; they know their model, and the context if they tell."""
-    engines = compose.build_endpoints(config.engine, compose.samplings(config))
+    engines = resolve.build_endpoints(config.engine, resolve.samplings(config))
     try:
         for engine in engines.engines:
             await reach(engine, config.engine.model)
@@ -147,7 +147,7 @@ def fitted(config: Config, problems: list[Problem], engine: Spread, sample: Samp
         return sample, estimating_packer(config)
     kept = Fitted(
         sample,
-        Counter(engine.endpoint, str(engine.model), config.engine.extra_body),
+        TokenCounter(engine.endpoint, str(engine.model), config.engine.extra_body),
         engine.context,
         max_tokens={"generate": config.generate.max_tokens, "aggregate": config.aggregate.max_tokens},
         templates=config.model.templates(),
@@ -163,17 +163,17 @@ def fitted(config: Config, problems: list[Problem], engine: Spread, sample: Samp
 async def open_sample(config: Config, problem: Problem) -> AsyncIterator[Rollout]:
     """An engine for one problem, closed at the end. Nothing is kept: no journal, no bill."""
     engine: Any
-    if config.engine.rollout == "transformers":
-        from paragator.engines import loading
-        from paragator.engines.compute import computed
+    if config.engine.kind == "transformers":
+        from paragator.engines.local import loading
+        from paragator.engines.local.compute import computed
 
-        engine = compose.build_engine(config, *await computed(loading.load, config.model))
-        compose.check_prompts(config, [problem], engine)
-        rollout = Rollout(engine, compose.build_packer(config, engine))
+        engine = resolve.build_engine(config, *await computed(loading.load, config.model))
+        resolve.check_prompts(config, [problem], engine)
+        rollout = Rollout(engine, resolve.build_packer(config, engine))
     else:
         engine = await reached(config)
     try:
-        if config.engine.rollout != "transformers":
+        if config.engine.kind != "transformers":
             most = config.engine.max_in_flight * len(engine.engines)
             sample, packer = fitted(config, [problem], engine, at_most(engine, most))
             rollout = Rollout(sample, packer, most)
@@ -252,7 +252,7 @@ async def judging(config: Config, task: Task, run_dir: Path, say: Callable[[str]
 
     path = run_dir / "judge.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
-    engine = compose.build_judge_engine(settings)
+    engine = resolve.build_judge_engine(settings)
     try:
         name = f"{settings.model or await engine.served_model()}@{settings.url}"
         judge = Judge(engine, name=name, cache=Path(settings.cache), mode=settings.mode)

@@ -12,9 +12,9 @@ from typing import Any
 
 from paragator.config import Config, ModelConfig
 from paragator.core.errors import UsageError
+from paragator.core.methods import METHODS
 from paragator.core.types import Stage
-from paragator.engines.loading import folder_of, read_json
-from paragator.training.methods import METHODS
+from paragator.engines.local.loading import folder_of, read_json
 from paragator.training.rows import LOGITS_AT_ONCE, TOGETHER
 
 FLOAT = 4
@@ -284,7 +284,7 @@ def stages(config: Config, *, prompt: int = PROMPT_TOKENS, fill: float = 1.0) ->
         completion = max(1, round(fill * getattr(config, name).max_tokens))
         share = config.rollout.pools if name == "aggregate" else 1  # prompts of a problem and round
         group, groups = n // share, config.train.problems * share * (method.rounds if name == "aggregate" else 1)
-        sampled = 0 if name == "generate" and method.pools == "offline" else groups
+        sampled = 0 if name == "generate" and method.source == "offline" else groups
         branches = max(1, min(group, (tokens - prompt) // completion))
         trained = groups * (group * completion + -(-group // branches) * prompt) if method.scheme(name) else 0
         out.append(Work(name, prompt, completion, sampled * group * completion, sampled * prompt, trained, branches))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from paragator.core.estimators import Interval
-from paragator.report.measures import Unit
+from paragator.stats.measures import Unit
 
 
 @dataclass(frozen=True, slots=True)

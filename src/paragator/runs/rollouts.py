@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paragator.cli import compose
+from paragator.runs import resolve
 from paragator.config import Config
-from paragator.engines.vllm import NAME, VllmEngine, served, written
+from paragator.engines.http.vllm import NAME, VllmEngine, served, written
 
 if TYPE_CHECKING:
     from paragator.training.policy import Policy
@@ -23,10 +23,10 @@ async def rollouts(
     config: Config, policy: Policy, run_dir: Path, say: Callable[[str], None]
 ) -> AsyncIterator[tuple[Any, Publish | None]]:
     """The engine, and what hands it the weights after a step; None where it samples from the policy itself."""
-    from paragator.engines.compute import computed_now, set_threads
+    from paragator.engines.local.compute import computed_now, set_threads
 
-    if config.engine.rollout == "transformers":
-        engine = compose.build_engine(config, policy.raw, policy.tokenizer, autocast=policy.accelerator.autocast)
+    if config.engine.kind == "transformers":
+        engine = resolve.build_engine(config, policy.raw, policy.tokenizer, autocast=policy.accelerator.autocast)
         try:
             yield engine, None
         finally:
@@ -44,7 +44,7 @@ async def rollouts(
                 arguments = [*arguments, "--dtype", policy.precision]  # the trainer's own: its log-probabilities match
             url = await stack.enter_async_context(served(settings.vllm_python, model, log, arguments))
             settings = settings.model_copy(update={"url": url, "model": NAME})
-        engines = compose.build_endpoints(settings, compose.samplings(config), policy.tokenizer)
+        engines = resolve.build_endpoints(settings, resolve.samplings(config), policy.tokenizer)
         stack.push_async_callback(engines.close)
         for engine in engines.engines:
             await engine.served_model()

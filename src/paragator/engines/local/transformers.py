@@ -13,8 +13,8 @@ import torch
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
-from paragator.engines.compute import submit
-from paragator.engines.generation import Row, Sampled, sample_rows
+from paragator.engines.local.compute import submit
+from paragator.engines.local.generation import Row, Sampled, sample_rows
 from paragator.engines.sampling import Sampling
 
 QUIET_PASSES = 4

@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 from paragator.core.errors import ParagatorError, RunError, UsageError
 from paragator.core.types import Group, Prompt, Stage
 from paragator.engines.encoding import misfit
-from paragator.engines.endpoint import Endpoint, said_in
-from paragator.engines.spread import Spread
-from paragator.engines.wire import Broken, Unreachable
+from paragator.engines.http.endpoint import Endpoint, said_in
+from paragator.engines.http.spread import Spread
+from paragator.engines.http.wire import Broken, Unreachable
 
 START_TIMEOUT_S = 900.0
 ROUTE_TIMEOUT_S = 600.0

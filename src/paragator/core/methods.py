@@ -25,7 +25,7 @@ class Method:
 
     generate: Scheme | None
     aggregate: Scheme | None
-    pools: Literal["online", "offline"] = "online"
+    source: Literal["online", "offline"] = "online"
     rounds: int = 1
     between: Scheme | None = None
 

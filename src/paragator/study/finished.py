@@ -15,10 +15,10 @@ from typing import Any
 
 from paragator.core.errors import DataError
 from paragator.core.estimators import mean
-from paragator.report.bands import Metrics
-from paragator.report.measures import Scores
 from paragator.report.plots import is_number
 from paragator.report.runs import Run, load_run, read_json, read_metrics
+from paragator.stats.measures import Scores
+from paragator.study.bands import Metrics
 
 NOTE, FINISHED, CONFIG = "study.json", "finished.json", "config.toml"
 """A study's note of itself, in its folder; what is finished of a run, and the run's config, in the run's folder."""

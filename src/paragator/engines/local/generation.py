@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paragator.engines.branching import NO_MASK, Branches, attending, can_branch
-from paragator.engines.products import narrow_products
+from paragator.engines.local.branching import NO_MASK, Branches, attending, can_branch
+from paragator.engines.local.products import narrow_products
 from paragator.engines.sampling import Sampling
 
 COMPACT_BELOW = 0.75

@@ -15,15 +15,16 @@ from typing import Any
 
 from paragator.core.errors import DataError
 from paragator.core.estimators import Interval, mean
-from paragator.report import bands, bars
+from paragator.report import bars
 from paragator.report.compare import AVERAGE, COMPARED, Comparison
 from paragator.report.folder import check_folder
-from paragator.report.measures import MEASURES
-from paragator.report.resample import holm
 from paragator.report.runs import Run, gather, read_json
-from paragator.report.sheet import Column, Sheet, to_csv
-from paragator.report.study_runs import CONFIG, NOTE, Entry, metrics_csv, outcome, read_study, runs_csv
-from paragator.report.table import NOTHING
+from paragator.stats.measures import MEASURES
+from paragator.stats.resample import holm
+from paragator.stats.sheet import Column, Sheet, to_csv
+from paragator.stats.table import NOTHING
+from paragator.study import bands
+from paragator.study.finished import CONFIG, NOTE, Entry, metrics_csv, outcome, read_study, runs_csv
 
 BANDS = ("reward_by_step", "reward_by_tokens", "dead_zone")
 """The pictures of training, one each a benchmark."""

@@ -1,0 +1,139 @@
+"""Config files: TOML and dotted overrides in, frozen models out. An unknown key is an error with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import date, time
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from paragator.core.errors import UsageError
+
+
+class Section(BaseModel):
+    """A part of a config: immutable, and strict about keys; the string under a field says what it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+RENAMED = {
+    "engine.rollout": "engine.kind",
+    "method.pools": "method.recorded",
+    "pools": "recorded_problems",
+    "train.pool": "train.distinct_problems",
+}
+"""Keys of earlier versions, and what they are called now."""
+
+S = TypeVar("S", bound=Section)
+
+
+def load(kind: type[S], path: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
+    """A config from a TOML file (None: defaults) and dotted overrides like ["--optimizer.lr", "1e-5"]."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text())
+        except OSError as error:
+            raise UsageError(f"config {path}: {error.strerror or error}; give the path of a TOML file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"config {path} is not TOML: {error}; mend it") from None
+    for key, text in pairs(overrides):
+        put(values, key.split("."), parse_value(text), key)
+    return validate(kind, values)
+
+
+def validate(kind: type[S], values: Mapping[str, Any]) -> S:
+    """`values` as a config; UsageError in one line that names key, value and remedy."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(kind, error.errors()[0])) from None
+
+
+def explain(kind: type[BaseModel], error: Any) -> str:
+    """One pydantic error as what, which value, what to do."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        if RENAMED.get(where) in keys(kind):
+            return f"unknown key {where}: it is called {RENAMED[where]} now; rename it"
+        close = difflib.get_close_matches(where, keys(kind), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(siblings(kind, where))}"
+        return f"unknown key {where}; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message
+    if where.endswith("key_env"):  # perhaps the key itself, which no message shows
+        return f"{where} is not the name of an environment variable; put the key into one, and name it here"
+    if error["type"] in ("model_type", "dict_type"):
+        return f"{where} = {error['input']!r}, but it is a section; set {where}.KEY"
+    if error["type"] == "string_type":
+        return (
+            f"{where} = {error['input']!r}: a text is needed; write it in quotes of its own, as '\"{error['input']}\"'"
+        )
+    return f"{where} = {error['input']!r}: {message[0].lower() + message[1:]}"
+
+
+def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a config."""
+    out = []
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            out += keys(field.annotation, f"{prefix}{name}.")
+        else:
+            out.append(prefix + name)
+    return out
+
+
+def siblings(kind: type[BaseModel], where: str) -> list[str]:
+    prefix = where.rpartition(".")[0]
+    return [k for k in keys(kind) if prefix and k.rpartition(".")[0] == prefix] or list(kind.model_fields)
+
+
+def to_json(config: Section) -> str:
+    """The resolved config, stable and readable."""
+    return json.dumps(config.model_dump(mode="json"), indent=2)
+
+
+# ---- overrides, as a command line gives them: --optimizer.lr 1e-5 ----
+
+NUMBER = re.compile(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?")
+
+
+def pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """("key", "value") of "--key value" and "--key=value"."""
+    out, rest = [], list(overrides)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise UsageError(f"{word!r}: expected an override such as --optimizer.lr 1e-5")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"--{key} has no value; write --{key} VALUE")
+            value = rest.pop(0)
+        out.append((key.replace("-", "_"), value))
+    return out
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value, or a number such as 1e5 and .5 that TOML does not take; else, and for a date, the text itself."""
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return float(text) if NUMBER.fullmatch(text) else text
+    return text if isinstance(value, date | time) else value
+
+
+def put(values: dict[str, Any], keys: list[str], value: Any, whole: str) -> None:
+    """Set a key of nested sections, which are made where they lack; `whole` is what the user wrote."""
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"--{whole}: {key} is a value, not a section")
+    values[keys[-1]] = value
