@@ -24,7 +24,7 @@ import common
 import vllm_side
 
 from paragator.core.prompts import Templates
-from paragator.core.scaffold import derive, run
+from paragator.core.scaffold import Scaffold, derive, run
 from paragator.core.types import Plan, Problem, Sample
 from paragator.engines.http.openai import seed_of
 
@@ -54,7 +54,7 @@ async def rsa(problems: Sequence[Problem], sample: Sample, plan: Plan, templates
 
 async def ours(problems: Sequence[Problem], sample: Sample, plan: Plan, templates: Templates, seed: int) -> None:
     """Our scaffold, every pool for itself."""
-    await asyncio.gather(*(run(p, sample, plan, templates=templates, seed=seed) for p in problems))
+    await asyncio.gather(*(run(p, sample, Scaffold(plan, templates, seed=seed)) for p in problems))
 
 
 def chains(problems: Sequence[Problem], plan: Plan, length: Callable[[int], int], seed: int) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from paragator.config import ModelConfig
-from paragator.core.scaffold import run
+from paragator.core.scaffold import Scaffold, run
 from paragator.core.types import Group, Plan, Problem, Prompt, Stage
 from paragator.engines.local import generation
 from paragator.engines.local.compute import computed_now
@@ -187,7 +187,7 @@ async def on_vllm(kind: str, url: str, tokenizer: Any, flags: Any) -> list[commo
     async def side(name: str) -> None:
         engine.requests = []
         sample = Barrier(engine, count) if name == "barrier" else engine
-        await asyncio.gather(*(run(p, sample, plan, templates=vllm_side.TEMPLATES) for p in problems))
+        await asyncio.gather(*(run(p, sample, Scaffold(plan, vllm_side.TEMPLATES)) for p in problems))
         asked[name] = engine.requests
 
     sides = {"pipelined": lambda: side("pipelined"), "barrier": lambda: side("barrier")}

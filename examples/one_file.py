@@ -15,7 +15,7 @@ import torch
 
 from paragator.core.credit import pass_at_1, pass_at_k
 from paragator.core.prompts import Templates
-from paragator.core.scaffold import run
+from paragator.core.scaffold import Scaffold, run
 from paragator.core.types import Completion, Group, Plan, Problem, Prompt, Stage, Trace
 
 TEMPLATES = Templates(candidate="{problem}?", aggregation="{problem}:{attempts}", attempt=" {attempt}")
@@ -71,7 +71,7 @@ async def main() -> tuple[float, float]:
     for step in range(60):
         problems = [Problem(f"{step}-{i}", f"p{i}") for i in range(8)]
         plan = Plan.training(N, M)
-        traces = await asyncio.gather(*(run(p, policy, plan, templates=TEMPLATES, seed=step) for p in problems))
+        traces = await asyncio.gather(*(run(p, policy, Scaffold(plan, TEMPLATES, seed=step)) for p in problems))
         policy.optimizer.zero_grad()
         torch.stack([loss(policy, trace) for trace in traces]).sum().backward()
         policy.optimizer.step()

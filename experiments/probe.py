@@ -14,7 +14,7 @@ import re
 
 from paragator.config import Config
 from paragator.core.packing import strip_thinking
-from paragator.core.scaffold import run
+from paragator.core.scaffold import Scaffold, run
 from paragator.core.types import Plan
 from paragator.engines.local.loading import load as load_model
 from paragator.runs import resolve
@@ -34,7 +34,7 @@ async def main() -> None:
     engine = resolve.build_engine(config, *load_model(config.model))
     problems = task.problems("held-out", flags.problems, 99)
     templates = config.model.templates()
-    traces = await asyncio.gather(*(run(p, engine, Plan.method(4, 1), templates=templates, seed=1) for p in problems))
+    traces = await asyncio.gather(*(run(p, engine, Scaffold(Plan.method(4, 1), templates, seed=1)) for p in problems))
     said: dict[bool, list[bool]] = {True: [], False: []}
     copied: list[bool] = []
     afresh = total = 0

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from paragator.config import Config
-from paragator.core.scaffold import run
+from paragator.core.scaffold import Scaffold, run
 from paragator.core.types import Plan, Problem
 from paragator.engines.local import loading
 from paragator.engines.local.compute import computed
@@ -39,7 +39,7 @@ async def measured(config: Config, task: Any, engine: Any, problems: Sequence[Pr
     plan, packer = Plan.training(CANDIDATES, config.rollout.pool_size), resolve.build_packer(config, engine)
 
     async def one(problem: Problem) -> Any:
-        trace = await run(problem, engine, plan, templates=config.model.templates(), packer=packer, seed=SEED)
+        trace = await run(problem, engine, Scaffold(plan, config.model.templates(), packer, SEED))
         return await grade_trace(task, trace, {})
 
     records = await asyncio.gather(*map(one, problems))

@@ -21,7 +21,7 @@ import pytest
 from paragator.core.estimators import majority_at_k, mean, pass_at_k
 from paragator.core.packing import Packer
 from paragator.core.prompts import CHAT
-from paragator.core.scaffold import run
+from paragator.core.scaffold import Scaffold, run
 from paragator.core.types import Grade, Plan, Problem, Prompt, Trace
 from paragator.engines.replay import Replay, problems
 from paragator.engines.scripted import Scripted
@@ -65,7 +65,7 @@ async def replay(path: Path, count: int, seed: int = 0) -> list[Trace]:
     engine, plan = Replay.read(path, CHAT), Plan.sampling(count)
     found = problems(path)
     engine.check(plan, [CHAT.for_candidate(p) for p in found])
-    return list(await asyncio.gather(*(run(p, engine, plan, templates=CHAT, seed=seed) for p in found)))
+    return list(await asyncio.gather(*(run(p, engine, Scaffold(plan, CHAT, seed=seed)) for p in found)))
 
 
 def grade_all(traces: Sequence[Trace]) -> list[list[Grade]]:
@@ -163,7 +163,7 @@ def test_pools_of_real_solutions_keep_their_budget() -> None:
         aggregator = Scripted(lambda prompt, index, stage, seed: "\\boxed{0}")
         engine = Replay.read(path, CHAT, aggregator=aggregator)
         packer, plan = Packer(max_tokens=2000, count=count), Plan(5, 1, 4, 1, 2)
-        return list(await asyncio.gather(*(run(p, engine, plan, templates=CHAT, packer=packer) for p in found)))
+        return list(await asyncio.gather(*(run(p, engine, Scaffold(plan, CHAT, packer)) for p in found)))
 
     groups = [t.rounds[1][0] for t in asyncio.run(all_of([p for p in problems(path) if len(p.text) < 4000]))]
     assert all(count(g.prompt) <= 2000 for g in groups)

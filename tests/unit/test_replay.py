@@ -12,7 +12,7 @@ import pytest
 from paragator.core.errors import DataError, UsageError
 from paragator.core.packing import Packer
 from paragator.core.prompts import CHAT, COMPACT
-from paragator.core.scaffold import run
+from paragator.core.scaffold import Scaffold, run
 from paragator.core.types import Completion, Group, Plan, Problem, Prompt
 from paragator.engines.replay import Replay, problems
 from paragator.engines.scripted import Scripted
@@ -78,10 +78,10 @@ def test_what_is_recorded_of_a_completion_is_kept(file: Path) -> None:
 
 def test_it_is_found_by_the_prompt_of_the_templates_in_use(file: Path) -> None:
     plan, problem = Plan.sampling(2), problems(file)[1]
-    trace = asyncio.run(run(problem, Replay.read(file, CHAT), plan, templates=CHAT))
+    trace = asyncio.run(run(problem, Replay.read(file, CHAT), Scaffold(plan, CHAT)))
     assert texts(trace.rounds[0][0]) == ["so 3", "it is"]
     with pytest.raises(UsageError, match="no recording for this prompt"):
-        asyncio.run(run(problem, Replay.read(file, CHAT), plan, templates=COMPACT))
+        asyncio.run(run(problem, Replay.read(file, CHAT), Scaffold(plan, COMPACT)))
 
 
 def test_its_problems_need_no_other_file(file: Path) -> None:
@@ -129,7 +129,7 @@ def test_another_engine_may_aggregate_within_a_budget(file: Path) -> None:
     engine = Replay.read(file, COMPACT, aggregator=other)
     engine.check(Plan.method(8, 1), [])
     packer = Packer(max_tokens=10, count=lambda prompt: len(prompt.text.split()))
-    trace = asyncio.run(run(problems(file)[0], engine, Plan.method(8, 1), templates=COMPACT, packer=packer))
+    trace = asyncio.run(run(problems(file)[0], engine, Scaffold(Plan.method(8, 1), COMPACT, packer)))
     assert texts(trace.rounds[0][0]) == ROWS[0]["completions"]
     (group,) = trace.rounds[1]
     assert texts(group) == ["from aggregate"] * 8

@@ -12,7 +12,7 @@ import pytest
 
 from paragator.core.errors import UsageError
 from paragator.core.prompts import COMPACT
-from paragator.core.scaffold import derive, run
+from paragator.core.scaffold import Scaffold, derive, run
 from paragator.core.types import Completion, Failure, Group, Plan, Problem, Prompt, Stage, Trace, population
 
 
@@ -46,7 +46,7 @@ PROBLEM = Problem("p", "what is 6*7?", 42)
 
 
 def solve(plan: Plan, engine: FakeEngine | None = None, problem: Problem = PROBLEM, seed: int = 0) -> Trace:
-    return asyncio.run(run(problem, engine or FakeEngine(), plan, templates=COMPACT, seed=seed))
+    return asyncio.run(run(problem, engine or FakeEngine(), Scaffold(plan, COMPACT, seed=seed)))
 
 
 # ---- the plan table ------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_the_order_of_answers_cannot_change_a_trace() -> None:
     plan = Plan.population(6, 3, 3)
 
     async def together(engine: FakeEngine, order: list[Problem]) -> dict[str, Trace]:
-        traces = await asyncio.gather(*(run(p, engine, plan, templates=COMPACT, seed=5) for p in order))
+        traces = await asyncio.gather(*(run(p, engine, Scaffold(plan, COMPACT, seed=5)) for p in order))
         return {trace.problem.id: trace for trace in traces}
 
     alone = {p.id: solve(plan, problem=p, seed=5) for p in problems}
@@ -189,7 +189,7 @@ def test_no_barrier_between_problems() -> None:
             return await engine(prompt, n, stage=stage, seed=seed)
 
         async def finish(name: str, sample: object) -> None:
-            await run(Problem(name, name), sample, Plan.method(2, 2), templates=COMPACT)  # type: ignore[arg-type]
+            await run(Problem(name, name), sample, Scaffold(Plan.method(2, 2), COMPACT))  # type: ignore[arg-type]
             done.append(name)
             release.set()
 
@@ -306,7 +306,7 @@ def test_a_pool_does_not_wait_for_solutions_that_it_does_not_show() -> None:
                 await release.wait()
             return await engine(prompt, n, stage=stage, seed=seed)
 
-        task = asyncio.ensure_future(run(PROBLEM, sample, plan, templates=COMPACT))
+        task = asyncio.ensure_future(run(PROBLEM, sample, Scaffold(plan, COMPACT)))
         for _ in range(2000):
             await asyncio.sleep(0)
         assert not task.done()
@@ -361,7 +361,7 @@ def test_an_engine_that_raises_ends_the_run_and_what_it_still_waits_for() -> Non
                 raise
 
         with pytest.raises(UsageError, match="no"):
-            await run(PROBLEM, sample, Plan.population(4, 2, 2), templates=COMPACT)
+            await run(PROBLEM, sample, Scaffold(Plan.population(4, 2, 2), COMPACT))
         await asyncio.sleep(0.01)
 
     asyncio.run(scenario())

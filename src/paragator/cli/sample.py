@@ -10,7 +10,7 @@ from paragator import records
 from paragator.cli.main import parse, parser_for
 from paragator.config import Config
 from paragator.core.errors import UsageError
-from paragator.core.scaffold import run
+from paragator.core.scaffold import Scaffold, run
 from paragator.core.types import Plan, Problem
 from paragator.records import Graded
 from paragator.runs import resolve
@@ -55,10 +55,10 @@ async def job(config: Config, output: Path, count: int, *, quiet: bool) -> dict[
     engine = resolve.build_engine(config, model, tokenizer)
     resolve.check_prompts(config, problems, engine)
     missing = [p for p in problems if p.id not in done]
-    plan = Plan.sampling(config.rollout.candidates)
+    scaffold = Scaffold(Plan.sampling(config.rollout.candidates), config.model.templates(), seed=config.seed)
 
     async def one(problem: Problem) -> Graded:
-        trace = await run(problem, engine, plan, templates=config.model.templates(), seed=config.seed)
+        trace = await run(problem, engine, scaffold)
         return await grade_trace(checked.task, trace, {"model": checked.facts.fingerprint})
 
     for start in range(0, len(missing), AT_ONCE):

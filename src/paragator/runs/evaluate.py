@@ -13,7 +13,7 @@ from paragator import records
 from paragator.core.errors import DataError
 from paragator.core.packing import Packer
 from paragator.core.prompts import Templates
-from paragator.core.scaffold import run
+from paragator.core.scaffold import Scaffold, run
 from paragator.core.together import together
 from paragator.core.types import Plan, Problem, Sample
 from paragator.engines.journal import Stopped
@@ -68,9 +68,9 @@ async def evaluate(
             async with sampling:
                 if stop():
                     return
-                key_seed = seed + 7919 * key[1]
+                scaffold = Scaffold(plan, templates, packer, seed + 7919 * key[1])
                 try:
-                    trace = await run(wanted[key], sample, plan, templates=templates, packer=packer, seed=key_seed)
+                    trace = await run(wanted[key], sample, scaffold)
                 except Stopped:
                     return
             record = await grade_trace(task, trace, {"repeat": key[1]})

@@ -13,7 +13,7 @@ from paragator.core import select
 from paragator.core.errors import RunError
 from paragator.core.packing import Packer, strip_thinking
 from paragator.core.prompts import Templates
-from paragator.core.scaffold import derive, run
+from paragator.core.scaffold import Scaffold, derive, run
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage, Trace
 from paragator.engines.journal import one_by_one
 from paragator.grading.decide import canonical
@@ -172,7 +172,7 @@ async def solve(
 ) -> Solution:
     """Run the watch's plan on one problem. RunError with the commonest reason when no request gave a solution."""
     watch.expect(problem, seed)
-    trace = await run(problem, watch, watch.plan, templates=templates, packer=packer, seed=seed)
+    trace = await run(problem, watch, Scaffold(watch.plan, templates, packer, seed))
     return solution_of(trace, watch.rounds, prices)
 
 

@@ -14,7 +14,7 @@ from paragator.core.credit import outcome
 from paragator.core.estimators import pass_at_k
 from paragator.core.methods import METHODS, Method, schemes
 from paragator.core.packing import Packer
-from paragator.core.scaffold import run
+from paragator.core.scaffold import Scaffold, run
 from paragator.core.together import together
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage
 from paragator.engines.local.compute import computed
@@ -50,8 +50,7 @@ async def step(
     method = METHODS[config.method.name]
     n, m = config.rollout.candidates, config.rollout.pool_size
     plan = Plan.training(n, m, config.rollout.pools, method.rounds) if method.aggregate else Plan.sampling(n)
-    seed = config.seed * 1_000_003 + number
-    templates = config.model.templates()
+    scaffold = Scaffold(plan, config.model.templates(), packer, seed=config.seed * 1_000_003 + number)
     recorded = pools or {}
 
     async def timed(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
@@ -59,15 +58,7 @@ async def step(
             return await sample(prompt, n, stage=stage, seed=seed)
 
     async def rolled_out(problem: Problem) -> Graded:
-        trace = await run(
-            problem,
-            timed,
-            plan,
-            templates=templates,
-            packer=packer,
-            seed=seed,
-            candidates=recorded.get(problem.id),
-        )
+        trace = await run(problem, timed, scaffold, candidates=recorded.get(problem.id))
         with timeline.during("grade"):
             return await grade_trace(task, trace, {"step": number})
 
