@@ -142,7 +142,7 @@ def test_requests_carry_stage_size_and_their_own_seed() -> None:
 def test_a_recorded_group_replaces_round_0() -> None:
     engine = FakeEngine()
     recorded = solve(Plan.sampling(4), seed=9).rounds[0][0]
-    trace = asyncio.run(run(PROBLEM, engine, Plan.training(4, 2), templates=COMPACT, candidates=recorded))
+    trace = asyncio.run(run(PROBLEM, engine, Scaffold(Plan.training(4, 2), COMPACT), candidates=recorded))
     assert trace.rounds[0] == (recorded,)
     assert [stage for _, _, stage, _ in engine.calls] == ["aggregate"]
     assert all(recorded.completions[i].text in trace.rounds[1][0].prompt.text for i in trace.rounds[1][0].pool)
