@@ -91,8 +91,9 @@ class TaskConfig(Section):
 
 
 class EngineConfig(Section):
-    kind: Literal["transformers", "openai", "vllm", "replay"] = "transformers"
-    """Who samples: this process, an OpenAI-compatible server, a vLLM that gets the trained weights, or recorded completions."""
+    kind: Literal["transformers", "openai", "vllm", "replay", "own"] = "transformers"
+    """Who samples: this process, an OpenAI-compatible server, a vLLM that gets the trained weights, or recorded completions;
+    "own" stands for an engine handed over in Python."""
     url: str | list[str] | None = None
     """openai, vllm: the server's base URL, as http://localhost:8000/v1, or a list of several that serve the same model."""
     model: str | None = None

@@ -35,17 +35,44 @@ S = TypeVar("S", bound=Section)
 
 def load(kind: type[S], path: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
     """A config from a TOML file (None: defaults) and dotted overrides like ["--optimizer.lr", "1e-5"]."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(Path(path).read_text())
-        except OSError as error:
-            raise UsageError(f"config {path}: {error.strerror or error}; give the path of a TOML file") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"config {path} is not TOML: {error}; mend it") from None
+    return validate(kind, read_values(path, overrides))
+
+
+def read_values(path: str | Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a TOML file and the overrides of a command line set, by section; UsageError for what cannot be read."""
+    values = {} if path is None else read_toml(Path(path), "config")
     for key, text in pairs(overrides):
         put(values, key.split("."), parse_value(text), key)
-    return validate(kind, values)
+    return values
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """A TOML file's values; `what` it is to the user, for the messages."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{what} {path}: {error.strerror or error}; give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what} {path} is not TOML: {error}; fix it") from None
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of dotted keys by section; a key may hold a whole section as well."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        put(out, key.split("."), str(value) if isinstance(value, Path) else value, key)
+    return out
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values; where both have one, that of `over`."""
+    out = {key: merged({}, value) if isinstance(value, Mapping) else value for key, value in under.items()}
+    for key, value in over.items():
+        old = out.get(key)
+        if isinstance(value, Mapping):
+            value = merged(old if isinstance(old, Mapping) else {}, value)
+        out[key] = value
+    return out
 
 
 def validate(kind: type[S], values: Mapping[str, Any]) -> S:

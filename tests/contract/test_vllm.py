@@ -26,7 +26,7 @@ from paragator.engines.http.openai import OpenAIEngine
 from paragator.engines.http.spread import Spread
 from paragator.engines.http.vllm import VllmEngine, ended, environment, served, written
 from paragator.engines.sampling import Sampling
-from paragator.runs.rollouts import rollouts
+from paragator.runs.connect import training_engine
 from paragator.settings import validate
 from servers import VllmServer, running
 
@@ -398,10 +398,10 @@ def test_a_server_of_ones_own_has_the_trainers_precision(
 
     async def begin() -> None:
         engine = {"kind": "vllm", "launch": True, "vllm_arguments": given}
-        async with rollouts(validate(Config, {"engine": engine}), Stub(), tmp_path, lambda line: None):  # type: ignore[arg-type]
+        async with training_engine(validate(Config, {"engine": engine}), Stub(), tmp_path, lambda line: None):  # type: ignore[arg-type]
             pass
 
-    monkeypatch.setattr("paragator.runs.rollouts.served", stop_here)
+    monkeypatch.setattr("paragator.engines.http.vllm.served", stop_here)
     with pytest.raises(RunError, match="seen"):
         asyncio.run(begin())
     assert seen == given + (["--dtype", dtype] if dtype else [])

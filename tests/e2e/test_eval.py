@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 
 from paragator import records
-from paragator.cli import show
-from paragator.cli.eval import Progress
 from paragator.cli.main import run
 from paragator.core.errors import DataError, UsageError
 from paragator.core.packing import Packer
 from paragator.core.types import Prompt
+from paragator.engines.http.fitting import estimated_tokens
 from paragator.engines.replay import Replay
-from paragator.runs import connect, folder
+from paragator.runs import folder
+from paragator.runs.connect import Connection
+from paragator.runs.evaluate import Tally
+from paragator.runs.events import Events
 
 Cli = Callable[..., int]
 pytestmark = pytest.mark.e2e
@@ -194,7 +196,7 @@ def test_resuming_a_complete_evaluation_loads_nothing(cli: Cli, monkeypatch: pyt
     async def never(*_: Any) -> Any:
         raise AssertionError("connected")
 
-    monkeypatch.setattr(connect, "in_process", never)
+    monkeypatch.setattr("paragator.runs.connect.loaded", never)
     assert cli(*words, "--resume") == 0
 
 
@@ -290,7 +292,7 @@ def test_a_prompt_budget_without_a_tokenizer(fake: Any) -> None:
     assert over(fake, "--rollout.max_prompt_tokens", "320") == 0
     found = list(records.read(Path("runs/over/eval.jsonl")))
     groups = [group for record in found for group in record.trace.rounds[1]]
-    assert all(connect.estimated_tokens(group.prompt) <= 320 and group.pool for group in groups)
+    assert all(estimated_tokens(group.prompt) <= 320 and group.pool for group in groups)
     assert all(group.reductions for group in groups)
 
 
@@ -321,6 +323,8 @@ def test_a_device_that_is_not_there_is_one_line_and_leaves_nothing(cli: Cli) -> 
 
 
 def test_progress_tells_of_attempts_that_were_repeated(tmp_path: Path) -> None:
-    rollout = connect.Rollout(Replay({}), Packer(), trouble=lambda: "3 retries, the last: http 500")
-    line = Progress(show.Logger(tmp_path), rollout, 0, 9).line()
+    connection = Connection(Replay({}), Packer(), trouble=lambda: "3 retries, the last: http 500")
+    tally = Tally("eval", Events(), connection)
+    tally.total = 9
+    line = tally.progress().line()
     assert line == "eval: 0/9 traces  3 retries, the last: http 500"

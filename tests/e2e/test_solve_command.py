@@ -23,6 +23,7 @@ import paragator
 from paragator import records
 from paragator.cli.main import run
 from paragator.core.errors import DataError, RunError, UsageError
+from paragator.runs.solve import Solution
 
 TESTS = Path(__file__).parents[1]
 HANG_S = 120.0
@@ -136,11 +137,11 @@ def test_ctrl_c_prints_what_is_there(start: Start) -> None:
 
 
 def test_the_embedded_model_in_a_script_and_in_a_running_loop(start: Start) -> None:
-    first = paragator.solve("3 4 7 8 -> 24", rounds=1)
-    assert isinstance(first, paragator.Solution) and first.answer and first.tokens and len(first.trace.rounds) == 2
+    first = paragator.solve("3 4 7 8 -> 24", plan=paragator.Plan.method(4, 1))
+    assert isinstance(first, Solution) and first.answer and first.tokens and len(first.trace.rounds) == 2
 
     async def notebook() -> Any:
-        return paragator.solve("3 4 7 8 -> 24", rounds=1)
+        return paragator.solve("3 4 7 8 -> 24", plan=paragator.Plan.method(4, 1))
 
     assert asyncio.run(notebook()).votes == first.votes
 
@@ -149,9 +150,8 @@ def test_a_server_by_the_function(start: Start) -> None:
     server, seen = start(reply=agreeing), []
     found = paragator.solve(
         "What is 2 + 2?",
-        url=server.url,
-        candidates=3,
-        rounds=1,
+        server.url,
+        plan=paragator.Plan.method(3, 1),
         config={"generate.max_tokens": 77, "engine.extra_body": {"note": [1]}},
         seen=lambda round_: seen.append(round_.done),
     )
@@ -178,9 +178,7 @@ def test_no_prompt_exceeds_the_context(start: Start, context: int, tokenize: boo
     config = {"generate.max_tokens": 150, "aggregate.max_tokens": 200}
     notes: set[str] = set()
     for seed in range(4):
-        found = paragator.solve(
-            "1 " * 60, url=server.url, rounds=2, candidates=6, pool_size=4, pools=3, seed=seed, config=config
-        )
+        found = paragator.solve("1 " * 60, server.url, plan=paragator.Plan(6, 2, 4, 3, 6), seed=seed, config=config)
         notes |= {note for groups in found.trace.rounds for group in groups for note in group.reductions}
     assert server.settled().outcomes["400"] == 0
     kinds = {note.partition(":")[0] for note in notes}
@@ -193,14 +191,14 @@ def test_no_prompt_exceeds_the_context(start: Start, context: int, tokenize: boo
 def test_a_problem_longer_than_the_context_is_a_failure_with_its_reason(start: Start, tokenize: bool) -> None:
     server = start(max_model_len=400, tokenize=tokenize)
     with pytest.raises(RunError, match="no solution: context length: "):
-        paragator.solve("1 " * 390, url=server.url, config={"generate.max_tokens": 50, "aggregate.max_tokens": 50})
+        paragator.solve("1 " * 390, server.url, config={"generate.max_tokens": 50, "aggregate.max_tokens": 50})
     assert (server.settled().outcomes["400"] == 0) == tokenize
     assert not tokenize or server.counted == 1  # equal prompts are counted once
 
 
 def test_max_tokens_beyond_the_context_is_refused(start: Start) -> None:
     with pytest.raises(UsageError, match=r"generate.max_tokens = 4096 leaves no room .* context of 4000; lower it"):
-        paragator.solve("x", url=start(max_model_len=4000).url)
+        paragator.solve("x", start(max_model_len=4000).url)
 
 
 def test_an_evaluation_keeps_to_the_context_too(start: Start, capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,11 +197,14 @@ def test_training_from_python_more_than_once_and_inside_a_loop(
     config = load(paragator.Config, toy / "toy.toml", ["--train.steps=1"])
     other = load(paragator.Config, toy / "toy.toml", ["--train.steps=1", "--train.precision=bfloat16", "--name=b"])
 
-    async def notebook() -> int:
-        return int(paragator.train(other))
+    async def notebook() -> Any:
+        return paragator.train(other)
 
-    assert paragator.train(config) == asyncio.run(notebook()) == 0
-    assert len(metrics(Path("runs/b"))) == 1
+    first, second = paragator.train(config), asyncio.run(notebook())
+    assert first.finished and second.finished and len(first.metrics) == len(second.metrics) == 1
+    assert second.folder == Path("runs/b") and second.model == Path("runs/b/model") and second.report
+    assert [path.name for path in second.checkpoints] == ["step_1"] and "1 steps, finished" in repr(second)
+    assert second.before and second.after and second.after.table().num_rounds == second.before.table().num_rounds
 
 
 def test_other_weights_behind_the_path_are_not_gone_on_with(cli: Cli, toy: Path, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_death_in_the_first_step_starts_again(cli: Cli) -> None:
 def test_an_evaluation_over_two_servers_keeps_siblings_together(
     cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paragator.cli.eval.EVERY_S", 0.0)
+    monkeypatch.setattr("paragator.runs.evaluate.EVERY_S", 0.0)
     with running(Server(latency_s=0.7)) as one, running(Server(latency_s=0.7)) as two:
         assert cli("eval", "--url", json.dumps([one.url, two.url]), "--eval.problems", "6", "--eval.rounds", "1") == 0
     asked = [{json.dumps(call.body["messages"]) for call in server.calls if call.body} for server in (one, two)]

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +15,13 @@ import pytest
 
 from paragator import records
 from paragator.core.errors import DataError, RunError, UsageError
-from paragator.core.packing import Packer
 from paragator.core.prompts import COMPACT
+from paragator.core.scaffold import Scaffold
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Stage
 from paragator.engines.journal import Journal, Stopped, at_most, one_by_one
 from paragator.engines.scripted import Scripted
-from paragator.runs.evaluate import evaluate
+from paragator.runs.evaluate import Evaluation, Tally, measured
+from paragator.runs.events import Events
 from paragator.tasks import Task
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -317,13 +318,25 @@ def graded_with(grader: Any) -> Task:
     return Task("toy", lambda split, count, seed: PROBLEMS, grader)
 
 
-async def evaluated(engine: Any, folder: Path, task: Task = graded_with(grade), **more: Any) -> Any:  # noqa: B008
+class Stopping(Events):
+    """Asks to stop when a function says so."""
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self.should_stop = stop  # type: ignore[method-assign]
+
+
+async def evaluated(
+    engine: Any,
+    folder: Path,
+    task: Task = graded_with(grade),  # noqa: B008
+    stop: Callable[[], bool] = lambda: False,
+    at_once: int | None = None,
+) -> Any:
     journal = Journal(engine, folder / "calls.jsonl")
-    sample = one_by_one(at_most(journal, 4, more.get("stop", lambda: False)))
+    sample = one_by_one(at_most(journal, 4, stop))
+    asked = Evaluation(PROBLEMS, task, Scaffold(PLAN, COMPACT), repeats=2)
     try:
-        return await evaluate(
-            PROBLEMS, sample, PLAN, task, folder / "eval.jsonl", templates=COMPACT, packer=Packer(), repeats=2, **more
-        )
+        return await measured(asked, sample, folder / "eval.jsonl", Tally("eval", Stopping(stop)), at_once=at_once)
     finally:
         await journal.close(wait=False)
 
@@ -374,7 +387,8 @@ def test_two_problems_with_one_id_are_refused(tmp_path: Path) -> None:
     task = graded_with(grade)
     twice = [PROBLEMS[0], PROBLEMS[0]]
     with pytest.raises(DataError, match="same id"):
-        run(evaluate(twice, Scripted(echo), PLAN, task, tmp_path / "e.jsonl", templates=COMPACT, packer=Packer()))
+        asked = Evaluation(twice, task, Scaffold(PLAN, COMPACT))
+        run(measured(asked, Scripted(echo), tmp_path / "e.jsonl", Tally("eval", Events())))
 
 
 def test_slow_grades_do_not_keep_the_engine_waiting(tmp_path: Path) -> None:

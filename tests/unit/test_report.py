@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from paragator.cli.compare import main
-from paragator.cli.show import Steps
 from paragator.core.errors import DataError, UsageError
 from paragator.core.estimators import Interval
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
@@ -29,6 +28,7 @@ from paragator.report.page import write_report
 from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, draw_line, reward_curves, shade, smooth
 from paragator.report.readings import choose, kind_of
 from paragator.report.runs import read_metrics
+from paragator.runs.events import Steps
 from paragator.stats.sheet import latex_text
 from paragator.stats.table import table
 from paragator.study.bands import curves
@@ -533,10 +533,19 @@ def test_latex_text() -> None:
 
 
 def test_a_steps_line_tells_the_time_left_by_the_last_ten_steps() -> None:
-    said: list[str] = []
-    tell = Steps(20, said.append)  # type: ignore[arg-type]  (a logger is called with a line)
-    for number in range(1, 13):
-        tell({"step": number, "seconds": 100.0 if number < 3 else 2.0, "tokens": 200, "generate/reward": 0.25})
+    steps = Steps()
+    said = [
+        steps.line(
+            {
+                "step": number,
+                "steps": 20,
+                "seconds": 100.0 if number < 3 else 2.0,
+                "tokens": 200,
+                "generate/reward": 0.25,
+            }
+        )
+        for number in range(1, 13)
+    ]
     assert said[0] == "step 1/20  generate 0.250  2 tokens/s  100.0 s  1900 s left"
     assert said[-1] == "step 12/20  generate 0.250  100 tokens/s  2.0 s  16 s left"
 

@@ -11,17 +11,14 @@ import pytest
 import paragator
 from paragator import records
 from paragator.cli import screen
-from paragator.config import Config
 from paragator.core.errors import RunError, UsageError
-from paragator.core.packing import Packer
 from paragator.core.prompts import CHAT
-from paragator.core.scaffold import derive
+from paragator.core.scaffold import Scaffold, derive
 from paragator.core.types import Completion, Failure, Plan, Problem, Prompt, Stage
 from paragator.engines.scripted import Scripted
 from paragator.runs.loop import in_loop
-from paragator.runs.solve import Round, Solution, Watch, solve, stopped, unscored
-from paragator.settings import load
-from paragator.study.cells import toml_value
+from paragator.runs.solve import Round, Solution, Watch, stopped, unscored
+from paragator.runs.solve import watched as run_watched
 
 PROBLEM = Problem("p", "What is 6 times 7?")
 Output = str | Completion | Failure
@@ -34,7 +31,7 @@ def boxed(prompt: Prompt, index: int, stage: Stage, seed: int) -> Output:
 
 def watched(reply: Any, plan: Plan, **options: Any) -> tuple[Solution, Watch]:
     watch = Watch(Scripted(reply), plan, **options)
-    return asyncio.run(solve(PROBLEM, watch, templates=CHAT, packer=Packer())), watch
+    return asyncio.run(run_watched(PROBLEM, watch, Scaffold(watch.plan, CHAT))), watch
 
 
 def test_rounds_answers_and_votes() -> None:
@@ -63,7 +60,7 @@ def test_rounds_that_overlap_are_counted_apart() -> None:
     )
     seen: list[tuple[int, int]] = []
     watch = Watch(engine, plan, seen=lambda r: seen.append((r.number, r.done)))
-    solution = asyncio.run(solve(PROBLEM, watch, templates=CHAT, packer=Packer()))
+    solution = asyncio.run(run_watched(PROBLEM, watch, Scaffold(watch.plan, CHAT)))
     assert [(r.number, r.asked, r.done) for r in watch.rounds] == [(t, 6, 6) for t in range(4)]
     assert seen.index((3, 1)) < seen.index((1, 6))
     for t, round_ in enumerate(watch.rounds):
@@ -103,7 +100,7 @@ def test_without_any_answer_the_first_solution_is_given() -> None:
 
 def test_cost_by_prices() -> None:
     watch = Watch(Scripted(lambda *_: Completion(r"\boxed{1}", num_tokens=500)), Plan.sampling(2))
-    found = asyncio.run(solve(PROBLEM, watch, templates=CHAT, packer=Packer(), prices=(1.0, 2000.0)))
+    found = asyncio.run(run_watched(PROBLEM, watch, Scaffold(watch.plan, CHAT), (1.0, 2000.0)))
     assert found.tokens == 1000 and found.cost == pytest.approx(2.0)
 
 
@@ -116,7 +113,7 @@ def test_what_arrived_before_an_interruption_is_a_solution() -> None:
     watch = Watch(hangs, Plan.method(3, 2))
     assert stopped(PROBLEM, watch, 0) is None
     with pytest.raises(KeyboardInterrupt):
-        asyncio.run(solve(PROBLEM, watch, templates=CHAT, packer=Packer()))
+        asyncio.run(run_watched(PROBLEM, watch, Scaffold(watch.plan, CHAT)))
     found = stopped(PROBLEM, watch, 0)
     assert found is not None and found.answer == "41" and found.trace.failure == "interrupted"
 
@@ -165,16 +162,6 @@ def test_many_answers_are_cut() -> None:
 # ---- from Python -----------------------------------------------------------------------------------------------------
 
 
-def test_values_are_written_as_toml() -> None:
-    asked = "{problem} 🙂 ok\x7f"
-    values = {"engine.extra_body": {"a b": [1, True, "x"]}, "name": "1", "generate.temperature": 0.5}
-    values["model.candidate_prompt"] = asked
-    found = load(Config, None, [f"--{key}={toml_value(value)}" for key, value in values.items()])
-    assert found.engine.extra_body == {"a b": [1, True, "x"]} and found.name == "1"
-    assert found.model.candidate_prompt == asked
-    assert found.generate.temperature == 0.5
-
-
 def test_a_running_loop_is_no_obstacle() -> None:
     async def outer() -> Any:
         return in_loop(inner)
@@ -199,12 +186,17 @@ def test_a_running_loop_is_no_obstacle() -> None:
     ("arguments", "wanted"),
     [
         ({"problem": " "}, "the problem is empty"),
-        ({"problem": "x", "rounds": -1}, "eval.rounds = -1"),
-        ({"problem": "x", "candidates": 2, "pool_size": 3}, "eval.pool_size = 3 is above eval.candidates = 2"),
+        ({"problem": "x", "config": {"eval.rounds": -1}}, "eval.rounds = -1"),
+        (
+            {"problem": "x", "config": {"eval.candidates": 2, "eval.pool_size": 3}},
+            "eval.pool_size = 3 is above eval.candidates = 2",
+        ),
+        ({"problem": "x", "plan": Plan(4, 1, 4, 1, 8)}, "8 aggregations of 4 candidates"),
+        ({"problem": "x", "engine": 3}, "engine = 3: give a model's name"),
         ({"problem": "x", "config": {"generate.temperatur": 1}}, "did you mean generate.temperature"),
         ({"problem": "x", "config": {"engine.kind": "replay"}}, "is not for one new problem"),
-        ({"problem": "x", "url": "localhost"}, "it must begin with http://"),
-        ({"problem": "x", "model": "./nowhere"}, "no such folder"),
+        ({"problem": "x", "engine": "http://localhost:1/v1/models"}, "leave out /models"),
+        ({"problem": "x", "engine": "./nowhere"}, "no such folder"),
     ],
 )
 def test_wrong_values_are_refused(arguments: dict[str, Any], wanted: str) -> None:

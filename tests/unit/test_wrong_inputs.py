@@ -16,14 +16,15 @@ import pytest
 
 from paragator import records
 from paragator.cli.main import main
-from paragator.cli.show import result
-from paragator.cli.train import teller
 from paragator.config import Config, ModelConfig
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.engines.local.loading import facts
 from paragator.records import Graded
+from paragator.results import run_json
+from paragator.runs.events import Events
 from paragator.runs.folder import open_run
+from paragator.runs.train import Watched
 from paragator.settings import to_json
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -152,7 +153,7 @@ def test_missing_config(fails: Fails) -> None:
 def test_config_that_is_not_toml(fails: Fails, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.toml").write_bytes(content)
     error = fails("train", "c.toml")
-    assert "config c.toml is not TOML" in error and "mend it" in error
+    assert "config c.toml is not TOML" in error and "fix it" in error
 
 
 def test_unknown_key_in_a_file(fails: Fails, tmp_path: Path) -> None:
@@ -211,20 +212,20 @@ def offline(fails: Fails, *more: str) -> str:
 def test_pools_of_another_model(fails: Fails, tmp_path: Path) -> None:
     records.append(tmp_path / "pools.jsonl", [pool_record(0, 1, "someone-else")])
     error = offline(fails)
-    assert "pools of model someone-else" in error and "run paragator sample again" in error
+    assert "candidates of model someone-else" in error and "run paragator sample again" in error
 
 
 def test_pools_that_cannot_give_the_mix(fails: Fails, tmp_path: Path) -> None:
     mine = facts(Config().model).fingerprint
     records.append(tmp_path / "pools.jsonl", [pool_record(i, 4, mine) for i in range(3)])
     error = offline(fails, "--method.hard_share", "0.5")
-    assert "3 easy and 0 hard pools cannot give hard_share = 0.5" in error and "change method.hard_share" in error
+    assert "3 easy and 0 hard problems cannot give hard_share = 0.5" in error and "change method.hard_share" in error
 
 
 def test_pools_of_too_few_candidates(fails: Fails, tmp_path: Path) -> None:
     mine = facts(Config().model).fingerprint
     records.append(tmp_path / "pools.jsonl", [pool_record(i, i % 2, mine, size=2) for i in range(4)])
-    assert "0 easy and 0 hard pools" in offline(fails)
+    assert "0 easy and 0 hard problems" in offline(fails)
 
 
 def test_fewer_problems_than_a_step_takes(fails: Fails, tmp_path: Path) -> None:
@@ -355,8 +356,8 @@ def test_refusing_loads_no_torch_and_debug_shows_the_traceback(tmp_path: Path) -
 import sys
 from paragator.cli.main import main
 from paragator.runs.folder import open_run
-from paragator.cli.show import result
-from paragator.cli.train import teller
+from paragator.results import run_json
+from paragator.runs.train import Watched
 sys.argv = ["paragator", "train", "--generate.top_p", "0.9", *sys.argv[1:]]
 try:
     main()
@@ -380,8 +381,8 @@ def test_what_a_tracker_is_told(tmp_path: Path) -> None:
     config = Config.model_validate(
         {"tracker": "tensorboard", "runs": str(tmp_path), "task": {"fields": {"problem": "q"}}}
     )
-    tell = teller(config, SimpleNamespace(accelerator=tracker), lambda text: None)
-    tell({"step": 3, "seconds": 1.0, "tokens": 9.0})
+    watched = Watched(config, SimpleNamespace(accelerator=tracker), Events())  # type: ignore[arg-type]
+    watched.on_step({"step": 3, "seconds": 1.0, "tokens": 9.0})
     (name, settings), step = told
     assert name == "paragator" and step == ({"step": 3, "seconds": 1.0, "tokens": 9.0}, 3)
     assert settings["method.k"] == 4 and settings["optimizer.betas"] == "[0.9, 0.95]"
@@ -421,7 +422,7 @@ def test_escapes_in_data_do_not_reach_the_terminal(fails: Fails, tmp_path: Path)
 def test_a_file_of_something_else_is_not_appended_to(fails: Fails, tmp_path: Path, verb: tuple[str, ...]) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("my notes without a newline")
-    assert "notes.txt holds something else than records; name another file" in fails(*verb, "--output", str(notes))
+    assert "notes.txt holds something other than records; name another file" in fails(*verb, "--output", str(notes))
     assert notes.read_text() == "my notes without a newline"
     assert f"--output {tmp_path} cannot be written" in fails(*verb, "--output", str(tmp_path))
 
@@ -452,4 +453,4 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_an_evaluation_without_a_record_yet_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "eval.jsonl").write_text("")
-    assert "eval" not in result(tmp_path, 4)
+    assert "eval" not in run_json(tmp_path, 4)

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"unknown option {rest[0]}; see paragator compare --help")
     if flags.json and (flags.table or flags.format):
         raise UsageError("--json prints all tables as numbers; leave --table and --format out, or --json")
-    from paragator.cli.show import printable
+    from paragator.core.text import printable
     from paragator.report.compare import compare
     from paragator.report.folder import check_folder
     from paragator.study.finished import is_study
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 def compare_studies(paths: list[Path], flags: Namespace) -> int:
     """Write the results of one study, or of several with their average."""
-    from paragator.cli.show import printable
+    from paragator.core.text import printable
     from paragator.report.runs import read_json
     from paragator.study.finished import NOTE, is_study
     from paragator.study.results import write_results

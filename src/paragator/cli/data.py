@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from paragator.cli.main import Parser
-from paragator.cli.show import printable
 from paragator.config import TaskConfig
 from paragator.core.errors import DataError, UsageError
+from paragator.core.text import printable
 from paragator.core.types import Problem
 from paragator.tasks import checks, load, reasoning_gym
 from paragator.tasks.benchmarks import TABLE, DataSet, Fields

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from paragator.cli.main import parse, parser_for
-from paragator.cli.show import printable
 from paragator.core.errors import DataError, UsageError
+from paragator.core.text import printable
 from paragator.core.types import Grade
 from paragator.grading import check_kind, grade, grade_each
 from paragator.grading.decide import KINDS

@@ -10,7 +10,10 @@ from typing import NoReturn
 
 import paragator
 from paragator.core.errors import ParagatorError, UsageError
+from paragator.core.text import printable
 
+PARTIAL, INTERRUPTED = 3, 130
+"""Exit codes of what ended with some failures, and of what was stopped."""
 VERBS = {
     "train": "train a model by a config, with an evaluation before and after and a report",
     "eval": "run iterated aggregation on held-out problems and print accuracy by round",
@@ -18,7 +21,7 @@ VERBS = {
     "grade": "the verdict on one answer, or on every row of a JSONL file",
     "study": "methods by seeds, each run in a process of its own, and their comparison",
     "compare": "runs side by side: table and pictures",
-    "sample": "write candidate pools of the initial model for offline_aggregation",
+    "sample": "write candidates of the initial model for offline_aggregation",
     "warmup": "make the embedded model from nothing by supervised learning",
     "report": "write a run's report.html again",
     "data": "list, check and show benchmarks and training sets",
@@ -50,7 +53,7 @@ def run_parser(verb: str) -> Parser:
     parser = parser_for(verb)
     parser.add_argument("config", nargs="?", help="a TOML file; without one, the defaults")
     parser.add_argument("--dry-run", action="store_true", help="resolve and validate everything, load no weights")
-    parser.add_argument("--resume", action="store_true", help="go on where the run directory stops")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the run directory")
     parser.add_argument("--overwrite", action="store_true", help="delete the run directory first")
     return parser
 
@@ -94,7 +97,7 @@ def main() -> NoReturn:
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
     except BrokenPipeError:
         code = 0
     except OSError as error:
@@ -103,7 +106,7 @@ def main() -> NoReturn:
         complain(f"{error.filename or 'a file'}: {error.strerror or error}")
         code = 1
     compute = sys.modules.get("paragator.engines.local.compute")  # not imported where nothing was computed
-    if code == 130 and compute and compute.busy():
+    if code == INTERRUPTED and compute and compute.busy():
         sys.stdout.flush()
         os._exit(code)  # an exit would wait for the computing thread; all else has been closed by now
     sys.exit(code)
@@ -111,8 +114,6 @@ def main() -> NoReturn:
 
 def complain(text: str) -> None:
     """An error in one line without control characters: it may quote a data file."""
-    from paragator.cli.show import printable
-
     print(f"error: {printable(' '.join(text.split()))}", file=sys.stderr)
 
 

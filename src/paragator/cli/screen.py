@@ -6,7 +6,8 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from paragator.runs.solve import Round, Solution, Watch, visible
+from paragator.core.text import printable
+from paragator.runs.solve import Round, Solution, Watch
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -116,7 +117,7 @@ def counts(round_: Round) -> str:
 
 def short(text: str) -> str:
     """One line of printable characters, cut where it is long."""
-    text = visible(" ".join(text.split()))
+    text = printable(" ".join(text.split()))
     return text if len(text) <= ANSWER_CHARS else text[: ANSWER_CHARS - 1] + "…"
 
 
@@ -139,4 +140,4 @@ def final(solution: Solution, watch: Watch) -> str:
         reasons = [reason for round_ in reversed(watch.rounds) for reason in round_.reasons]
         why = f" ({short(reasons[0])})" if reasons else ""
         lines.append(f"{failure}{why}; the solution is what earlier rounds gave")
-    return visible("\n".join(lines))
+    return printable("\n".join(lines))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paragator.cli.main import parse, run_parser
-from paragator.cli.show import printable
 from paragator.core.errors import ParagatorError, UsageError
+from paragator.core.text import printable
 from paragator.report.folder import check_folder
 from paragator.report.runs import read_json
 from paragator.runs import resolve
@@ -100,7 +100,7 @@ def check(chosen: Sequence[Unit]) -> None:
     """Refuse before anything runs what could not: cells share task, model and lengths, so one of them tells."""
     first = chosen[0].config
     method = first.method.model_copy(update={"name": "base"})  # its pools are not sampled yet
-    resolve.check(first.model_copy(update={"method": method}), training=any(one.trained for one in chosen))
+    resolve.resolve(first.model_copy(update={"method": method}), training=any(one.trained for one in chosen))
 
 
 def with_known_seeds(study: Study) -> Study:

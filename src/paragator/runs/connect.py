@@ -1,46 +1,48 @@
-"""From a config to something that samples: an engine, its journal, its bill; and to a grader with a judge behind it."""
+"""From a config to something that samples: an engine, its journal and its usage log; for evaluation, solving, training."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
 from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paragator.runs import resolve
-from paragator.runs.folder import write_whole
 from paragator.config import Config
-from paragator.core.errors import DataError, ParagatorError, UsageError
+from paragator.core.errors import ParagatorError
 from paragator.core.packing import Packer
 from paragator.core.types import Failure, Group, Problem, Prompt, Sample, Stage
-from paragator.engines.http.fitting import TokenCounter, Fitted, estimated_tokens
 from paragator.engines.journal import Journal, at_most, one_by_one
 from paragator.engines.replay import Replay
-from paragator.runs.evaluate import is_complete
-from paragator.tasks import Task
+from paragator.runs import resolve
+from paragator.runs.servers import servers_of
+from paragator.runs.usage import USAGE, UsageLog
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from paragator.engines.http.openai import OpenAIEngine
     from paragator.engines.http.spread import Spread
+    from paragator.training.policy import Policy
+
+    Publish = Callable[[int], Awaitable[None]]
 
 CALLS = "calls.jsonl"
-BILL = "usage.json"
-DECIDED = ("correct", "incorrect")
+UNLIMITED = 2**31
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
+class Connection:
     """What an evaluation samples with.
 
-    sample   the engine as it is used: journaled, and for an endpoint one request a completion
+    sample   the engine as it is used: journaled, and for a server one request a completion
     packer   fits aggregation prompts into the engine's context, as far as that is known
     at_once  problems at a time that keep the engine busy; None where it takes what comes
-    journal  None where answers cost nothing (a recording)
-    bill     an endpoint's usage; None in-process
+    journal  None where answers cost nothing (a recording) or nothing is kept
+    usage    a server's usage log; None in-process
     trouble  says how many attempts were repeated, and why the last one was; "" when none
     """
 
@@ -48,70 +50,86 @@ class Rollout:
     packer: Packer
     at_once: int | None = None
     journal: Journal | None = None
-    bill: Bill | None = None
+    usage: UsageLog | None = None
     trouble: Callable[[], str] = lambda: ""
 
 
-@asynccontextmanager
-async def build_sample(
-    config: Config, problems: list[Problem], run_dir: Path, stop: Callable[[], bool]
-) -> AsyncIterator[Rollout]:
-    """Connect the engine that `config.engine.kind` names, unless nothing is left to ask, and close it.
+# ---- evaluation and solving ----
 
-    Left in peace it waits for the requests under way and writes them down; left by an exception it gives them up.
-    After `stop()` no request is begun.
+
+@asynccontextmanager
+async def connected(
+    config: Config,
+    problems: list[Problem],
+    run_dir: Path | None,
+    stop: Callable[[], bool] = lambda: False,
+    engine: Any = None,
+) -> AsyncIterator[Connection]:
+    """Connect `engine`, or else load the model that the config names, for these problems, and close it at the end.
+
+    Answers are kept in `run_dir`, if there is one. On normal exit, waits for requests in flight and writes them down;
+    left by an exception, gives them up. Once `stop()`, no request is begun.
     """
-    if is_complete(run_dir / "eval.jsonl", problems, config.eval.repeats):
-        yield Rollout(Replay({}), Packer())
-        return
-    if config.engine.kind == "replay":
-        engine = resolve.recording(config)
-        yield Rollout(engine, estimating_packer(config))
-        return
-    build = in_process if config.engine.kind == "transformers" else endpoint
-    rollout, engine = await build(config, problems, run_dir, stop)
+    engine = engine if engine is not None else await loaded(config)
+    connection: Connection | None = None
     finished = False
     try:
-        yield rollout
+        if hasattr(engine, "connect"):
+            await engine.connect()
+        elif hasattr(engine, "endpoint"):
+            await reached(engine, config.engine.model)
+        connection = connection_of(config, problems, run_dir, stop, engine)
+        yield connection
         finished = True
     finally:
-        if rollout.journal:
-            await rollout.journal.close(wait=finished)
-        if isawaitable(closing := engine.close()):
+        if connection and connection.journal:
+            await connection.journal.close(wait=finished)
+        if isawaitable(closing := getattr(engine, "close", lambda: None)()):
             await closing
-        if rollout.bill:
-            rollout.bill.write()
+        if connection and connection.usage:
+            connection.usage.write()
 
 
-async def in_process(
-    config: Config, problems: list[Problem], run_dir: Path, stop: Callable[[], bool]
-) -> tuple[Rollout, Any]:
-    """The model in this process. The siblings of a prompt stay one request, as they share its prefill."""
-    from paragator.engines.local import loading
+def connection_of(
+    config: Config, problems: list[Problem], run_dir: Path | None, stop: Callable[[], bool], engine: Any
+) -> Connection:
+    """An engine that is ready, with its journal and limits."""
+    if isinstance(engine, Replay):
+        return Connection(engine, estimating_packer(config))
+    remote = hasattr(engine, "endpoint")
+    if not remote and hasattr(engine, "misfit"):
+        resolve.check_prompts(config, problems, engine)
+    own = engine if config.engine.kind == "own" else None
+    model = str(engine.model) if remote else resolve.facts_of(config, own).fingerprint
+    journal = usage = None
+    sample: Sample = engine
+    if run_dir is not None:
+        sample = journal = Journal(engine, run_dir / CALLS, settings=settings_of(config, model))
+        if hasattr(engine, "usage"):
+            usage = UsageLog(run_dir / USAGE, model, lambda: asdict(engine.usage))
+    if not remote:
+        packer = resolve.build_packer(config, engine) if hasattr(engine, "count") else estimating_packer(config)
+        return Connection(at_most(sample, UNLIMITED, stop), packer, journal=journal, usage=usage)
+    most = config.engine.max_in_flight * len(engine.engines)
+    sample, packer = fitted(config, problems, engine, one_by_one(at_most(sample, most, stop)))
+    return Connection(sample, packer, most, journal, usage, partial(trouble, engine))
+
+
+async def loaded(config: Config) -> Any:
+    """The model that a config names, in this process."""
     from paragator.engines.local.compute import computed
+    from paragator.engines.local.loading import load
 
-    model, tokenizer = await computed(loading.load, config.model)
-    engine = resolve.build_engine(config, model, tokenizer)
-    resolve.check_prompts(config, problems, engine)
-    journal = Journal(engine, run_dir / CALLS, settings=settings_of(config, resolve.facts_of(config).fingerprint))
-    return Rollout(at_most(journal, sys.maxsize, stop), resolve.build_packer(config, engine), journal=journal), engine
+    return local_engine(config, *await computed(load, config.model))
 
 
-async def endpoint(
-    config: Config, problems: list[Problem], run_dir: Path, stop: Callable[[], bool]
-) -> tuple[Rollout, Any]:
-    """Servers: a finished call is one request for one completion."""
-    engine = await reached(config)
-    try:
-        model = str(engine.model)
-        bill = Bill(run_dir / BILL, model, lambda: asdict(engine.usage))
-        journal = Journal(engine, run_dir / CALLS, settings=settings_of(config, model))
-        most = config.engine.max_in_flight * len(engine.engines)
-        sample, packer = fitted(config, problems, engine, one_by_one(at_most(journal, most, stop)))
-    except BaseException:
-        await engine.close()
-        raise
-    return Rollout(sample, packer, most, journal, bill, lambda: trouble(engine)), engine
+def local_engine(config: Config, model: Any, tokenizer: Any, **options: Any) -> Any:
+    """The in-process engine with each stage's sampling, on as many CPU threads as configured; `options` are the engine's."""
+    from paragator.engines.local.compute import set_threads
+    from paragator.engines.local.transformers import TransformersEngine
+
+    set_threads(config.train.threads)
+    return TransformersEngine(model, tokenizer, sampling=resolve.samplings(config), **options)
 
 
 def trouble(engine: Spread) -> str:
@@ -120,16 +138,10 @@ def trouble(engine: Spread) -> str:
     return f"{retries:,} retries, the last: {reason}" if retries and reason else ""
 
 
-async def reached(config: Config) -> Spread:
-    """The servers at engine.url, which answer; they know their model, and the context if they tell."""
-    engines = resolve.build_endpoints(config.engine, resolve.samplings(config))
-    try:
-        for engine in engines.engines:
-            await reach(engine, config.engine.model)
-    except BaseException:
-        await engines.close()
-        raise
-    return engines
+async def reached(engines: Spread, model: str | None) -> None:
+    """Ask every server; they then know their model, and the context if they tell."""
+    for engine in engines.engines:
+        await reach(engine, model)
 
 
 async def reach(engine: OpenAIEngine, model: str | None) -> None:
@@ -143,6 +155,8 @@ async def reach(engine: OpenAIEngine, model: str | None) -> None:
 
 def fitted(config: Config, problems: list[Problem], engine: Spread, sample: Sample) -> tuple[Sample, Packer]:
     """`sample` and a packer that keep to the server's context, where it tells that."""
+    from paragator.engines.http.fitting import Fitted, TokenCounter
+
     if engine.context is None:
         return sample, estimating_packer(config)
     kept = Fitted(
@@ -159,30 +173,6 @@ def fitted(config: Config, problems: list[Problem], engine: Spread, sample: Samp
     return kept, kept.packer
 
 
-@asynccontextmanager
-async def open_sample(config: Config, problem: Problem) -> AsyncIterator[Rollout]:
-    """An engine for one problem, closed at the end. Nothing is kept: no journal, no bill."""
-    engine: Any
-    if config.engine.kind == "transformers":
-        from paragator.engines.local import loading
-        from paragator.engines.local.compute import computed
-
-        engine = resolve.build_engine(config, *await computed(loading.load, config.model))
-        resolve.check_prompts(config, [problem], engine)
-        rollout = Rollout(engine, resolve.build_packer(config, engine))
-    else:
-        engine = await reached(config)
-    try:
-        if config.engine.kind != "transformers":
-            most = config.engine.max_in_flight * len(engine.engines)
-            sample, packer = fitted(config, [problem], engine, at_most(engine, most))
-            rollout = Rollout(sample, packer, most)
-        yield rollout
-    finally:
-        if isawaitable(closing := engine.close()):
-            await closing
-
-
 async def nobody(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
     """A `Sample` where no engine is connected yet."""
     return Group(prompt, (Failure("no engine is connected"),) * n, stage=stage)
@@ -197,86 +187,70 @@ def settings_of(config: Config, model: str) -> str:
 def estimating_packer(config: Config) -> Packer:
     """Without tokenizer and context: rollout.max_prompt_tokens in estimated tokens, else no budget."""
     limit = config.rollout.max_prompt_tokens
-    return Packer(config.rollout.strip_thinking, limit, None if limit is None else estimated_tokens)
+    if limit is None:
+        return Packer(config.rollout.strip_thinking)
+    from paragator.engines.http.fitting import estimated_tokens
+
+    return Packer(config.rollout.strip_thinking, limit, estimated_tokens)
 
 
-class Bill:
-    """An endpoint's usage, summed over the attempts of a run and kept in a file; a kill loses what `write` had not seen.
-
-    UsageError when an earlier attempt was answered by another model.
-    """
-
-    def __init__(self, path: Path, model: str, usage: Callable[[], dict[str, Any]]) -> None:
-        self.path, self.model, self.usage = path, model, usage
-        self.earlier: dict[str, Any] = {}
-        self.attempts = 1
-        if not path.exists():
-            return
-        try:
-            kept = json.loads(path.read_text())
-            self.attempts, self.earlier, before = kept["attempts"] + 1, dict(kept["total"]), kept["model"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} cannot be read ({error!r}); remove it, and its counts start again") from None
-        if before != model:
-            raise UsageError(
-                f"{path.parent} was answered by {before!r}, the server now has {model!r}; set engine.model"
-            )
-
-    def total(self) -> dict[str, Any]:
-        """Usage of all attempts."""
-        return summed(self.earlier, self.usage())
-
-    def write(self) -> None:
-        kept = {"model": self.model, "attempts": self.attempts, "total": self.total(), "this_attempt": self.usage()}
-        write_whole(self.path, json.dumps(kept, indent=2) + "\n")
-
-
-def read_bill(run_dir: Path) -> dict[str, Any] | None:
-    """What usage.json holds; None in-process."""
-    path = run_dir / BILL
-    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return found
+# ---- training ----
 
 
 @asynccontextmanager
-async def judging(config: Config, task: Task, run_dir: Path, say: Callable[[str], None]) -> AsyncIterator[Task]:
-    """`task` with the judge behind its grader, where the config asks for one.
+async def training_engine(
+    config: Config, policy: Policy, run_dir: Path, say: Callable[[str], None], own: Any = None
+) -> AsyncIterator[tuple[Any, Publish | None]]:
+    """Who samples while a policy trains, and what hands it the weights after a step; None where it samples from the policy.
 
-    Its agreement with the rules, summed over the attempts of a run that a kill did not end, is said and kept in a file.
+    `own` is an engine of the caller's.
     """
-    settings = config.judge
-    if settings.mode == "off":
-        yield task
+    from paragator.engines.local.compute import computed_now, set_threads
+
+    if own is not None:
+        export = partial(computed_now, policy.export)
+        yield own, (lambda step: own.publish(step, export)) if hasattr(own, "publish") else None
         return
-    from paragator.grading.judge import Judge, judged
-
-    path = run_dir / "judge.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    engine = resolve.build_judge_engine(settings)
-    try:
-        name = f"{settings.model or await engine.served_model()}@{settings.url}"
-        judge = Judge(engine, name=name, cache=Path(settings.cache), mode=settings.mode)
+    if config.engine.kind == "transformers":
+        engine = local_engine(config, policy.raw, policy.tokenizer, autocast=policy.accelerator.autocast)
         try:
-            yield replace(task, grade=judged(task.grade, judge))
+            yield engine, None
         finally:
-            judge.close()
-            found = summed(earlier, judge.agreement)
-            both = {(r, j): found["rules_by_judge"][r][j] for r in DECIDED for j in DECIDED}
-            equal = sum(count for (rules, said), count in both.items() if rules == said)
-            found["agree"] = equal / sum(both.values()) if any(both.values()) else None
-            write_whole(path, json.dumps(found, indent=2) + "\n")
-    finally:
-        await engine.close()
-    agree = "-" if found["agree"] is None else f"{100 * found['agree']:.1f}%"
-    say(f"judge {name}: asked {found['asked']}, from the cache {found['cache_hits']}, agrees with the rules {agree}")
+            engine.close()
+        return
+    set_threads(config.train.threads)
+    async with vllm_engine(config, policy, run_dir, say) as found:
+        yield found
 
 
-def summed(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Counts of two attempts added up, also those in dicts; of other values the later ones."""
-    out: dict[str, Any] = {}
-    for name, value in now.items():
-        if isinstance(value, dict):
-            out[name] = summed(earlier.get(name) or {}, value)
-        else:
-            out[name] = value + (earlier.get(name) or 0) if isinstance(value, int | float) else value
-    return out
+@asynccontextmanager
+async def vllm_engine(
+    config: Config, policy: Policy, run_dir: Path, say: Callable[[str], None]
+) -> AsyncIterator[tuple[Any, Publish]]:
+    """vLLM servers that get the weights after each step; one is started where the config says so."""
+    from paragator.engines.http.vllm import NAME, VllmEngine, served, written
+    from paragator.engines.local.compute import computed_now
+
+    weights, export, settings = run_dir / "weights", partial(computed_now, policy.export), config.engine
+    async with AsyncExitStack() as stack:
+        if settings.launch:
+            log, arguments = run_dir / "logs" / "vllm.log", settings.vllm_arguments
+            say(f"starting vLLM ({settings.vllm_python}); its log is {log}")
+            model = written(export, weights, 0).resolve()
+            if not any(word.split("=")[0] == "--dtype" for word in arguments):
+                arguments = [*arguments, "--dtype", policy.precision]  # the trainer's own: its log-probabilities match
+            url = await stack.enter_async_context(served(settings.vllm_python, model, log, arguments))
+            settings = settings.model_copy(update={"url": url, "model": NAME})
+        engines = servers_of(settings, resolve.samplings(config), policy.tokenizer)
+        stack.push_async_callback(engines.close)
+        for engine in engines.engines:
+            await engine.served_model()
+        remote = VllmEngine(engines, weights.resolve())
+        stack.push_async_callback(remote.close)
+
+        async def publish(step: int) -> None:
+            await remote.publish(export, step)
+
+        if not (run_dir / "checkpoints").exists():  # an evaluation comes first, of these weights
+            await publish(0)
+        yield remote, publish

@@ -1,45 +1,188 @@
-"""Evaluation: problems times repeats through the scaffold, graded and streamed to a file; a second run goes on there."""
+"""Evaluation: problems times repeats through the scaffold, graded and streamed to a file that a later attempt completes."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from paragator import records
+from paragator.config import Config
 from paragator.core.errors import DataError
-from paragator.core.packing import Packer
-from paragator.core.prompts import Templates
 from paragator.core.scaffold import Scaffold, run
 from paragator.core.together import together
-from paragator.core.types import Plan, Problem, Sample
+from paragator.core.types import Failure, Problem, Sample
 from paragator.engines.journal import Stopped
+from paragator.engines.replay import Replay
 from paragator.records import Graded
+from paragator.results import EvalResult
+from paragator.runs import connect, folder, resolve
+from paragator.runs.events import Events, Logged, Progress
+from paragator.runs.judging import judging
+from paragator.runs.usage import read_usage
 from paragator.tasks import Task, grade_trace
 
 Key = tuple[str, int]
 """(problem id, repeat): what a record of an evaluation is known by."""
 AT_ONCE = 64
 """Problems in flight where nobody knows how many requests the engine takes at a time."""
+EVERY_S = 10.0
+"""Seconds between two lines of progress."""
+
+
+# ---- a whole run ----
 
 
 async def evaluate(
-    problems: Sequence[Problem],
-    sample: Sample,
-    plan: Plan,
-    task: Task,
-    output: Path,
+    config: Config,
     *,
-    templates: Templates,
-    packer: Packer,
-    repeats: int = 1,
-    seed: int = 0,
-    at_once: int | None = None,
-    done: Callable[[int, int], None] = lambda finished, total: None,
-    stop: Callable[[], bool] = lambda: False,
+    task: Task | None = None,
+    engine: Sample | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    events: Events | None = None,
+) -> EvalResult:
+    """Run a config's evaluation in its run directory and write its report; `task` and `engine` replace the config's.
+
+    Stopped by `events.should_stop`, the result is what is finished, and the run can be resumed. What a server was asked
+    is kept until all is finished, so that an interrupted run pays for nothing twice.
+    """
+    folder.check_state(config, resume=resume, overwrite=overwrite)
+    resolved = resolve.resolve(config, training=False, task=task, engine=engine)
+    problems = resolve.held_out(config, resolved.task)
+    manifest = folder.manifest(config, resolved.facts, len(problems))
+    with folder.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir:
+        logged, output = Logged(events or Events(), run_dir), run_dir / "eval.jsonl"
+        complete = is_complete(output, problems, config.eval.repeats)
+        engine = Replay({}) if complete else resolved.engine
+        async with (
+            judging(config, resolved.task, run_dir, logged.say) as judged,
+            connect.connected(config, problems, run_dir, logged.should_stop, engine=engine) as connection,
+        ):
+            scaffold = resolve.eval_scaffold(config, connection.packer)
+            asked = Evaluation(problems, judged, scaffold, config.eval.repeats)
+            tally = Tally("eval", logged, connection)
+            found = await measured(asked, connection.sample, output, tally, at_once=connection.at_once)
+        if found is not None:
+            say_table(found, config.eval.k, tally)
+        return concluded(config, found, run_dir, logged)
+
+
+def concluded(config: Config, found: list[Graded] | None, run_dir: Path, events: Events) -> EvalResult:
+    """Say how an evaluation ended, write the report, and hand it back."""
+    from paragator.report.page import write_report
+
+    usage = read_usage(run_dir)
+    if usage:
+        spent = ", ".join(f"{name.replace('_', ' ')} {value:,.10g}" for name, value in usage["total"].items())
+        events.say(f"usage of {usage['model']} in {usage['attempts']} attempts: {spent}")
+    if found is None:
+        events.say(f"interrupted; go on with --resume (run directory {run_dir})")
+        done = [record for record in finished_in(run_dir / "eval.jsonl") if record.trace.failure is None]
+        return EvalResult(done, config.eval.k, finished=False, folder=run_dir, usage=usage)
+    events.say(f"report: {write_report(run_dir)}")
+    result = EvalResult(found, config.eval.k, folder=run_dir, usage=usage)
+    if failed := result.failed:
+        events.say(
+            f"{len(failed)} of {len(found)} traces failed, most by: {main_reason(failed)}; --resume tries them again"
+        )
+    else:
+        (run_dir / connect.CALLS).unlink(missing_ok=True)
+    return result
+
+
+def say_table(found: list[Graded], k: int, tally: Tally) -> None:
+    """A finished evaluation as a line and its tables."""
+    what = f"{tally.name.replace('_', ' ')} training" if "_" in tally.name else tally.name
+    problems = len({record.trace.problem.id for record in found})
+    tally.events.say(f"{what}: {problems} held-out problems, {tally.seconds:.0f} s")
+    tally.events.say(EvalResult(found, k).text())
+
+
+def finished_in(output: Path) -> list[Graded]:
+    """What an interrupted evaluation left."""
+    return list(records.read(output)) if output.exists() else []
+
+
+def main_reason(failed: Sequence[Graded]) -> str:
+    """The commonest reason of calls that failed; of traces where no call did."""
+    outputs = [o for r in failed for groups in r.trace.rounds for group in groups for o in group.outputs]
+    reasons = [o.reason for o in outputs if isinstance(o, Failure)] or [str(r.trace.failure) for r in failed]
+    return Counter(reasons).most_common(1)[0][0]
+
+
+# ---- progress ----
+
+
+class Tally:
+    """Counts the traces of an evaluation as they finish, and tells events of them."""
+
+    def __init__(self, name: str, events: Events, connection: connect.Connection | None = None) -> None:
+        self.name, self.events, self.connection = name, events, connection
+        self.start = time.perf_counter()
+        self.finished = self.total = self.taken = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def take(self, record: Graded) -> None:
+        """One more trace is finished."""
+        self.taken += 1
+        self.finished += 1
+        self.events.on_trace(record, self.progress())
+
+    def progress(self) -> Progress:
+        """How far it is now, with the engine's calls where it counts them."""
+        found = Progress(self.name, self.finished, self.total, self.taken, self.seconds)
+        if self.connection is None:
+            return found
+        journal, trouble = self.connection.journal, self.connection.trouble()
+        return replace(found, calls=journal.asked if journal else None, tokens=journal.tokens if journal else None, trouble=trouble)
+
+    @asynccontextmanager
+    async def shown(self) -> AsyncIterator[None]:
+        """While inside, a line of progress every ten seconds, and the usage log kept current."""
+        ticking = asyncio.ensure_future(self.tick())
+        try:
+            yield
+        finally:
+            ticking.cancel()
+            await asyncio.gather(ticking, return_exceptions=True)
+
+    async def tick(self) -> None:
+        said = self.start
+        while True:
+            await asyncio.sleep(1)
+            if self.connection and self.connection.usage:
+                self.connection.usage.write()
+            if time.perf_counter() - said >= EVERY_S:
+                said = time.perf_counter()
+                self.events.say(self.progress().line())
+
+
+# ---- the loop ----
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is evaluated: problems, their task's grades, the rounds, and how often each problem is repeated."""
+
+    problems: Sequence[Problem]
+    task: Task
+    scaffold: Scaffold
+    repeats: int = 1
+
+
+async def measured(
+    asked: Evaluation, sample: Sample, output: Path, tally: Tally, *, at_once: int | None = None
 ) -> list[Graded] | None:
     """Evaluate what `output` does not hold yet and return all records by repeat and problem; None if stopped before.
 
@@ -49,40 +192,41 @@ async def evaluate(
     the same answers give the same bytes however often it was interrupted. DataError where a record occurs twice, or
     is of a problem that has another text or answer now.
 
-    `done(finished, total)` is called as traces finish. After `stop()`, or a Stopped from `sample`, no problem is begun
-    and those under way are left out.
+    Once `tally.events.should_stop()`, or after a Stopped from `sample`, no problem is begun and those under way are
+    left out.
     """
-    wanted = {(p.id, r): p for r in range(repeats) for p in problems}
-    if len(wanted) < repeats * len(problems):
-        raise DataError(f"{task.name}: two problems have the same id; give every problem its own")
+    wanted = {(p.id, r): p for r in range(asked.repeats) for p in asked.problems}
+    if len(wanted) < asked.repeats * len(asked.problems):
+        raise DataError(f"{asked.task.name}: two problems have the same id; give every problem its own")
     failed = dict(recorded(output, wanted)) if output.exists() else {}
     finished = {key for key, why in failed.items() if why is None}
     if len(finished) < len(failed):
         keep(output, [key for key in failed if key in finished])
     left = wanted.keys() - finished
+    tally.total, tally.finished = len(wanted), len(wanted) - len(left)
     at_once = at_once or AT_ONCE
     sampling, begun = asyncio.Semaphore(at_once), asyncio.Semaphore(2 * at_once)
 
     async def one(key: Key) -> None:
         async with begun:
             async with sampling:
-                if stop():
+                if tally.events.should_stop():
                     return
-                scaffold = Scaffold(plan, templates, packer, seed + 7919 * key[1])
+                scaffold = replace(asked.scaffold, seed=asked.scaffold.seed + 7919 * key[1])
                 try:
                     trace = await run(wanted[key], sample, scaffold)
                 except Stopped:
                     return
-            record = await grade_trace(task, trace, {"repeat": key[1]})
+            record = await grade_trace(asked.task, trace, {"repeat": key[1]})
             records.append(output, [record])
             left.discard(key)
-            done(len(wanted) - len(left), len(wanted))
+            tally.take(record)
 
-    await together(*(one(key) for key in wanted if key in left))
+    async with tally.shown():
+        await together(*(one(key) for key in wanted if key in left))
     if left:
         return None
-    order = [key for key, _ in recorded(output)]
-    if order != list(wanted):
+    if [key for key, _ in recorded(output)] != list(wanted):
         keep(output, wanted)
     return list(records.read(output))
 
@@ -96,7 +240,7 @@ def is_complete(output: Path, problems: Sequence[Problem], repeats: int) -> bool
 
 
 def recorded(path: Path, wanted: Mapping[Key, Problem] | None = None) -> Iterator[tuple[Key, str | None]]:
-    """The key of each record in a file and why its problem failed, in the file's order; DataError for a double.
+    """The key of each record in a file and why its problem failed, in the file's order; DataError for a duplicate.
 
     With `wanted`, DataError too for a record of another problem than the one that is wanted under its key.
     """
@@ -126,7 +270,7 @@ def key_of(row: dict[str, Any]) -> Key:
     try:
         return str(row["problem"]["id"]), int(row["extra"].get("repeat", 0))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise DataError("not a record of a graded trace; remove or mend the line") from None
+        raise DataError("not a record of a graded trace; remove or fix the line") from None
 
 
 def keep(path: Path, keys: Iterable[Key]) -> None:

@@ -1,4 +1,4 @@
-"""A run directory: begun, resumed or overwritten by one process at a time, and what it says of itself."""
+"""Run directories: started, resumed or overwritten by one process at a time; their config, manifest and lock."""
 
 from __future__ import annotations
 
@@ -17,12 +17,33 @@ from typing import Any
 
 import paragator
 from paragator.config import Config
-from paragator.settings import to_json
 from paragator.core.errors import UsageError
 from paragator.engines.local.loading import Facts
+from paragator.settings import to_json
 
 LOCK = "lock"
 """The file in a run directory that is locked by the process that works there."""
+
+
+def is_used(run_dir: Path) -> bool:
+    """Whether a run directory holds something."""
+    names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    return bool(names - {"manifest.json", "config.new", LOCK})
+
+
+def check_state(config: Config, *, resume: bool, overwrite: bool) -> bool:
+    """Whether the run directory holds something; UsageError where that does not fit what is asked. Costs nothing."""
+    run_dir = config.run_dir
+    used = is_used(run_dir)
+    if used and overwrite and not (run_dir / "config.json").exists():
+        raise UsageError(f"{run_dir} is not a run directory; choose another name")
+    if used and not (overwrite or resume):
+        raise UsageError(f"{run_dir} is in use; add --resume to go on, --overwrite to start again, or --name OTHER")
+    if resume and not used:
+        raise UsageError(f"{run_dir} does not exist, so there is nothing to resume; leave --resume out")
+    if used and not overwrite:
+        check_same(run_dir, to_json(config))
+    return used
 
 
 @contextmanager
@@ -30,22 +51,14 @@ def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[st
     """The run directory, new, resumed or overwritten, this process's own until the block ends.
 
     It counts as a run once it holds its config, and no longer when it is then refused before anything came of it.
-    UsageError where it is in use, or of another meaning.
+    UsageError where it is in use, or was started with an incompatible config.
     """
     run_dir = config.run_dir
-    names = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
-    used = bool(names - {"manifest.json", "config.new", LOCK})
-    if used and overwrite and "config.json" not in names:
-        raise UsageError(f"{run_dir} is not a run directory; choose another name")
-    if used and not (overwrite or resume):
-        raise UsageError(f"{run_dir} is in use; add --resume to go on, --overwrite to start again, or --name OTHER")
-    if resume and not used:
-        raise UsageError(f"{run_dir} does not exist, so there is nothing to resume; leave --resume out")
+    used = check_state(config, resume=resume, overwrite=overwrite)
     with locked(run_dir):
         if used and overwrite:
             clear(run_dir)
         elif used:
-            check_same(run_dir, to_json(config))
             check_weights(run_dir, config, manifest["model"])
         if not (run_dir / "config.json").is_file():
             (run_dir / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -96,7 +109,7 @@ def check_output(path: Path) -> None:
     except OSError as error:
         raise UsageError(f"--output {path} cannot be written ({error.strerror}); name a file") from None
     if not start.startswith(head):
-        raise UsageError(f"--output {path} holds something else than records; name another file")
+        raise UsageError(f"--output {path} holds something other than records; name another file")
 
 
 def clear(folder: Path) -> None:
@@ -138,7 +151,7 @@ MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.threads", "tracker
 
 
 def check_same(run_dir: Path, text: str) -> None:
-    """Refuse to resume a run under a config that means something else, naming the keys."""
+    """Refuse to resume a run under a config that gives other results, naming the keys."""
     old, new = flat(read_note(run_dir / "config.json")), flat(json.loads(text))
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in MAY_CHANGE)
     if changed:

@@ -1,4 +1,4 @@
-"""The composition root: from a config to a task, an engine and plans. Whatever can be refused is refused before weights load."""
+"""From settings to a run: defaults that follow from the engine, a task, plans, and every refusal that needs no weights."""
 
 from __future__ import annotations
 
@@ -7,63 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paragator import records
-from paragator.runs.folder import OWN_WEIGHTS
-from paragator.config import Config, EngineConfig, JudgeConfig, StageConfig
+from paragator.config import Config, EvalConfig, StageConfig
 from paragator.core.errors import DataError, UsageError
+from paragator.core.methods import METHODS
 from paragator.core.packing import Packer
-from paragator.core.types import Group, Plan, Problem, Stage
+from paragator.core.scaffold import Scaffold
+from paragator.core.types import Group, Plan, Problem, Sample, Stage
 from paragator.engines.local.loading import Facts, facts
+from paragator.engines.replay import Replay
 from paragator.engines.sampling import Sampling
+from paragator.runs.folder import OWN_WEIGHTS
+from paragator.runs.servers import judge_engine, servers_of
+from paragator.settings import merged, validate
 from paragator.tasks import Task
 from paragator.tasks import load as load_task
 
-if TYPE_CHECKING:
-    from paragator.engines.http.openai import OpenAIEngine
-    from paragator.engines.replay import Replay
-    from paragator.engines.http.spread import Spread
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A config that passed every check that needs no weights."""
-
-    task: Task
-    facts: Facts
-
-
-def check(config: Config, *, training: bool, task: Task | None = None) -> Checked:
-    """Refuse what cannot work, in one line each, without loading weights; `task` replaces the one that config names."""
-    check_rollout(config, training)
-    config.model.templates()
-    known = facts_of(config)
-    if config.model.template == "chat" and known.has_chat_template is False:
-        raise UsageError(
-            f"model.path = {config.model.path!r} has no chat template but model.template = 'chat'; "
-            "set model.template = 'compact'"
-        )
-    for name in ("generate", "aggregate"):
-        check_stage(name, getattr(config, name), known, training)
-    if task is None:
-        task = load_task(config.task)
-    if config.task.name.endswith("jsonl"):  # the file of one's own, by either name
-        task.problems("train" if training else "held-out", 1, config.seed)
-    if config.engine.kind == "replay":
-        candidates = map(config.model.templates().for_candidate, held_out(config, task))
-        recording(config).check(eval_plan(config), candidates)
-    if config.engine.kind in ("openai", "vllm"):
-        build_endpoints(config.engine, samplings(config))
-    if config.judge.mode != "off":
-        if not config.judge.url:
-            raise UsageError("judge.url is not set: name the judge's server, or set judge.mode = 'off'")
-        build_judge_engine(config.judge)
-    if training and config.method.recorded and config.method.name == "offline_aggregation":
-        read_pools(Path(config.method.recorded), known, config)
-    return Checked(task, known)
-
-
+ENDPOINT_MAX_TOKENS, LOCAL_MAX_TOKENS = 4096, 1024
 CHANGES_SAMPLING = {
     "temperature",
     "top_p",
@@ -76,16 +38,133 @@ CHANGES_SAMPLING = {
 } | {f"{name}_penalty" for name in ("repetition", "presence", "frequency")}
 
 
-def check_rollout(config: Config, training: bool) -> None:
-    engine = config.engine
-    if training and engine.kind not in OWN_WEIGHTS:
-        raise UsageError(
-            f"engine.kind = {engine.kind!r}: training needs exact tokens; use 'transformers' or 'vllm'"
-        )
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A config that passed every check that needs no weights: its task, what is known of its model, and its engine.
+
+    engine    one from Python, servers (nothing is sent yet) or a recording; None for a model whose weights must be loaded
+    recorded  recorded candidates by problem id, where the method trains on such
+    """
+
+    config: Config
+    task: Task
+    facts: Facts
+    engine: Any = None
+    recorded: Mapping[str, tuple[Problem, Group]] | None = None
+
+
+# ---- defaults ----
+
+
+def eval_config(values: Mapping[str, Any]) -> Config:
+    """An evaluation's config from nested values, with what suits the engine and the task for keys that nobody set."""
+    config = validate(Config, values)
+    wanted: dict[str, Any] = {}
+    if config.engine.kind != "transformers":
+        wanted |= {"model.template": "chat", "task.style": "words"}
+    if config.engine.kind in ("openai", "own"):
+        wanted |= {"generate.max_tokens": ENDPOINT_MAX_TOKENS, "aggregate.max_tokens": ENDPOINT_MAX_TOKENS}
+    if config.engine.kind == "replay":
+        wanted["eval.rounds"] = 0
+        if not config.task.model_fields_set & {"name", "path"}:
+            path = config.engine.recording
+            config = with_values(config, {"task.name": "jsonl", "task.path": path, "task.held_out_path": path})
+    task = config.task
+    if task.name == "jsonl" and task.path == task.held_out_path and task.path and Path(task.path).is_file():
+        with Path(task.path).open("rb") as file:
+            wanted["eval.problems"] = max(1, sum(1 for line in file if line.strip()))
+    return with_values(config, {key: value for key, value in wanted.items() if not is_set(config, key)})
+
+
+def solve_config(values: Mapping[str, Any]) -> Config:
+    """The config of one new problem: of few candidates an aggregation sees all, and a local chat model gets its template."""
+    given = values.get("eval", {})
+    if isinstance(given, Mapping) and isinstance(count := given.get("candidates"), int) and "pool_size" not in given:
+        values = merged(values, {"eval": {"pool_size": min(EvalConfig().pool_size, max(1, count))}})
+    config = eval_config(values)
+    if config.engine.kind not in ("transformers", "openai", "own"):
+        raise UsageError(f"engine.kind = {config.engine.kind!r} is not for one new problem; use --model or --url")
+    if config.engine.kind != "transformers" or is_set(config, "model.template"):
+        return config
+    known = facts_of(config)
+    if known.has_chat_template is False:
+        return config
+    tokens = min(LOCAL_MAX_TOKENS, (known.context or 4 * LOCAL_MAX_TOKENS) // 4)
+    wanted = {"generate.max_tokens": tokens, "aggregate.max_tokens": tokens}
+    wanted = {key: value for key, value in wanted.items() if not is_set(config, key)}
+    return with_values(config, wanted | {"model.template": "chat"})
+
+
+def is_set(config: Config, key: str) -> bool:
+    """Whether somebody gave this dotted key a value."""
+    section, _, name = key.partition(".")
+    return name in getattr(config, section).model_fields_set
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy with other values of dotted keys."""
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        changed = getattr(config, section).model_copy(update={name: value})
+        config = config.model_copy(update={section: changed})
+    return config
+
+
+# ---- refusals ----
+
+
+def resolve(config: Config, *, training: bool, task: Task | None = None, engine: Sample | None = None) -> Resolved:
+    """Refuse what cannot work, in one line each, without loading weights or drawing a problem.
+
+    `task` and `engine` replace those that the config names.
+    """
+    if engine is None:
+        check_engine(config, training)
     if training and config.tracker != "none" and find_spec(config.tracker) is None:
         raise UsageError(
             f"tracker = {config.tracker!r} is not installed: pip install {config.tracker}, or set tracker = 'none'"
         )
+    config.model.templates()
+    known = facts_of(config, engine)
+    if config.model.template == "chat" and known.has_chat_template is False:
+        raise UsageError(
+            f"model.path = {config.model.path!r} has no chat template but model.template = 'chat'; "
+            "set model.template = 'compact'"
+        )
+    for name in ("generate", "aggregate"):
+        check_stage(name, getattr(config, name), known, training)
+    if config.judge.mode != "off":
+        if not config.judge.url:
+            raise UsageError("judge.url is not set: name the judge's server, or set judge.mode = 'off'")
+        judge_engine(config.judge)
+    if task is None:
+        task = load_task(config.task)
+        if config.task.name.endswith("jsonl"):  # the file of one's own, by either name
+            task.problems("train" if training else "held-out", 1, config.seed)
+    recorded = read_recorded(config, known) if training else None
+    return Resolved(config, task, known, engine if engine is not None else engine_of(config, task), recorded)
+
+
+def engine_of(config: Config, task: Task) -> Any:
+    """The engine that a config names, as far as it needs no weights: servers or a recording; None for the others."""
+    if config.engine.kind in ("openai", "vllm"):
+        servers = servers_of(config.engine, samplings(config))
+        return servers if config.engine.kind == "openai" else None  # vLLM is asked in tokens, once there is a tokenizer
+    if config.engine.kind != "replay":
+        return None
+    field = config.task.fields.get("problem", "problem")
+    engine = Replay.read(Path(str(config.engine.recording)), config.model.templates(), problem_field=field)
+    engine.check(eval_plan(config), map(config.model.templates().for_candidate, held_out(config, task)))
+    return engine
+
+
+def check_engine(config: Config, training: bool) -> None:
+    """Refuse an engine that cannot do what is asked of it."""
+    engine = config.engine
+    if engine.kind == "own":
+        raise UsageError("engine.kind = 'own' stands for an engine handed over in Python; name another kind")
+    if training and engine.kind not in OWN_WEIGHTS:
+        raise UsageError(f"engine.kind = {engine.kind!r}: training needs exact tokens; use 'transformers' or 'vllm'")
     if engine.kind != "vllm":
         return
     if wrong := sorted(set(engine.extra_body) & CHANGES_SAMPLING):
@@ -95,45 +174,38 @@ def check_rollout(config: Config, training: bool) -> None:
     if not training:
         raise UsageError("engine.kind = 'vllm' is for training; evaluate through the server: --url http://...")
     if engine.launch == bool(engine.url):
-        raise UsageError(
-            "engine.kind = 'vllm' needs engine.url, or engine.launch = true to start a server (not both)"
-        )
+        raise UsageError("engine.kind = 'vllm' needs engine.url, or engine.launch = true to start a server (not both)")
     if engine.launch and not Path(engine.vllm_python).is_file():
         raise UsageError(f"engine.vllm_python = {engine.vllm_python}: no such file; run `make vllm`, or set engine.url")
 
 
-def facts_of(config: Config) -> Facts:
-    """What is known of whoever samples: a model folder, a name on a server, or a recording."""
-    engine = config.engine
-    if engine.kind in OWN_WEIGHTS:
+def facts_of(config: Config, engine: Sample | None = None) -> Facts:
+    """What is known of whoever samples: a model folder, a name on a server, a recording, or an engine from Python."""
+    settings = config.engine
+    if engine is not None:
+        return Facts(None, None, str(getattr(engine, "fingerprint", "") or type(engine).__name__))
+    if settings.kind in OWN_WEIGHTS:
         return facts(config.model)
-    if engine.kind == "openai":
-        if not engine.url:
+    if settings.kind == "openai":
+        if not settings.url:
             raise UsageError("engine.url is not set: name the server, as --url http://localhost:8000/v1")
-        return Facts(None, None, f"{engine.model or 'first listed'}@{' '.join(engine.urls)}")
-    if engine.recording is None:
+        return Facts(None, None, f"{settings.model or 'first listed'}@{' '.join(settings.urls)}")
+    if settings.recording is None:
         raise UsageError("engine.recording is not set: name the recording, as --recording FILE.jsonl")
-    path = Path(engine.recording)
+    path = Path(settings.recording)
     if not path.is_file():
-        raise UsageError(f"engine.recording = {engine.recording}: no such file")
+        raise UsageError(f"engine.recording = {settings.recording}: no such file")
     with path.open("rb") as file:
         return Facts(None, None, f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}")
 
 
-def held_out(config: Config, task: Task) -> list[Problem]:
-    """The problems that an evaluation is about."""
-    return task.problems("held-out", config.eval.problems, config.eval.seed)
-
-
 def check_stage(name: str, stage: StageConfig, known: Facts, training: bool) -> None:
-    if training and stage.top_p < 1:
-        raise UsageError(
-            f"{name}.top_p = {stage.top_p}: training needs the log-probabilities of what was sampled; set it to 1"
-        )
-    if training and stage.top_k > 0:
-        raise UsageError(
-            f"{name}.top_k = {stage.top_k}: training needs the log-probabilities of what was sampled; set it to 0"
-        )
+    """Refuse a stage whose sampling training cannot follow, or whose completions fill the context."""
+    for key, off in (("top_p", 1), ("top_k", 0)):
+        if training and getattr(stage, key) != off:
+            raise UsageError(
+                f"{name}.{key} = {getattr(stage, key)}: training needs the log-probabilities of what was sampled; set it to {off}"
+            )
     if known.context is not None and stage.max_tokens >= known.context:
         raise UsageError(
             f"{name}.max_tokens = {stage.max_tokens} leaves no room for a prompt in the model's context of {known.context}; lower it"
@@ -149,60 +221,17 @@ def check_prompts(config: Config, problems: list[Problem], engine: Any) -> None:
             raise UsageError(f"problem {problem.id}: {reason}; shorten it, or lower generate.max_tokens")
 
 
-def build_engine(config: Config, model: Any, tokenizer: Any, **options: Any) -> Any:
-    """The in-process engine with each stage's sampling, on as many CPU threads as configured; `options` are the engine's."""
-    from paragator.engines.local.compute import set_threads
-    from paragator.engines.local.transformers import TransformersEngine
+# ---- small values of a config ----
 
-    set_threads(config.train.threads)
-    return TransformersEngine(model, tokenizer, sampling=samplings(config), **options)
+
+def held_out(config: Config, task: Task) -> list[Problem]:
+    """The problems that an evaluation is about."""
+    return task.problems("held-out", config.eval.problems, config.eval.seed)
 
 
 def samplings(config: Config) -> dict[Stage, Sampling]:
+    """Each stage's sampling settings."""
     return {"generate": sampling_of(config.generate), "aggregate": sampling_of(config.aggregate)}
-
-
-def build_endpoints(
-    config: EngineConfig, sampling: Mapping[Stage, Sampling], tokenizer: Any = None, section: str = "engine"
-) -> Spread:
-    """The engines of the servers as one, in token mode with a tokenizer; nothing is sent yet. `section` is for messages."""
-    from paragator.engines.http.openai import OpenAIEngine, read_key
-    from paragator.engines.http.spread import Spread
-
-    key = read_key(config)
-    engines = [
-        OpenAIEngine(
-            url,
-            config.model,
-            sampling=sampling,
-            tokenizer=tokenizer,
-            key=key,
-            max_in_flight=config.max_in_flight,
-            request_timeout_s=config.request_timeout_s,
-            total_timeout_s=config.total_timeout_s,
-            extra_body=config.extra_body,
-            price_in=config.price_in,
-            price_out=config.price_out,
-            section=section,
-        )
-        for url in config.urls
-    ]
-    return Spread(engines)
-
-
-def build_judge_engine(config: JudgeConfig) -> OpenAIEngine:
-    """The judge's server, asked without chance."""
-    server = EngineConfig(kind="openai", url=config.url, model=config.model, key_env=config.key_env)
-    once = Sampling(temperature=0, max_tokens=config.max_tokens)
-    return build_endpoints(server, {"generate": once, "aggregate": once}, section="judge").engines[0]
-
-
-def recording(config: Config) -> Replay:
-    """The engine of recorded completions."""
-    from paragator.engines.replay import Replay
-
-    field = config.task.fields.get("problem", "problem")
-    return Replay.read(Path(str(config.engine.recording)), config.model.templates(), problem_field=field)
 
 
 def sampling_of(stage: StageConfig) -> Sampling:
@@ -210,7 +239,7 @@ def sampling_of(stage: StageConfig) -> Sampling:
 
 
 def build_packer(config: Config, engine: Any) -> Packer:
-    """Aggregation prompts within the context, or within rollout.max_prompt_tokens."""
+    """Aggregation prompts within the engine's context, or within rollout.max_prompt_tokens."""
     limit = config.rollout.max_prompt_tokens
     if engine.context is not None:
         room = engine.context - config.aggregate.max_tokens
@@ -226,25 +255,40 @@ def eval_plan(config: Config) -> Plan:
     return Plan(settings.candidates, settings.rounds, settings.pool_size, settings.pools, settings.candidates)
 
 
-def read_pools(path: Path, known: Facts, config: Config) -> dict[str, Group]:
-    """Recorded candidates by problem id, easy and hard ones mixed as configured; of this very model, or a DataError."""
+def eval_scaffold(config: Config, packer: Packer) -> Scaffold:
+    """The evaluation's scaffold; its draws are apart from those of training."""
+    return Scaffold(eval_plan(config), config.model.templates(), packer, config.seed + 1)
+
+
+def read_recorded(config: Config, known: Facts) -> dict[str, tuple[Problem, Group]] | None:
+    """Recorded candidates of this very model by problem id, easy and hard problems mixed as configured; None where the
+    method samples its own. DataError for those of another model.
+    """
+    if METHODS[config.method.name].source == "online" or config.method.recorded is None:
+        return None
+    path, share = Path(config.method.recorded), config.method.hard_share
     easy: list[records.Graded] = []
     hard: list[records.Graded] = []
     for record in records.read(path):
         made_by = record.trace.extra.get("model")
         if made_by != known.fingerprint:
             raise DataError(
-                f"{path}: pools of model {made_by}, but model.path is {known.fingerprint}; run paragator sample again"
+                f"{path}: candidates of model {made_by}, but model.path is {known.fingerprint}; run paragator sample again"
             )
         scored = [r for r in record.rewards(0) if r is not None]
         if len(record.trace.population(0)) < config.rollout.pool_size or not scored:
             continue
         (easy if sum(r >= 1 for r in scored) * 2 > len(scored) else hard).append(record)
-    share = config.method.hard_share
     total = min(len(hard) / share if share else len(easy), len(easy) / (1 - share) if share < 1 else len(hard))
     chosen = hard[: round(total * share)] + easy[: round(total * (1 - share))]
     if not chosen:
         raise DataError(
-            f"{path}: {len(easy)} easy and {len(hard)} hard pools cannot give hard_share = {share}; change method.hard_share"
+            f"{path}: {len(easy)} easy and {len(hard)} hard problems cannot give hard_share = {share}; "
+            "change method.hard_share"
         )
-    return {r.trace.problem.id: r.trace.rounds[0][0] for r in chosen}
+    kept = {r.trace.problem.id for r in chosen}
+    return {  # in the file's order, as training goes through them
+        r.trace.problem.id: (r.trace.problem, r.trace.rounds[0][0])
+        for r in records.read(path)
+        if r.trace.problem.id in kept
+    }

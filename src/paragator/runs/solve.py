@@ -1,24 +1,28 @@
-"""One problem through the scaffold, watched: what each round has given so far, and the solution that comes out."""
+"""One new problem, or solutions that one already has: rounds watched as they arrive, and the solution that comes out."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from paragator.config import Config
 from paragator.core import select
-from paragator.core.errors import RunError
-from paragator.core.packing import Packer, strip_thinking
-from paragator.core.prompts import Templates
+from paragator.core.errors import RunError, UsageError
+from paragator.core.packing import strip_thinking
 from paragator.core.scaffold import Scaffold, derive, run
+from paragator.core.text import printable
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage, Trace
 from paragator.engines.journal import one_by_one
 from paragator.grading.decide import canonical
 from paragator.grading.extract import final_answer
 from paragator.records import Graded
+from paragator.runs import resolve
+from paragator.runs.connect import connected, nobody
+from paragator.tasks import Task
 
 
 def answer_of(completion: Completion) -> str | None:
@@ -93,6 +97,10 @@ class Round:
         return {"round": self.number} | {n: getattr(self, n) for n in names} | {"seconds": round(self.seconds, 3)}
 
 
+Seen = Callable[[Round], None]
+"""Called when a round begins and whenever something of it arrives."""
+
+
 class Watch:
     """Satisfies `Sample` by `sample` and notes in `rounds` what arrives. For one problem.
 
@@ -100,9 +108,7 @@ class Watch:
     seen   called when a round begins and whenever something arrives
     """
 
-    def __init__(
-        self, sample: Sample, plan: Plan, *, split: bool = False, seen: Callable[[Round], None] = lambda round_: None
-    ) -> None:
+    def __init__(self, sample: Sample, plan: Plan, *, split: bool = False, seen: Seen = lambda round_: None) -> None:
         self.sample, self.plan, self.split, self.seen = sample, plan, split, seen
         self.rounds: list[Round] = []
         self.numbers: dict[int, int] = {}
@@ -112,6 +118,11 @@ class Watch:
         rounds = range(1, self.plan.rounds + 1)
         pools = {derive(seed, problem, t, i): t for t in rounds for i in range(self.plan.pools)}
         self.numbers = {derive(seed, problem, 0, 0): 0} | pools
+
+    def given(self, candidates: Group) -> None:
+        """Round 0 is there already: nobody is asked for it."""
+        self.rounds = [Round(0, len(candidates.outputs))]
+        self.rounds[0].take(candidates)
 
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         """What `sample` gives. A pool may be asked about before its round is: rounds overlap."""
@@ -152,28 +163,75 @@ class Solution:
     cost: float | None = None
 
     def __str__(self) -> str:
-        return visible(f"{self.text}\n\nAnswer: {self.answer if self.answer is not None else '(none)'}")
+        return printable(f"{self.text}\n\nAnswer: {self.answer if self.answer is not None else '(none)'}")
 
 
-def visible(text: str) -> str:
-    """`text` for a terminal: control characters made visible, lines and tabs left."""
-    text = text.replace("\r\n", "\n")
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+PROBLEM_ID = "problem"
+NOTHING = Task("solve", lambda split, count, seed: [], lambda problem, texts: [Grade("unscored")] * len(texts))
+"""The task of one new problem: nobody knows its answer."""
 
 
-async def solve(
+def problem_of(text: str) -> Problem:
+    """A new problem; UsageError for an empty one."""
+    if not text.strip():
+        raise UsageError("the problem is empty; give its text")
+    return Problem(PROBLEM_ID, text.strip())
+
+
+def watch_of(config: Config, seen: Seen = lambda round_: None) -> Watch:
+    """A watch over the config's rounds, before an engine is connected."""
+    return Watch(nobody, resolve.eval_plan(config), split=config.engine.kind == "openai", seen=seen)
+
+
+async def solve(config: Config, problem: Problem, watch: Watch, *, engine: Sample | None = None) -> Solution:
+    """Connect the engine that the config names, or `engine`, run the rounds, close it. Nothing is kept on disk.
+
+    UsageError for what cannot work, RunError with the commonest reason when no request gave a solution.
+    """
+    resolved = resolve.resolve(config, training=False, task=NOTHING, engine=engine)
+    async with connected(config, [problem], None, engine=resolved.engine) as connection:
+        watch.sample = connection.sample
+        scaffold = Scaffold(watch.plan, config.model.templates(), connection.packer, config.seed)
+        return await watched(problem, watch, scaffold, prices(config))
+
+
+async def aggregate(
+    config: Config, problem: Problem, solutions: Sequence[str], *, engine: Sample | None = None
+) -> Solution:
+    """One round of aggregation over texts that one already has, in a pool of all of them; `eval.candidates` aggregations.
+
+    Texts that do not fit the context are shortened, then left out, as in any round: `trace.rounds[1][0].reductions`.
+    """
+    if not solutions or not all(isinstance(text, str) and text.strip() for text in solutions):
+        raise UsageError(f"solutions = {list(solutions)!r:.60}: give one text or more, none of them empty")
+    resolved = resolve.resolve(config, training=False, task=NOTHING, engine=engine)
+    plan = Plan(len(solutions), 1, len(solutions), 1, config.eval.candidates)
+    watch = Watch(nobody, plan)
+    given = Group(config.model.templates().for_candidate(problem), tuple(map(Completion, solutions)))
+    async with connected(config, [problem], None, engine=resolved.engine) as connection:
+        watch.sample = connection.sample
+        scaffold = Scaffold(plan, config.model.templates(), connection.packer, config.seed)
+        return await watched(problem, watch, scaffold, prices(config), given)
+
+
+async def watched(
     problem: Problem,
     watch: Watch,
-    *,
-    templates: Templates,
-    packer: Packer,
-    seed: int = 0,
+    scaffold: Scaffold,
     prices: tuple[float, float] = (0.0, 0.0),
+    candidates: Group | None = None,
 ) -> Solution:
-    """Run the watch's plan on one problem. RunError with the commonest reason when no request gave a solution."""
-    watch.expect(problem, seed)
-    trace = await run(problem, watch, Scaffold(watch.plan, templates, packer, seed))
+    """Run the scaffold on one problem through a watch. RunError when no request gave a solution."""
+    watch.expect(problem, scaffold.seed)
+    if candidates is not None:
+        watch.given(candidates)
+    trace = await run(problem, watch, scaffold, candidates=candidates)
     return solution_of(trace, watch.rounds, prices)
+
+
+def prices(config: Config) -> tuple[float, float]:
+    """Of a million prompt tokens, and of a million completion tokens."""
+    return config.engine.price_in, config.engine.price_out
 
 
 def stopped(problem: Problem, watch: Watch, seed: int, prices: tuple[float, float] = (0.0, 0.0)) -> Solution | None:

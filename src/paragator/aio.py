@@ -1,0 +1,213 @@
+"""The public functions in their async form. `paragator.evaluate` and the others are these, waited for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paragator.config import Config
+from paragator.core.errors import UsageError
+from paragator.core.methods import Method, register_method
+from paragator.core.types import Grade, Plan, Problem, Sample
+from paragator.results import EvalResult, TrainResult
+from paragator.runs.events import Events
+from paragator.runs.folder import is_used
+from paragator.runs.resolve import eval_config, solve_config
+from paragator.runs.solve import Seen, Solution, problem_of, watch_of
+from paragator.settings import load, merged, nested, read_values, validate
+from paragator.tasks import Task
+
+Engine = str | Sample
+"""A model ("embedded", a folder, a hub id), a server's URL, or an engine: OpenAI, Local, Replay, or one of your own."""
+Settings = Mapping[str, Any]
+"""Keys of the config, dotted, as {"generate.temperature": 0.8}; docs/configure.md lists them."""
+
+
+async def evaluate(
+    task: str | Task | Sequence[Problem],
+    engine: Engine = "embedded",
+    *,
+    plan: Plan | None = None,
+    folder: str | Path | None = None,
+    config: Settings | None = None,
+    events: Events | None = None,
+) -> EvalResult:
+    """Run rounds of aggregation on held-out problems, grade them, and measure accuracy by round with intervals.
+
+    task    a task's name ("aime25", "countdown"), a .jsonl file, a Task, or problems whose `answer` is their reference
+    engine  whoever samples; see `Engine`
+    plan    how many candidates, rounds and pools; Plan.method(4, 3) by default
+    folder  where records, report and finished requests are kept; called again, what is missing is asked for. Without
+            one nothing is kept
+    config  further keys, as {"eval.repeats": 2, "eval.problems": 30, "judge.mode": "hybrid", "judge.url": "..."}
+    events  hears of progress, and may ask to stop
+
+    UsageError or DataError for what cannot work, before anything is asked; RunError where a run cannot go on.
+    """
+    from paragator.runs.evaluate import evaluate as evaluate_run
+
+    values = engine_values(engine)
+    own = None if isinstance(task, str) else task if isinstance(task, Task) else task_of(task)
+    if isinstance(task, str):
+        is_file = task.endswith(".jsonl")
+        more = {"task.name": "jsonl", "task.path": task, "task.held_out_path": task} if is_file else {"task.name": task}
+        values = merged(values, nested(more))
+    elif not isinstance(task, Task):
+        values = merged(values, {"eval": {"problems": len(task)}})
+    values = merged(merged(values, plan_values(plan)), nested(config or {}))
+    with tempfile.TemporaryDirectory(prefix="paragator-") as scratch:
+        place = Path(folder) if folder else Path(scratch) / "evaluation"
+        settings = eval_config(merged(values, {"name": place.name, "runs": str(place.parent)}))
+        result = await evaluate_run(
+            settings, task=own, engine=engine_object(engine), resume=is_used(settings.run_dir), events=events
+        )
+        return result if folder else result.apart()
+
+
+async def train(
+    config: Config | str | Path | Settings,
+    *,
+    task: Task | None = None,
+    engine: Sample | None = None,
+    method: Method | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    events: Events | None = None,
+) -> TrainResult:
+    """Evaluate, train, evaluate and report, in the run directory that the config names.
+
+    config     a Config, a TOML file, or dotted keys
+    task       problems and grades from Python, instead of the config's
+    engine     whoever samples, instead of the policy itself; it returns token ids and their log-probabilities
+    method     a method of one's own, which is registered; instead of the config's `method.name`
+    resume     continue what the run directory holds; `overwrite` deletes it first
+    events     hears of steps and progress, and may ask to stop; the result then says that it is not finished
+
+    UsageError or DataError for what cannot work, before a model loads; RunError where a run cannot go on.
+    """
+    from paragator.runs.train import train as train_run
+
+    if method is not None:
+        register_method(method)
+        if isinstance(config, Config):
+            config = config.model_dump(exclude_unset=True)
+        values = nested(config) if isinstance(config, Mapping) else read_values(config)
+        config = validate(Config, merged(values, {"method": {"name": method.name}}))
+    elif isinstance(config, Mapping):
+        config = validate(Config, nested(config))
+    elif not isinstance(config, Config):
+        config = load(Config, config)
+    return await train_run(config, task=task, engine=engine, resume=resume, overwrite=overwrite, events=events)
+
+
+async def solve(
+    problem: str,
+    engine: Engine = "embedded",
+    *,
+    plan: Plan | None = None,
+    seed: int = 0,
+    config: Settings | None = None,
+    seen: Seen = lambda round_: None,
+) -> Solution:
+    """Solve one new problem by candidates and rounds of aggregation; nothing is graded, nothing is kept.
+
+    plan    how many candidates, rounds and pools; Plan.method(4, 3) by default
+    config  further keys, as {"generate.temperature": 0.8}
+    seen    called with a Round when it begins and whenever something of it arrives
+
+    UsageError for a wrong value, RunError with the reason when no request gave a solution.
+    """
+    from paragator.runs.solve import solve as solve_problem
+
+    asked = problem_of(problem)
+    settings = one_problem(engine, merged(plan_values(plan), {"seed": seed}), config)
+    return await solve_problem(settings, asked, watch_of(settings, seen), engine=engine_object(engine))
+
+
+async def aggregate(
+    problem: str,
+    solutions: Sequence[str],
+    engine: Engine = "embedded",
+    *,
+    aggregations: int = 4,
+    seed: int = 0,
+    config: Settings | None = None,
+) -> Solution:
+    """One round of aggregation over texts that one already has, wherever they come from: all in one pool.
+
+    The result's `answer` is the commonest among `aggregations` samples, `trace.rounds[1]` holds them all. UsageError
+    without a text, RunError when no request gave a solution.
+    """
+    from paragator.runs.solve import aggregate as aggregate_texts
+
+    values = {"eval": {"candidates": aggregations, "pool_size": 1, "rounds": 1}, "seed": seed}
+    settings = one_problem(engine, values, config)
+    return await aggregate_texts(settings, problem_of(problem), solutions, engine=engine_object(engine))
+
+
+async def grade(text: str, reference: str, kind: str | None = None) -> Grade:
+    """Compare a solution's final answer with a reference: correct, incorrect, or unscored with a reason.
+
+    `kind` says what the answer is ("number", "set", ...; docs/grading.md); None infers it from the reference.
+    """
+    from paragator.grading import grade_async
+
+    return await grade_async(text, reference, kind)
+
+
+# ---- arguments as settings ----
+
+
+def engine_values(engine: Engine) -> dict[str, Any]:
+    """What an engine says of the config: which kind it is, and its model, server or sampling."""
+    if isinstance(engine, str):
+        url = engine.startswith(("http://", "https://"))
+        return nested({"engine.kind": "openai", "engine.url": engine} if url else {"model.path": engine})
+    if not callable(engine):
+        raise UsageError(
+            f"engine = {engine!r:.60}: give a model's name, a server's URL, or an engine; see docs/add-an-engine.md"
+        )
+    described = getattr(engine, "settings", dict)()
+    return merged({"engine": {"kind": "own"}}, nested(described))
+
+
+def engine_object(engine: Engine) -> Sample | None:
+    """The engine itself, where it is more than a name."""
+    return None if isinstance(engine, str) else engine
+
+
+def plan_values(plan: Plan | None) -> dict[str, Any]:
+    """A plan as the config's `eval`."""
+    if plan is None:
+        return {}
+    if plan.rounds == 0:
+        return {"eval": {"candidates": plan.candidates, "rounds": 0}}
+    if plan.aggregations != plan.candidates or plan.minimum != 1:
+        raise UsageError(
+            f"plan: {plan.aggregations} aggregations of {plan.candidates} candidates: evaluations sample as many of both"
+        )
+    names = ("candidates", "rounds", "pool_size", "pools")
+    return {"eval": {name: getattr(plan, name) for name in names}}
+
+
+def one_problem(engine: Engine, values: Settings, config: Settings | None) -> Config:
+    return solve_config(merged(merged(engine_values(engine), values), nested(config or {})))
+
+
+def task_of(problems: Sequence[Problem]) -> Task:
+    """Problems whose `answer` is the reference that solutions are graded by."""
+    from paragator.grading import grade_many_async
+
+    given = list(problems)
+    for problem in given:
+        if not isinstance(problem, Problem) or not isinstance(problem.answer, str):
+            raise UsageError(
+                f"task: {problem!r:.80} is no Problem with its reference, a text, as answer; or give a Task"
+            )
+
+    async def graded(problem: Problem, texts: Sequence[str]) -> list[Grade]:
+        return await grade_many_async([(text, str(problem.answer)) for text in texts])
+
+    return Task("problems", lambda split, count, seed: given[:count], graded)

@@ -1,0 +1,231 @@
+"""Results: what an evaluation and a training run hand back, and what a run directory holds of them."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paragator import records
+from paragator.core.errors import DataError, UsageError
+from paragator.core.types import Failure
+from paragator.records import Graded
+from paragator.stats.table import EvalTable, table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+EVALUATIONS = ("eval", "eval_before", "eval_after")
+TRACES = "traces"
+"""What a run directory may hold as NAME.jsonl: its evaluations, and what training sampled."""
+
+
+@dataclass(frozen=True, repr=False)
+class EvalResult:
+    """An evaluation: graded traces and what is computed from them. Printing it prints its tables; notebooks draw them.
+
+    traces    one a problem and repeat, in their order; only the finished ones where it was stopped
+    k         of pass@k and maj@k
+    finished  whether nothing is left to ask
+    folder    the run directory, where one was kept
+    usage     tokens, calls and cost of a server, summed over attempts; None in-process
+    """
+
+    traces: Sequence[Graded]
+    k: int = 4
+    finished: bool = True
+    folder: Path | None = None
+    usage: Mapping[str, Any] | None = None
+    name: str = "evaluation"
+
+    @classmethod
+    def read(cls, path: str | Path, k: int = 4) -> EvalResult:
+        """An evaluation from its file, as runs/NAME/eval.jsonl; DataError where that holds no graded trace."""
+        found = list(records.read(Path(path)))
+        if not found:
+            raise DataError(f"{path}: no graded trace in it")
+        return cls(found, k, folder=Path(path).parent, name=Path(path).stem)
+
+    def apart(self) -> EvalResult:
+        """The same without its folder, which is gone."""
+        return replace(self, folder=None)
+
+    def table(self) -> EvalTable:
+        """Numbers by round, with 95% intervals over problems."""
+        return self._table
+
+    @cached_property
+    def _table(self) -> EvalTable:
+        return table(self.traces, self.k)
+
+    @property
+    def failed(self) -> list[Graded]:
+        """Traces of which a round failed for good."""
+        return [record for record in self.traces if record.trace.failure]
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Every completion as a row: problem, repeat, round, index, text, answer, verdict, reward, tokens, pool, prompt."""
+        return [row for record in self.traces for row in rows_of(record)]
+
+    def frame(self) -> DataFrame:
+        """The same as a pandas DataFrame; UsageError where pandas is not installed."""
+        return frame(self.samples())
+
+    def text(self) -> str:
+        """The tables: accuracy, cost, and pools where some were shown."""
+        sheets = self.table().sheets()
+        return "\n".join("\n".join(f"  {line}" for line in sheet.text().splitlines()) for sheet in sheets)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tables as JSON values."""
+        return self.table().to_dict()
+
+    def __repr__(self) -> str:
+        if not self.traces:
+            return f"{self.name}: no trace is finished"
+        state = "" if self.finished else ", stopped before all were finished"
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        return f"{self.name}: {len(self.traces)} traces{failed}{state}\n{self.text()}"
+
+    def _repr_html_(self) -> str:
+        if not self.traces:
+            return f"<p>{html.escape(repr(self))}</p>"
+        head = html.escape(repr(self).partition("\n")[0])
+        return f"<p><b>{head}</b></p>" + html_tables(self.table())
+
+
+@dataclass(frozen=True, repr=False)
+class TrainResult:
+    """A training run: its run directory and what lies there.
+
+    metrics      the rows of metrics.jsonl, one a step
+    before       evaluations around training; None where the config asks for none, or it was stopped before
+    finished     whether all steps were taken and evaluated; else it can be resumed
+    checkpoints  folders, the oldest first
+    model        the folder with the trained weights and tokenizer, once training is finished
+    """
+
+    folder: Path
+    metrics: Sequence[Mapping[str, Any]] = ()
+    before: EvalResult | None = None
+    after: EvalResult | None = None
+    finished: bool = True
+    checkpoints: Sequence[Path] = ()
+    model: Path | None = None
+    report: Path | None = None
+
+    @classmethod
+    def read(cls, folder: str | Path, k: int = 4, *, finished: bool = True) -> TrainResult:
+        """What a run directory holds."""
+        run_dir = Path(folder)
+        found = {name: evaluation(run_dir / f"{name}.jsonl", k) for name in EVALUATIONS}
+        steps = run_dir / "metrics.jsonl"
+        saved = [path for path in (run_dir / "checkpoints").glob("step_*") if path.name[5:].isdigit()]
+        return cls(
+            run_dir,
+            metrics=list(records.read_json_lines(steps)) if steps.exists() else (),
+            before=found["eval_before"],
+            after=found["eval_after"] or found["eval"],
+            finished=finished,
+            checkpoints=sorted(saved, key=lambda path: int(path.name[5:])),
+            model=model if (model := run_dir / "model").is_dir() else None,
+            report=page if (page := run_dir / "report.html").is_file() else None,
+        )
+
+    def frame(self) -> DataFrame:
+        """Metrics by step as a pandas DataFrame; UsageError where pandas is not installed."""
+        return frame(self.metrics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run directory, its evaluations and the number of steps, as JSON values."""
+        return run_json(self.folder, self.after.k if self.after else 4)
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "stopped, can be resumed"
+        lines = [f"{self.folder}: {len(self.metrics)} steps, {state}"]
+        for what, found in (("before training", self.before), ("after training", self.after)):
+            if found:
+                lines += [what, found.text()]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        parts = [f"<p><b>{html.escape(repr(self).partition(chr(10))[0])}</b></p>"]
+        for what, found in (("before training", self.before), ("after training", self.after)):
+            if found:
+                parts += [f"<p>{what}</p>", html_tables(found.table())]
+        return "".join(parts)
+
+
+def run_json(run_dir: Path, k: int) -> dict[str, Any]:
+    """What `train --json` and `eval --json` print: the evaluations of a run directory, and its number of steps."""
+    out: dict[str, Any] = {"run": str(run_dir), "report": str(run_dir / "report.html")}
+    for name in EVALUATIONS:
+        if found := evaluation(run_dir / f"{name}.jsonl", k):
+            out[name] = found.to_dict()
+    metrics = run_dir / "metrics.jsonl"
+    out["steps"] = sum(1 for _ in records.read_json_lines(metrics)) if metrics.exists() else 0
+    return dict(json.loads(json.dumps(out)))
+
+
+def evaluation(path: Path, k: int) -> EvalResult | None:
+    """The evaluation in a file; None without one."""
+    return EvalResult.read(path, k) if path.exists() and path.stat().st_size else None
+
+
+def read_traces(run: str | Path, name: str = "") -> Iterator[Graded]:
+    """The graded traces of a run, one at a time: of `name` ("traces", "eval", "eval_before", "eval_after").
+
+    Without a name, what training sampled, else its evaluation. `run` may also be such a file. DataError without any.
+    """
+    path = Path(run)
+    if path.is_file():
+        return records.read(path)
+    names = (name,) if name else (TRACES, "eval", "eval_after", "eval_before")
+    files = [path / f"{one}.jsonl" for one in names]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise DataError(f"{path} holds no {' or '.join(file.name for file in files)}; name a run directory")
+    return records.read(found)
+
+
+def rows_of(record: Graded) -> Iterator[dict[str, Any]]:
+    """A trace's completions and failures as rows, in order."""
+    trace = record.trace
+    head = {"problem": trace.problem.id, "repeat": trace.extra.get("repeat", 0)}
+    for number, (groups, grades) in enumerate(zip(trace.rounds, record.grades, strict=True)):
+        index = 0
+        for group, own in zip(groups, grades, strict=True):
+            for output, grade in zip(group.outputs, own, strict=True):
+                row = {**head, "round": number, "index": index, "pool": list(group.pool), "prompt": group.prompt.text}
+                index += 1
+                if isinstance(output, Failure):
+                    yield {**row, "failure": output.reason}
+                    continue
+                row |= {"text": output.text, "finish_reason": output.finish_reason, "tokens": output.length}
+                if grade is not None:
+                    row |= {"answer": grade.answer, "verdict": grade.verdict, "reward": grade.reward}
+                    row["reason"] = grade.reason
+                yield row
+
+
+def html_tables(found: EvalTable) -> str:
+    """An evaluation's tables as HTML."""
+    out = []
+    for sheet in found.sheets():
+        head, *body = [[html.escape(cell) for cell in row] for row in sheet.cells()]
+        lines = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]
+        heads = "".join(f"<th>{cell}</th>" for cell in head)
+        out.append(f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
+    return "".join(out)
+
+
+def frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:
+    try:
+        from pandas import DataFrame
+    except ImportError:
+        raise UsageError("pandas is not installed: pip install pandas, or use .samples()") from None
+    return DataFrame(list(rows))

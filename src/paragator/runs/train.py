@@ -1,0 +1,165 @@
+"""Training: evaluate, train, evaluate, report, in a run directory that a later attempt continues."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paragator.config import Config
+from paragator.core.errors import UsageError
+from paragator.core.types import Group, Problem, Sample
+from paragator.records import Graded
+from paragator.results import TrainResult
+from paragator.runs import connect, folder, resolve
+from paragator.runs.evaluate import Evaluation, Tally, measured, say_table
+from paragator.runs.events import Events, Logged, Progress
+from paragator.runs.judging import judging
+from paragator.tasks import Task
+
+if TYPE_CHECKING:
+    from paragator.training.policy import Policy
+
+
+async def train(
+    config: Config,
+    *,
+    task: Task | None = None,
+    engine: Sample | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    events: Events | None = None,
+) -> TrainResult:
+    """Run a config from its checks to its report.
+
+    `task` and `engine` replace those that the config names: problems and grades from Python, and whoever samples. An
+    engine must return token ids and their log-probabilities; where it has an async `publish(step, export)` it is called
+    after each step, and `export(folder)` writes the weights. Stopped by `events.should_stop`, the run can be resumed.
+    """
+    folder.check_state(config, resume=resume, overwrite=overwrite)
+    resolved = resolve.resolve(config, training=True, task=task, engine=engine)
+    data = data_of(config, resolved)
+    if config.method.mean == "reward":
+        warnings.warn("method.mean = 'reward' is an ablation: it pushes pass@1 down", stacklevel=1)
+    manifest = folder.manifest(config, resolved.facts, len(data.held_out))
+    with folder.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir:
+        logged = Logged(events or Events(), run_dir)
+        counts = f"{len(data.problems)} training and {len(data.held_out)} held-out problems"
+        logged.say(f"{config.name}: method {config.method.name}, {counts}")
+        async with judging(config, resolved.task, run_dir, logged.say) as judged:
+            finished = await trained(config, judged, data, run_dir, logged, engine)
+        return TrainResult.read(run_dir, config.eval.k, finished=finished)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Problems to train on, those held out, and recorded candidates by problem id where the method uses such."""
+
+    problems: list[Problem]
+    held_out: list[Problem]
+    recorded: Mapping[str, Group] | None = None
+
+
+def data_of(config: Config, resolved: resolve.Resolved) -> Data:
+    """The problems of a run; UsageError where they are too few for a step."""
+    wanted = min(config.train.distinct_problems, config.train.steps * config.train.problems)
+    held_out, found, recorded = resolve.held_out(config, resolved.task), resolved.recorded, None
+    if found is None:
+        problems = resolved.task.problems("train", max(1, wanted), config.seed)
+    else:
+        problems = [problem for problem, _ in found.values()]
+        recorded = {id_: group for id_, (_, group) in found.items()}
+    if problems and len(problems) < config.train.problems <= wanted:
+        raise UsageError(
+            f"train.problems = {config.train.problems}, but there are {len(problems)} training problems: lower it; "
+            "a step takes each once"
+        )
+    return Data(problems, held_out, recorded)
+
+
+async def trained(config: Config, task: Task, data: Data, run_dir: Path, events: Logged, own: Sample | None) -> bool:
+    """Load, evaluate, train, evaluate, report; False when stopped, which skips to the report."""
+    from paragator.engines.local.compute import computed
+    from paragator.engines.local.loading import load
+    from paragator.report.page import write_report
+    from paragator.training.loop import train as train_steps
+    from paragator.training.policy import Policy, as_begun
+
+    config = as_begun(config, run_dir)
+    model, tokenizer = await computed(load, config.model)
+    policy = await computed(Policy, model, tokenizer, config)
+    size = sum(p.numel() for p in model.parameters())
+    events.say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
+    watched = Watched(config, policy, events)
+    async with connect.training_engine(config, policy, run_dir, events.say, own) as (engine, publish):
+        if hasattr(engine, "count"):
+            resolve.check_prompts(config, data.problems + data.held_out, engine)
+        packer = resolve.build_packer(config, engine)
+        asked = Evaluation(data.held_out, task, resolve.eval_scaffold(config, packer), config.eval.repeats)
+
+        async def evaluated(name: str) -> bool:
+            tally = Tally(name, events)
+            found = await measured(asked, engine, run_dir / f"{name}.jsonl", tally)
+            if found is not None:
+                say_table(found, config.eval.k, tally)
+            return found is not None and not events.should_stop()
+
+        evaluating, finished = config.eval.around_training, True
+        if evaluating and not (run_dir / "checkpoints").exists():
+            finished = await evaluated("eval_before")
+        if finished:
+            finished = await train_steps(
+                config,
+                policy,
+                engine,
+                task,
+                packer,
+                data.problems,
+                pools=data.recorded,
+                publish=publish,
+                report=watched.on_step,
+                stop=watched.should_stop,
+            )
+        if finished:
+            await computed(policy.export, run_dir / "model")
+            finished = not evaluating or await evaluated("eval_after")
+    watched.end()
+    events.say(f"report: {write_report(run_dir)}")
+    if not finished:
+        events.say(f"interrupted; go on with --resume (run directory {run_dir})")
+    return finished
+
+
+class Watched(Events):
+    """What becomes of a step's metrics: events, the tracker where one is set, and no evaluation of older weights."""
+
+    def __init__(self, config: Config, policy: Policy, events: Events) -> None:
+        self.config, self.policy, self.events = config, policy, events
+        self.after = config.run_dir / "eval_after.jsonl"
+        self.tracked = config.tracker != "none"
+        if self.tracked:
+            settings = folder.flat(config.model_dump(mode="json"))
+            plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+            policy.accelerator.init_trackers("paragator", plain)  # tensorboard takes no other values
+
+    def say(self, line: str) -> None:
+        self.events.say(line)
+
+    def on_step(self, metrics: Mapping[str, float]) -> None:
+        self.events.on_step({**metrics, "steps": self.config.train.steps})
+        self.after.unlink(missing_ok=True)  # of an earlier end, when train.steps was lower: other weights
+        if self.tracked:
+            self.policy.accelerator.log(dict(metrics), step=int(metrics["step"]))
+
+    def on_trace(self, record: Graded, progress: Progress) -> None:
+        self.events.on_trace(record, progress)
+
+    def should_stop(self) -> bool:
+        return self.events.should_stop()
+
+    def end(self) -> None:
+        """Close the tracker."""
+        if self.tracked:
+            self.policy.accelerator.end_training()

@@ -1,0 +1,62 @@
+"""What a server was asked and answered over all attempts of a run: calls, tokens and cost, kept in usage.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from paragator.core.errors import DataError, UsageError
+from paragator.runs.folder import write_whole
+
+USAGE = "usage.json"
+
+
+class UsageLog:
+    """A server's usage, summed over the attempts of a run and kept in a file; a kill loses what `write` had not seen.
+
+    UsageError when an earlier attempt was answered by another model.
+    """
+
+    def __init__(self, path: Path, model: str, usage: Callable[[], dict[str, Any]]) -> None:
+        self.path, self.model, self.usage = path, model, usage
+        self.earlier: dict[str, Any] = {}
+        self.attempts = 1
+        if not path.exists():
+            return
+        try:
+            kept = json.loads(path.read_text())
+            self.attempts, self.earlier, before = kept["attempts"] + 1, dict(kept["total"]), kept["model"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} cannot be read ({error!r}); remove it, and its counts start again") from None
+        if before != model:
+            raise UsageError(
+                f"{path.parent} was answered by {before!r}, the server now has {model!r}; set engine.model"
+            )
+
+    def total(self) -> dict[str, Any]:
+        """Usage of all attempts."""
+        return summed(self.earlier, self.usage())
+
+    def write(self) -> None:
+        kept = {"model": self.model, "attempts": self.attempts, "total": self.total(), "this_attempt": self.usage()}
+        write_whole(self.path, json.dumps(kept, indent=2) + "\n")
+
+
+def read_usage(run_dir: Path) -> dict[str, Any] | None:
+    """What usage.json holds; None in-process."""
+    path = run_dir / USAGE
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+def summed(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Counts of two attempts added up, also those in dicts; of other values the later ones."""
+    out: dict[str, Any] = {}
+    for name, value in now.items():
+        if isinstance(value, dict):
+            out[name] = summed(earlier.get(name) or {}, value)
+        else:
+            out[name] = value + (earlier.get(name) or 0) if isinstance(value, int | float) else value
+    return out
