@@ -20,4 +20,4 @@ def grade(problem: paragator.Problem, texts: Sequence[str]) -> list[paragator.Gr
 config = paragator.Config.model_validate(
     {"name": "own-task", "train": {"steps": 3, "problems": 4}, "generate": {"max_tokens": 24}, "eval": {"problems": 8}}
 )
-paragator.train(config, task=paragator.Task("times", problems, grade), overwrite=True)
+print(paragator.train(config, task=paragator.Task("times", problems, grade), overwrite=True))

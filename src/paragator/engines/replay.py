@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from paragator.core.errors import DataError, UsageError
-from paragator.core.prompts import Templates
+from paragator.core.prompts import CHAT, Templates
 from paragator.core.types import Completion, FinishReason, Group, Plan, Problem, Prompt, Sample, Stage
 from paragator.records import read_json_lines
 from paragator.tasks.sources import answer_text
@@ -35,7 +35,8 @@ class Recorded:
 class Replay:
     """Satisfies `Sample` with recorded completions, found by the text of the candidate prompt.
 
-    recorded    prompt text -> what is recorded for it; `Replay.read` builds it from a file and the templates in use
+    recorded    a recording's file, read for the built-in chat templates, or prompt text -> what is recorded for it;
+                `Replay.read` builds that from a file and the templates in use
     drawn       a request for fewer than are recorded takes a sample without replacement that depends on its seed, so
                 that repeats are independent draws; False takes the first ones. Either way in the recorded order
     aggregator  samples the aggregation rounds, which a recording does not hold; None refuses them
@@ -44,9 +45,9 @@ class Replay:
     """
 
     def __init__(
-        self, recorded: Mapping[str, Recorded], *, drawn: bool = True, aggregator: Sample | None = None
+        self, recorded: str | Path | Mapping[str, Recorded], *, drawn: bool = True, aggregator: Sample | None = None
     ) -> None:
-        self.recorded = dict(recorded)
+        self.recorded = by_prompt(Path(recorded), CHAT) if isinstance(recorded, str | Path) else dict(recorded)
         self.drawn = drawn
         self.aggregator = aggregator
 
@@ -61,15 +62,7 @@ class Replay:
         aggregator: Sample | None = None,
     ) -> Replay:
         """The recording in a file; DataError where two lines have one prompt, as it could not tell them apart."""
-        recorded: dict[str, Recorded] = {}
-        for row in read(path, problem_field=problem_field):
-            other = recorded.setdefault(templates.for_candidate(row.problem).text, row)
-            if other is not row:
-                raise DataError(
-                    f"{path}: problems {other.problem.id!r} and {row.problem.id!r} have the same text; "
-                    "join their completions in one line"
-                )
-        return cls(recorded, drawn=drawn, aggregator=aggregator)
+        return cls(by_prompt(path, templates, problem_field), drawn=drawn, aggregator=aggregator)
 
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         """n recorded completions of the prompt; UsageError where so many are not there."""
@@ -106,6 +99,19 @@ class Replay:
 
     def close(self) -> None:
         """Nothing to release; here because engines have it."""
+
+
+def by_prompt(path: Path, templates: Templates, problem_field: str = "problem") -> dict[str, Recorded]:
+    """A recording by the text of its candidate prompts."""
+    recorded: dict[str, Recorded] = {}
+    for row in read(path, problem_field=problem_field):
+        other = recorded.setdefault(templates.for_candidate(row.problem).text, row)
+        if other is not row:
+            raise DataError(
+                f"{path}: problems {other.problem.id!r} and {row.problem.id!r} have the same text; "
+                "join their completions in one line"
+            )
+    return recorded
 
 
 def beyond(what: str) -> str:
@@ -148,7 +154,7 @@ def completion_of(value: Any, where: str) -> Completion:
     """A recorded completion, from its text or its object."""
     fields = {"text": value} if isinstance(value, str) else value
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
-        raise DataError(f"{where}: a completion is a text, or an object with a field 'text'; mend the row")
+        raise DataError(f"{where}: a completion is a text, or an object with a field 'text'; fix the row")
     finish: Any = fields.get("finish_reason") or "stop"
     tokens, thinking = fields.get("num_tokens"), fields.get("thinking")
     if finish not in get_args(FinishReason):

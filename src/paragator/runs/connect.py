@@ -109,7 +109,8 @@ def connection_of(
             usage = UsageLog(run_dir / USAGE, model, lambda: asdict(engine.usage))
     if not remote:
         packer = resolve.build_packer(config, engine) if hasattr(engine, "count") else estimating_packer(config)
-        return Connection(at_most(sample, UNLIMITED, stop), packer, journal=journal, usage=usage)
+        at_once = getattr(engine, "at_once", None)
+        return Connection(at_most(sample, UNLIMITED, stop), packer, at_once, journal, usage)
     most = config.engine.max_in_flight * len(engine.engines)
     sample, packer = fitted(config, problems, engine, one_by_one(at_most(sample, most, stop)))
     return Connection(sample, packer, most, journal, usage, partial(trouble, engine))
