@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from paragator.config import Config
+from servers import Server, running
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, SCRIPTS = ROOT / "examples", ROOT / "scripts"
@@ -24,6 +29,56 @@ def test_one_file_learns_both_jobs() -> None:
 
 def test_one_file_is_short() -> None:
     assert len((EXAMPLES / "one_file.py").read_text().splitlines()) < 250
+
+
+def python_in(document: str) -> list[str]:
+    """The Python blocks of a document."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / document).read_text(encoding="utf-8"), re.S)
+
+
+def run_script(path: Path, *words: str, cwd: Path) -> str:
+    """What a script prints, run as a user runs it."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(path), *words], capture_output=True, text=True, env=env, cwd=cwd, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_endpoint_is_evaluated(tmp_path: Path) -> None:
+    def reply(prompt: str, seed: int, index: int) -> str:
+        number = int(prompt.split()[2])
+        return f"\\boxed{{{2 * number + ('attempt' not in prompt) * (index + seed) % 2}}}"
+
+    with running(Server(reply=reply)) as server:
+        printed = run_script(EXAMPLES / "evaluate_endpoint.py", server.url, cwd=tmp_path)
+    assert "evaluation: 20 traces" in printed and printed.rstrip().endswith("1.0, 1.0]")
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_are_aggregated(tmp_path: Path) -> None:
+    printed = run_script(EXAMPLES / "aggregate_texts.py", cwd=tmp_path)
+    assert "votes: {" in printed and "answer: " in printed
+
+
+def test_an_own_method_trains(tmp_path: Path) -> None:
+    printed = run_script(EXAMPLES / "own_method.py", cwd=tmp_path)
+    assert "runs/own-method: 2 steps, finished" in printed and printed.count("pass@1") >= 2
+
+
+def test_an_own_task_trains(tmp_path: Path) -> None:
+    assert "runs/own-task: 3 steps, finished" in run_script(EXAMPLES / "own_task.py", cwd=tmp_path)
+
+
+def test_the_page_on_engines_ends_in_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    exec_in_a_module(python_in("add-an-engine.md")[-1])
+    printed = capsys.readouterr().out
+    assert "evaluation: 5 traces, 1 failed" in printed and printed.rstrip().endswith("['p3']")
+
+
+def exec_in_a_module(code: str) -> None:
+    exec(compile(code, "document", "exec"), {"__name__": "document"})  # noqa: S102  (our own page)
 
 
 def test_the_probe_along_the_gradient(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
