@@ -142,12 +142,12 @@ class Bench:
     def steps(self, config: Config, repeats: int) -> tuple[list[dict[str, float]], Workload]:
         """Metrics of `repeats` real steps after one that does not count, and the workload that they were."""
         from paragator.engines.local.compute import computed_now
-        from paragator.runs import resolve
+        from paragator.runs import connect, resolve
         from paragator.training.policy import Policy
         from paragator.training.step import step
 
         policy = computed_now(Policy, self.model, self.tokenizer, config)
-        engine = resolve.build_engine(config, self.model, self.tokenizer)
+        engine = connect.local_engine(config, self.model, self.tokenizer)
         packer = resolve.build_packer(config, engine)
         seen: dict[str, list[int]] = {"problem": [], "generate": [], "aggregate": []}
         signal = {"generate": 0, "aggregate": 0}

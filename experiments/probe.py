@@ -17,7 +17,7 @@ from paragator.core.packing import strip_thinking
 from paragator.core.scaffold import Scaffold, run
 from paragator.core.types import Plan
 from paragator.engines.local.loading import load as load_model
-from paragator.runs import resolve
+from paragator.runs import connect, resolve
 from paragator.settings import load
 
 VERDICT = re.compile(r"([A-H]) (right|wrong)")
@@ -30,8 +30,8 @@ async def main() -> None:
     parser.add_argument("--model", default="embedded")
     flags = parser.parse_args()
     config = load(Config, "configs/quickstart.toml", ["--model.path", flags.model])
-    task = resolve.check(config, training=False).task
-    engine = resolve.build_engine(config, *load_model(config.model))
+    task = resolve.resolve(config, training=False).task
+    engine = connect.local_engine(config, *load_model(config.model))
     problems = task.problems("held-out", flags.problems, 99)
     templates = config.model.templates()
     traces = await asyncio.gather(*(run(p, engine, Scaffold(Plan.method(4, 1), templates, seed=1)) for p in problems))

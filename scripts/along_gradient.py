@@ -22,7 +22,7 @@ from paragator.core.scaffold import Scaffold, run
 from paragator.core.types import Plan, Problem
 from paragator.engines.local import loading
 from paragator.engines.local.compute import computed
-from paragator.runs import resolve
+from paragator.runs import connect, resolve
 from paragator.settings import load
 from paragator.tasks import grade_trace
 from paragator.training.policy import Policy
@@ -51,12 +51,12 @@ async def measured(config: Config, task: Any, engine: Any, problems: Sequence[Pr
 
 
 async def probe(config: Config) -> None:
-    checked = resolve.check(config, training=True)
+    checked = resolve.resolve(config, training=True)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     model, tokenizer = await computed(loading.load, config.model)
     policy = await computed(Policy, model, tokenizer, config)
-    engine = resolve.build_engine(config, policy.raw, tokenizer, autocast=policy.accelerator.autocast)
+    engine = connect.local_engine(config, policy.raw, tokenizer, autocast=policy.accelerator.autocast)
     held_out = checked.task.problems("held-out", PROBLEMS, 1)
     gradient: dict[str, torch.Tensor] = {}
 

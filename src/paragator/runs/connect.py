@@ -108,7 +108,7 @@ def connection_of(
         if hasattr(engine, "usage"):
             usage = UsageLog(run_dir / USAGE, model, lambda: asdict(engine.usage))
     if not remote:
-        packer = resolve.build_packer(config, engine) if hasattr(engine, "count") else estimating_packer(config)
+        packer = packer_of(config, engine)
         at_once = getattr(engine, "at_once", None)
         return Connection(at_most(sample, UNLIMITED, stop), packer, at_once, journal, usage)
     most = config.engine.max_in_flight * len(engine.engines)
@@ -183,6 +183,11 @@ def settings_of(config: Config, model: str) -> str:
     """What decides an answer apart from the request, for the journal: the model and how it samples."""
     stages = [config.generate.model_dump(exclude={"weight"}), config.aggregate.model_dump(exclude={"weight"})]
     return json.dumps([model, stages, config.engine.extra_body], sort_keys=True)
+
+
+def packer_of(config: Config, engine: Any) -> Packer:
+    """Aggregation prompts within the context of an engine that counts tokens, or within rollout.max_prompt_tokens."""
+    return resolve.build_packer(config, engine) if hasattr(engine, "count") else estimating_packer(config)
 
 
 def estimating_packer(config: Config) -> Packer:

@@ -94,9 +94,9 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
     events.say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
     watched = Watched(config, policy, events)
     async with connect.training_engine(config, policy, run_dir, events.say, own) as (engine, publish):
-        if hasattr(engine, "count"):
+        if hasattr(engine, "misfit"):
             resolve.check_prompts(config, data.problems + data.held_out, engine)
-        packer = resolve.build_packer(config, engine)
+        packer = connect.packer_of(config, engine)
         asked = Evaluation(data.held_out, task, resolve.eval_scaffold(config, packer), config.eval.repeats)
 
         async def evaluated(name: str) -> bool:
