@@ -107,11 +107,11 @@ class Bench:
     def __init__(self) -> None:
         from paragator.engines.local import loading
         from paragator.engines.local.compute import computed_now
-        from paragator.tasks import load
+        from paragator.tasks import load_task
 
         config = self.config(8, 8, 4, 24, 40)
         self.model, self.tokenizer = computed_now(loading.load, config.model)
-        self.task = load(config.task)
+        self.task = load_task(config.task)
         self.problems = self.task.problems("train", 512, 0)
         self.number = 0
         self.told: dict[str, float] = {}

@@ -64,7 +64,7 @@ def main() -> int:
             "train": config.train.model_copy(update={"steps": steps}),
         }
     )
-    problems = tasks.load(config.task).problems("train", steps * BATCH + HELD_OUT, options.seed)
+    problems = tasks.load_task(config.task).problems("train", steps * BATCH + HELD_OUT, options.seed)
     rng = Random(f"{options.seed}:cold start")
     trees = [demonstration(p, config, tokenizer, rng, aggregation=i % 2 == 1) for i, p in enumerate(problems)]
     target = Path(config.model.path)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from paragator.config import TaskConfig
-from paragator.tasks import checks, load
+from paragator.tasks import checks, load_task
 from paragator.tasks.benchmarks import ROWS, TABLE, DataSet
-from paragator.tasks.checks import Checked
-from paragator.tasks.sources import load as load_set
+from paragator.tasks.checks import CheckedSet
+from paragator.tasks.sources import load_rows
 
 FOLDER = Path(os.environ.get("PARAGATOR_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data").resolve()
 HERE = [row for row in ROWS if (FOLDER / row.file).is_file() and not row.part]
@@ -30,16 +30,16 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARAGATOR_DATA", str(FOLDER))
 
 
-def checked(name: str) -> Checked:
+def checked(name: str) -> CheckedSet:
     row = TABLE[name]
     if row not in HERE:
         pytest.skip(f"no {row.file} in {FOLDER}")
-    return checks.check(row)
+    return checks.check_set(row)
 
 
 @pytest.mark.parametrize("row", HERE, ids=lambda row: row.name)
 def test_a_set_is_what_the_table_says(row: DataSet) -> None:
-    found = checks.check(row)
+    found = checks.check_set(row)
     assert found.rows == found.expected
     assert found.missing == found.doubled_ids == found.not_text == []
     assert len(found.empty) == EMPTY.get(row.name, 0)
@@ -49,9 +49,9 @@ def test_a_set_is_what_the_table_says(row: DataSet) -> None:
 
 @pytest.mark.parametrize("row", HERE, ids=lambda row: row.name)
 def test_a_set_loads_and_gives_distinct_problems(row: DataSet) -> None:
-    loaded = load_set(row)
+    loaded = load_rows(row)
     assert len(loaded.entries) == (row.file_rows or row.rows or 0) - EMPTY.get(row.name, 0) and not loaded.repeated
-    task = load(TaskConfig(name=row.name))
+    task = load_task(TaskConfig(name=row.name))
     problems = task.problems("train" if row.training else "held-out", 20_000, 0)
     assert len({p.id for p in problems}) == len(problems) > 0
     if row.subset:

@@ -7,8 +7,10 @@ import asyncio
 import importlib
 import inspect
 import json
+import os
 import random
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +23,13 @@ from paragator.cli.main import run
 from paragator.config import TaskConfig
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Grade, Problem
-from paragator.tasks import load, reasoning_gym
+from paragator.tasks import load_task, reasoning_gym
 from paragator.tasks.base import is_held_out
 from paragator.tasks.benchmarks import ROWS, TABLE, DataSet
-from paragator.tasks.sources import Entry, as_text, find, read_entry, shown, subset
-from paragator.tasks.sources import load as load_set
+from paragator.tasks.sources import Entry, as_text, find, load_rows, read_entry, shown, subset
 
 Write = Callable[..., Path]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
 
 
 @pytest.fixture(autouse=True)
@@ -76,9 +78,9 @@ def test_unknown_names_get_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"unknown data set 'math50'; did you mean math500"):
         find("math50")
     with pytest.raises(UsageError, match=r"task.name = 'gsm8' is not a task; did you mean gsm8k"):
-        load(TaskConfig(name="gsm8"))
+        load_task(TaskConfig(name="gsm8"))
     with pytest.raises(UsageError, match=r"task.name = 'zzzzzz' is not a task; see paragator data list"):
-        load(TaskConfig(name="zzzzzz"))
+        load_task(TaskConfig(name="zzzzzz"))
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def test_a_seeded_subset_does_not_depend_on_the_order() -> None:
 def test_empty_answers_and_repeats_are_left_out_and_counted(write: Write) -> None:
     rows = [{"problem": "a", "answer": "1"}, {"problem": "b", "answer": " "}, {"problem": "a", "answer": "2"}]
     path = write("deepscaler", *rows)
-    found = load_set(TABLE["deepscaler"])
+    found = load_rows(TABLE["deepscaler"])
     assert found.found == str(path) and [e.problem.answer for e in found.entries] == ["1"]
     assert len(found.empty) == len(found.repeated) == 1
 
@@ -178,14 +180,14 @@ def test_empty_answers_and_repeats_are_left_out_and_counted(write: Write) -> Non
 def test_one_id_for_two_problems_is_an_error(write: Write) -> None:
     write("aime24", {"id": "a", "problem": "one", "answer": "1"}, {"id": "a", "problem": "two", "answer": "2"})
     with pytest.raises(DataError, match=r"aime24.jsonl:2: id 'a' occurs twice"):
-        load_set(TABLE["aime24"])
+        load_rows(TABLE["aime24"])
 
 
 def test_a_place_is_the_line_in_the_file(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     path = write("aime24", {"problem": "one", "answer": "1"}, {"problem": "two"})
     path.write_text("\n\n" + path.read_text())
     with pytest.raises(DataError, match=r"aime24.jsonl:4: field 'answer'"):
-        load_set(TABLE["aime24"])
+        load_rows(TABLE["aime24"])
     assert run(["data", "check", "aime24"]) == 3
     assert "missing: line 4" in capsys.readouterr().out
 
@@ -193,7 +195,7 @@ def test_a_place_is_the_line_in_the_file(write: Write, capsys: pytest.CaptureFix
 def test_a_set_without_a_problem_is_an_error(write: Write) -> None:
     write("aime24", {"problem": "one", "answer": ""})
     with pytest.raises(DataError, match="no problems in it"):
-        load_set(TABLE["aime24"])
+        load_rows(TABLE["aime24"])
 
 
 def test_parts_of_a_benchmark(write: Write) -> None:
@@ -201,9 +203,12 @@ def test_parts_of_a_benchmark(write: Write) -> None:
         {"problem_statement": s, "answer": "1", "source": s} for s in ("SuperGPQA", "RealMath", "ARB", "real-math v2")
     ]
     write("principia_bench", *rows)
-    assert [e.problem.text for e in load_set(TABLE["principia_bench_realmath"]).entries] == ["RealMath", "real-math v2"]
+    assert [e.problem.text for e in load_rows(TABLE["principia_bench_realmath"]).entries] == [
+        "RealMath",
+        "real-math v2",
+    ]
     with pytest.raises(DataError, match="no row has 'physics' in source or source_data"):
-        load_set(TABLE["principia_bench_physics"])
+        load_rows(TABLE["principia_bench_physics"])
 
 
 def test_the_data_folder_here_comes_after_the_named_one(
@@ -211,12 +216,12 @@ def test_the_data_folder_here_comes_after_the_named_one(
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "aime24.jsonl").write_text('{"problem": "here", "answer": "1"}\n')
-    assert load_set(TABLE["aime24"]).entries[0].problem.text == "here"
+    assert load_rows(TABLE["aime24"]).entries[0].problem.text == "here"
     write("aime24", {"problem": "named", "answer": "1"})
-    assert load_set(TABLE["aime24"]).entries[0].problem.text == "named"
+    assert load_rows(TABLE["aime24"]).entries[0].problem.text == "named"
     monkeypatch.setenv("PARAGATOR_DATA", "nowhere")
     with pytest.raises(UsageError, match="PARAGATOR_DATA = nowhere: no such folder"):
-        load_set(TABLE["aime24"])
+        load_rows(TABLE["aime24"])
 
 
 class Hub:
@@ -236,7 +241,7 @@ def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatc
     hub = Hub([{"question": "what?", "answer": "because #### 5"}])
     monkeypatch.setitem(sys.modules, "datasets", hub)
     row = TABLE["gsm8k"]
-    found = load_set(row)
+    found = load_rows(row)
     assert hub.asked == ("openai/gsm8k", "main", {"split": "test", "revision": row.revision})
     assert found.found.startswith("hub:openai/gsm8k@") and found.entries[0].problem.answer == "5"
 
@@ -253,13 +258,13 @@ def test_without_the_hub_one_line_says_both_ways(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", library)
     with pytest.raises(DataError) as caught:
-        load_set(TABLE["aime24"])
+        load_rows(TABLE["aime24"])
     assert "\n" not in str(caught.value) and all(part in str(caught.value) for part in wanted)
 
 
 def test_a_set_that_is_on_no_hub_says_so() -> None:
     with pytest.raises(DataError, match=r"scibench: no local file, and no hub repository is known; set PARAGATOR_DATA"):
-        load_set(TABLE["scibench"])
+        load_rows(TABLE["scibench"])
 
 
 # ---- tasks -----------------------------------------------------------------------------------------------------------
@@ -267,7 +272,7 @@ def test_a_set_that_is_on_no_hub_says_so() -> None:
 
 def test_a_benchmark_is_held_out_as_a_whole(write: Write) -> None:
     write("aime24", *numbered(30))
-    task = load(TaskConfig(name="aime24"))
+    task = load_task(TaskConfig(name="aime24"))
     everything = task.problems("held-out", 999, 0)
     assert len(everything) == 30 and task.name == "aime24"
     assert task.problems("held-out", 7, 0) == everything[:7] != task.problems("held-out", 7, 1)
@@ -277,7 +282,7 @@ def test_a_benchmark_is_held_out_as_a_whole(write: Write) -> None:
 
 def test_a_training_set_gives_a_tenth(write: Write) -> None:
     write("deepscaler", *numbered(300))
-    task = load(TaskConfig(name="deepscaler"))
+    task = load_task(TaskConfig(name="deepscaler"))
     train, held_out = task.problems("train", 999, 0), task.problems("held-out", 999, 0)
     assert len(train) + len(held_out) == 300 and 10 < len(held_out) < 60
     assert all(is_held_out(p.text) for p in held_out) and not any(is_held_out(p.text) for p in train)
@@ -290,22 +295,22 @@ def test_a_subset_is_of_the_training_side_and_the_same_whatever_is_held_out(
     monkeypatch.setitem(TABLE, "deepscaler-10k", small)
     write("deepscaler", *numbered(300))
     write("aime24", *numbered(30, "q"))
-    task = load(TaskConfig(name="deepscaler-10k"))
+    task = load_task(TaskConfig(name="deepscaler-10k"))
     drawn = task.problems("train", 999, 0)
     assert len(drawn) == 20 and not any(is_held_out(p.text) for p in drawn)
     assert set(drawn) == set(task.problems("train", 999, 5)), "the run's seed orders them only"
-    other = load(TaskConfig(name="deepscaler-10k", held_out_path="aime24"))
+    other = load_task(TaskConfig(name="deepscaler-10k", held_out_path="aime24"))
     assert set(other.problems("train", 999, 0)) == set(drawn)
     assert {p.id for p in other.problems("held-out", 999, 0)} == {f"q{i}" for i in range(30)}
 
 
 def test_what_does_not_belong_to_a_row_is_refused() -> None:
     with pytest.raises(UsageError, match=r"task.path and task.fields are for task.name = jsonl; put aime24.jsonl into"):
-        load(TaskConfig(name="aime24", path="x.jsonl"))
+        load_task(TaskConfig(name="aime24", path="x.jsonl"))
     with pytest.raises(UsageError, match=r"aime24 is held out as a whole"):
-        load(TaskConfig(name="aime24", held_out_path="aime25"))
+        load_task(TaskConfig(name="aime24", held_out_path="aime25"))
     with pytest.raises(UsageError, match=r"task.held_out_path = aime: no such file"):
-        load(TaskConfig(name="deepscaler", held_out_path="aime"))
+        load_task(TaskConfig(name="deepscaler", held_out_path="aime"))
 
 
 def test_a_benchmark_is_graded_with_each_rows_kind(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +320,7 @@ def test_a_benchmark_is_graded_with_each_rows_kind(write: Write, monkeypatch: py
     monkeypatch.setattr("paragator.grading.grade_many_async", grade, raising=False)
     rows = [("a", "Matrix"), ("b", "Integer"), ("c", None)]
     write("principia_bench", *({"problem_statement": p, "answer": p, "answer_type": kind} for p, kind in rows))
-    task = load(TaskConfig(name="principia_bench"))
+    task = load_task(TaskConfig(name="principia_bench"))
     for problem in task.problems("held-out", 9, 0):
         grades: Any = task.grade(problem, ["x"])
         wanted = {"a": "matrix", "b": "number", "c": None}[problem.text]
@@ -326,12 +331,12 @@ def test_a_benchmark_is_graded_with_each_rows_kind(write: Write, monkeypatch: py
 
 
 def test_a_generator_by_name_with_parameters() -> None:
-    task = load(TaskConfig(name="reasoning-gym/gcd", parameters={"min_value": 10, "max_value": 99}))
+    task = load_task(TaskConfig(name="reasoning-gym/gcd", parameters={"min_value": 10, "max_value": 99}))
     train, held_out = task.problems("train", 12, 3), task.problems("held-out", 3, 3)
     assert len({p.text for p in train} | {p.text for p in held_out}) == 15
-    assert train == load(TaskConfig(name="reasoning-gym/gcd", parameters={"min_value": 10, "max_value": 99})).problems(
-        "train", 12, 3
-    )
+    assert train == load_task(
+        TaskConfig(name="reasoning-gym/gcd", parameters={"min_value": 10, "max_value": 99})
+    ).problems("train", 12, 3)
     json.dumps([p.answer for p in train])
     problem = train[0]
     texts = [
@@ -348,7 +353,7 @@ def test_a_generator_by_name_with_parameters() -> None:
 
 
 def test_a_seed_may_be_negative() -> None:
-    task = load(TaskConfig(name="reasoning-gym/chain_sum"))
+    task = load_task(TaskConfig(name="reasoning-gym/chain_sum"))
     for problem in task.problems("train", 3, -3):
         grades: Any = task.grade(problem, [problem.answer])
         assert grades[0].verdict == "correct", problem.id
@@ -381,7 +386,33 @@ def test_a_score_below_one_is_wrong_and_a_checker_that_raises_cannot_tell() -> N
 )
 def test_a_generator_that_cannot_be(name: str, parameters: dict[str, Any], wanted: str) -> None:
     with pytest.raises(UsageError, match=wanted):
-        load(TaskConfig(name=f"reasoning-gym/{name}", parameters=parameters))
+        load_task(TaskConfig(name=f"reasoning-gym/{name}", parameters=parameters))
+
+
+def test_a_generator_is_not_built_before_problems_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some take seconds; refusing what cannot be must not."""
+    importlib.import_module("reasoning_gym")
+    built: list[Any] = []
+    monkeypatch.setattr(reasoning_gym, "create", lambda *asked: built.append(asked))
+    task = load_task(TaskConfig(name="reasoning-gym/acre"))
+    assert not built
+    with pytest.raises(TypeError):  # there is no stream to draw from
+        task.problems("train", 1, 0)
+    assert built == [("acre", {}, 0)]
+
+
+@pytest.mark.parametrize("name", ["countdown", "arithmetic", "aime24", "x.jsonl"])
+def test_loading_a_task_imports_no_data_library(name: str, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"problem": "p", "answer": "1"}\n')
+    code = f"""
+import sys
+from paragator.config import TaskConfig
+from paragator.tasks import load_task
+load_task(TaskConfig(name={name!r}))
+print(sorted({{"datasets", "reasoning_gym", "sympy", "torch", "transformers"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_no_checker_of_the_installed_package_evaluates_an_answer() -> None:

@@ -19,7 +19,7 @@ from paragator.config import TaskConfig
 from paragator.core.errors import DataError, UsageError
 from paragator.core.prompts import COMPACT
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
-from paragator.tasks import Task, arithmetic, countdown, grade_trace, load
+from paragator.tasks import Task, arithmetic, countdown, grade_trace, load_task
 from paragator.tasks.base import graded_by, is_held_out, take
 from paragator.tasks.countdown import MAX_ANSWER_CHARS, content_key, parse
 from paragator.tasks.demonstrations import LARGEST, Countdown, Sums, enumerate_attempts
@@ -197,7 +197,7 @@ def numbers_of(problem: Problem) -> Any:
 
 @pytest.fixture(scope="module")
 def small_countdown() -> Task:
-    return load(TaskConfig(min_numbers=3, max_numbers=4))
+    return load_task(TaskConfig(min_numbers=3, max_numbers=4))
 
 
 def test_countdown_problems_are_distinct_reproducible_and_in_range(small_countdown: Task) -> None:
@@ -229,18 +229,18 @@ def test_countdown_asks_for_no_more_than_there_is() -> None:
 @pytest.mark.parametrize("impossible", [{"max_value": 1}, {"min_target": 90_000, "max_target": 90_001}])
 def test_a_target_that_no_numbers_make_is_refused_in_one_line(impossible: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=r"task\.min_target = .*task\.max_target = .*task\.max_value = ") as caught:
-        load(TaskConfig(**impossible)).problems("train", 1, 0)  # type: ignore[arg-type]
+        load_task(TaskConfig(**impossible)).problems("train", 1, 0)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 def test_words_name_numbers_and_target() -> None:
-    problem = load(TaskConfig(style="words")).problems("held-out", 1, 0)[0]
+    problem = load_task(TaskConfig(style="words")).problems("held-out", 1, 0)[0]
     assert ", ".join(map(str, problem.answer["numbers"])) in problem.text
     assert str(problem.answer["target"]) in problem.text
 
 
 def test_arithmetic_problems_and_their_answers() -> None:
-    task = load(TaskConfig(name="arithmetic", min_numbers=3, max_numbers=4, max_value=99))
+    task = load_task(TaskConfig(name="arithmetic", min_numbers=3, max_numbers=4, max_value=99))
     train, held_out = task.problems("train", 40, 0), task.problems("held-out", 10, 0)
     assert train == task.problems("train", 40, 0)
     assert not {p.text for p in train} & {p.text for p in held_out}
@@ -300,7 +300,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_jsonl_splits_by_content(data: Path) -> None:
-    task = load(TaskConfig(name="jsonl", path=str(data)))
+    task = load_task(TaskConfig(name="jsonl", path=str(data)))
     train, held_out = task.problems("train", 999, 0), task.problems("held-out", 999, 0)
     assert len(train) + len(held_out) == 200 and 5 <= len(held_out) <= 40
     assert not {p.text for p in train} & {p.text for p in held_out}
@@ -311,7 +311,7 @@ def test_jsonl_splits_by_content(data: Path) -> None:
 def test_jsonl_with_a_held_out_file(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "test.jsonl"
     other.write_text('{"problem": "what?", "answer": "that", "id": "q"}\n')
-    task = load(TaskConfig(name="jsonl", path=str(data), held_out_path=str(other)))
+    task = load_task(TaskConfig(name="jsonl", path=str(data), held_out_path=str(other)))
     assert task.problems("held-out", 9, 0) == [Problem("q", "what?", "that")]
     assert len(task.problems("train", 999, 0)) == 200
 
@@ -319,19 +319,19 @@ def test_jsonl_with_a_held_out_file(data: Path, tmp_path: Path) -> None:
 def test_a_problem_of_the_held_out_file_is_never_trained_on(data: Path, tmp_path: Path) -> None:
     other = tmp_path / "test.jsonl"
     other.write_text('{"problem": "7  +  1", "answer": 8}\n')
-    task = load(TaskConfig(name="jsonl", path=str(data), held_out_path=str(other)))
+    task = load_task(TaskConfig(name="jsonl", path=str(data), held_out_path=str(other)))
     assert "7 + 1" not in {p.text for p in task.problems("train", 999, 0)}
 
 
 def test_a_name_that_is_a_file_is_that_file(data: Path) -> None:
-    named = load(TaskConfig(name=str(data)))
-    assert named.problems("train", 9, 0) == load(TaskConfig(name="jsonl", path=str(data))).problems("train", 9, 0)
+    named = load_task(TaskConfig(name=str(data)))
+    assert named.problems("train", 9, 0) == load_task(TaskConfig(name="jsonl", path=str(data))).problems("train", 9, 0)
 
 
 def test_jsonl_order_of_lines_does_not_matter(data: Path) -> None:
-    before = load(TaskConfig(name="jsonl", path=str(data))).problems("train", 9, 0)
+    before = load_task(TaskConfig(name="jsonl", path=str(data))).problems("train", 9, 0)
     data.write_text("".join(reversed(data.read_text().splitlines(keepends=True))))
-    after = load(TaskConfig(name="jsonl", path=str(data))).problems("train", 9, 0)
+    after = load_task(TaskConfig(name="jsonl", path=str(data))).problems("train", 9, 0)
     assert [p.text for p in before] == [p.text for p in after]
 
 
@@ -340,9 +340,9 @@ def test_jsonl_fields_by_other_names(tmp_path: Path) -> None:
     path.write_text('{"q": "what?", "gold": [1, 2.0], "answer": "no", "uid": "a"}\n')
     fields = {"problem": "q", "answer": "gold", "id": "uid"}
     config = TaskConfig(name="jsonl", path=str(path), held_out_path=str(path), fields=fields)
-    assert load(config).problems("held-out", 9, 0) == [Problem("a", "what?", "1, 2")]
+    assert load_task(config).problems("held-out", 9, 0) == [Problem("a", "what?", "1, 2")]
     with pytest.raises(UsageError, match=r"task\.fields: unknown field 'question'; known: problem, answer"):
-        load(TaskConfig(name="jsonl", path=str(path), fields={"question": "q"}))
+        load_task(TaskConfig(name="jsonl", path=str(path), fields={"question": "q"}))
 
 
 @pytest.mark.parametrize(("kind", "wanted"), [(None, "set"), ("number", "number")])
@@ -355,7 +355,7 @@ def test_jsonl_asks_the_grader_with_reference_and_kind(
     monkeypatch.setattr("paragator.grading.grade_many_async", grade, raising=False)
     path = tmp_path / "data.jsonl"
     path.write_text('{"problem": "what?", "answer": 7, "kind": "set"}\n')
-    task = load(TaskConfig(name="jsonl", path=str(path), held_out_path=str(path), kind=kind))
+    task = load_task(TaskConfig(name="jsonl", path=str(path), held_out_path=str(path), kind=kind))
     (problem,) = task.problems("held-out", 9, 0)
     grades: Any = task.grade(problem, ["x", "y"])
     assert [g.answer for g in asyncio.run(grades)] == [f"x|7|{wanted}", f"y|7|{wanted}"]
@@ -378,7 +378,7 @@ def test_a_problem_that_was_never_listed_is_graded_by_its_kind(tmp_path: Path, k
     train, held_out = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     train.write_text('{"problem": "one", "answer": 1, "kind": "set"}\n')
     held_out.write_text('{"problem": "other", "answer": 1, "kind": "number"}\n')
-    task = load(TaskConfig(name="jsonl", path=str(train), held_out_path=str(held_out)))
+    task = load_task(TaskConfig(name="jsonl", path=str(train), held_out_path=str(held_out)))
     task.problems("held-out", 9, 0)
     for text in ("one", "other", "unknown"):
         grades: Any = task.grade(Problem("1", text, "1"), ["x"])  # as recorded pools give it; both files have a 1
@@ -393,17 +393,17 @@ def test_a_kind_that_is_not_known_is_refused_before_anything_is_graded(tmp_path:
     )
     here = {"name": "jsonl", "path": str(path), "held_out_path": str(path)}
     with pytest.raises(UsageError, match=r"task\.kind = 'nummer' is not known; did you mean 'number'"):
-        load(TaskConfig(**here, kind="nummer"))  # type: ignore[arg-type]
+        load_task(TaskConfig(**here, kind="nummer"))  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"data\.jsonl:3: kind = 'zet' is not known; did you mean 'set'"):
-        load(TaskConfig(**here)).problems("held-out", 9, 0)  # type: ignore[arg-type]
-    assert len(load(TaskConfig(**here, kind="number")).problems("held-out", 9, 0)) == 2  # type: ignore[arg-type]
-    assert len(load(TaskConfig(**here, reward="json:dumps")).problems("held-out", 9, 0)) == 2  # type: ignore[arg-type]
+        load_task(TaskConfig(**here)).problems("held-out", 9, 0)  # type: ignore[arg-type]
+    assert len(load_task(TaskConfig(**here, kind="number")).problems("held-out", 9, 0)) == 2  # type: ignore[arg-type]
+    assert len(load_task(TaskConfig(**here, reward="json:dumps")).problems("held-out", 9, 0)) == 2  # type: ignore[arg-type]
 
 
 def test_a_place_is_the_line_in_the_file_and_an_id_the_place_among_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('\n{"problem": "one", "answer": 1}\n\n{"problem": "two", "answer": true}\n')
-    task = load(TaskConfig(name="jsonl", path=str(path), held_out_path=str(path)))
+    task = load_task(TaskConfig(name="jsonl", path=str(path), held_out_path=str(path)))
     with pytest.raises(DataError, match=r"data\.jsonl:4: answer = True: write it as text"):
         task.problems("held-out", 9, 0)
     path.write_text(path.read_text().replace("true", "2"))
@@ -414,7 +414,7 @@ def test_jsonl_without_a_held_out_problem_says_so(tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
     text = next(t for t in (f"{i}?" for i in range(99)) if not is_held_out(t))
     path.write_text(json.dumps({"problem": text, "answer": 0}) + "\n")
-    task = load(TaskConfig(name="jsonl", path=str(path)))
+    task = load_task(TaskConfig(name="jsonl", path=str(path)))
     assert len(task.problems("train", 9, 0)) == 1
     with pytest.raises(DataError, match="no held-out problems"):
         task.problems("held-out", 9, 0)
@@ -451,7 +451,7 @@ def test_a_named_reward_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [])  # as for the installed script, which does not look into the current folder
-    task = load(TaskConfig(reward="length_reward:score"))
+    task = load_task(TaskConfig(reward="length_reward:score"))
     assert [g.reward for g in task.grade(FOUR, ["a", "bb"])] == [0.0, 1.0]
 
 
@@ -611,7 +611,7 @@ def test_demonstrations_hold_the_terms_that_problems_hold() -> None:
     config = TaskConfig(name="arithmetic", min_numbers=3, max_numbers=3, max_value=99)
     demonstrations, rng = Sums(config, 0), Random(3)
     shown = {int(n) for _ in range(2000) for n in re.findall(r"\d+", demonstrations.problem(rng)[0].text)}
-    asked = {int(n) for p in load(config).problems("held-out", 2000, 0) for n in re.findall(r"\d+", p.text)}
+    asked = {int(n) for p in load_task(config).problems("held-out", 2000, 0) for n in re.findall(r"\d+", p.text)}
     assert shown == asked == set(range(100))
 
 

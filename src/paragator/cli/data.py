@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
 from paragator.cli.main import Parser
-from paragator.config import TaskConfig
-from paragator.core.errors import DataError, UsageError
-from paragator.core.text import printable
-from paragator.core.types import Problem
-from paragator.tasks import checks, load, reasoning_gym
-from paragator.tasks.benchmarks import TABLE, DataSet, Fields
-from paragator.tasks.checks import EXAMPLES, Checked, Shared
-from paragator.tasks.sources import find, first, locate, read_entry, read_rows, suggest
+from paragator.core.errors import UsageError
+from paragator.core.text import one_line, printable
+from paragator.tasks.benchmarks import TABLE
+from paragator.tasks.checks import EXAMPLES, CheckedSet, Shared, check_sets, first_problems
+from paragator.tasks.reasoning_gym import PREFIX
+from paragator.tasks.sources import locate, place_of, suggest
 
 VERBS = {
     "list": "the known sets: rows, kind of answers, licence, and where each is found",
-    "check": "counts, doubles, empty answers, and problems shared by training and evaluation sets",
+    "check": "counts, duplicates, empty answers, and problems shared by training and evaluation sets",
     "show": "the first problems of a set or a file",
 }
 CHECK = """
@@ -55,7 +51,7 @@ def parser_for(verb: str, more: str = "") -> Parser:
 
 def list_sets(arguments: list[str]) -> int:
     flags = parser_for("list").parse_args(arguments)
-    rows = [{**asdict(row), "found": where(row)} for row in TABLE.values()]
+    rows = [{**asdict(row), "found": place_of(row)} for row in TABLE.values()]
     if flags.json:
         print(json.dumps(rows))
         return 0
@@ -63,17 +59,10 @@ def list_sets(arguments: list[str]) -> int:
     for row in TABLE.values():
         count = row.subset or (row.file_rows if row.file_rows and locate(row) else row.rows)
         use = "train" if row.training else "eval"
-        table.append([row.name, f"{count:,}" if count else "?", use, row.kind or "any", row.licence, where(row)])
+        table.append([row.name, f"{count:,}" if count else "?", use, row.kind or "any", row.licence, place_of(row)])
     print(columns(table))
-    print(f"\n{reasoning_gym.PREFIX}NAME, for a generator of reasoning-gym, and any JSONL file are tasks as well.")
+    print(f"\n{PREFIX}NAME, for a generator of reasoning-gym, and any JSONL file are tasks as well.")
     return 0
-
-
-def where(row: DataSet) -> str:
-    """The local file, else the hub repository and revision."""
-    if path := locate(row):
-        return str(path)
-    return f"hub:{row.hub}@{(row.revision or 'main')[:7]}" if row.hub else "not here"
 
 
 def check(arguments: list[str]) -> int:
@@ -82,37 +71,17 @@ def check(arguments: list[str]) -> int:
     parser.add_argument("--against", action="append", metavar="NAME", help="compare with this set or file (repeatable)")
     parser.add_argument("--references", action="store_true", help="grade every answer against itself too (minutes)")
     flags = parser.parse_args(arguments)
-    here = [row for row in TABLE.values() if locate(row) and not row.subset and not row.part]
-    if not flags.names and not here:
-        raise DataError(
-            "no local data: set PARAGATOR_DATA to a folder of JSONL files, or name sets to load from the hub"
-        )
-    chosen = [resolve(name) for name in flags.names] or here
-    others = [resolve(name) for name in flags.against or ()] or [row for row in here if not row.training]
-    checked = [checks.check(row, references=flags.references) for row in chosen]
-    known = dict(zip(chosen, checked, strict=True))
-    scanned = [c for c in checked if c.training or flags.against]
-    shared = checks.overlaps(scanned, [known.get(row) or checks.check(row) for row in others]) if scanned else []
+    checked, shared = check_sets(flags.names, flags.against or (), references=flags.references)
     clean = all(c.clean for c in checked) and not shared
     if flags.json:
-        sets = [checks.as_json(c) for c in checked]
-        print(json.dumps({"clean": clean, "sets": sets, "overlaps": [overlap_json(s) for s in shared]}))
+        sets, overlaps = [c.to_dict() for c in checked], [s.to_dict() for s in shared]
+        print(json.dumps({"clean": clean, "sets": sets, "overlaps": overlaps}))
     else:
         print(printable(report(checked, shared)))
     return 0 if clean else 3
 
 
-def resolve(name: str) -> DataSet:
-    """A row of the table, or a JSONL file as one; UsageError with what comes close."""
-    path = Path(name)
-    if name in TABLE or not (path.suffix or path.is_file()):
-        return replace(find(name), subset=None)
-    if not path.is_file():
-        raise UsageError(f"{name}: no such file, and no such set; see paragator data list")
-    return DataSet("", None, None, "", str(path.absolute()), fields=Fields(kind=("kind", "answer_type")))
-
-
-def report(checked: Sequence[Checked], shared: Sequence[Shared]) -> str:
+def report(checked: Sequence[CheckedSet], shared: Sequence[Shared]) -> str:
     """The findings as two tables, and the rows that they are about."""
     heads = ["set", "rows", "expected", "missing", "double ids", "double problems", "empty", "not text", "unverified"]
     table, lines = [heads], []
@@ -128,16 +97,9 @@ def report(checked: Sequence[Checked], shared: Sequence[Shared]) -> str:
         rows = [["in", "of", "problems", "13 words", "half", "whole", "for instance"]]
         for s in shared:
             id_, match = s.matches[0]
+            counts = [str(n) for n in (len(s.matches), s.at_least(0.5), s.at_least(1))]
             example = f"{id_} = {match.other} ({match.share:.0%})"
-            rows.append(
-                [
-                    s.within,
-                    s.of,
-                    f"{s.total:,}",
-                    *(str(n) for n in (len(s.matches), s.at_least(0.5), s.at_least(1))),
-                    example,
-                ]
-            )
+            rows.append([s.within, s.of, f"{s.total:,}", *counts, example])
         parts.append(columns(rows))
     if not lines and not shared:
         parts.append("nothing found")
@@ -147,17 +109,6 @@ def report(checked: Sequence[Checked], shared: Sequence[Shared]) -> str:
 def sample(found: Sequence[str]) -> str:
     more = f" and {len(found) - EXAMPLES:,} more" if len(found) > EXAMPLES else ""
     return ", ".join(found[:EXAMPLES]) + more
-
-
-def overlap_json(shared: Shared) -> dict[str, Any]:
-    matches = [{"id": id_, "other": match.other, "share": round(match.share, 4)} for id_, match in shared.matches]
-    head = {"in": shared.within, "of": shared.of, "problems": shared.total}
-    return head | {
-        "shared": len(matches),
-        "half": shared.at_least(0.5),
-        "whole": shared.at_least(1),
-        "matches": matches,
-    }
 
 
 def show(arguments: list[str]) -> int:
@@ -175,20 +126,6 @@ def show(arguments: list[str]) -> int:
         text = printable(problem.text).replace("\n", "\n  ")
         print(f"{one_line(problem.id)}\n  {text}\n  answer: {one_line(str(problem.answer))}\n")
     return 0
-
-
-def first_problems(name: str, count: int) -> list[Problem]:
-    """The first of a set's or file's rows, as they are; the first draws of a generator."""
-    if name.startswith(reasoning_gym.PREFIX):
-        return load(TaskConfig(name=name)).problems("train", count, 0)
-    row = resolve(name)
-    found, rows = read_rows(row)
-    own = [{"id": n, **r} if first(r, row.fields.id) is None else r for n, r in enumerate(rows[:count], 1)]
-    return [read_entry(r, row, f"{found}:{n}").problem for n, r in enumerate(own, 1)]
-
-
-def one_line(text: str) -> str:
-    return printable(text).replace("\n", "\\n")
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

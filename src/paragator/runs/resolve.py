@@ -22,8 +22,7 @@ from paragator.engines.sampling import Sampling
 from paragator.runs.folder import OWN_WEIGHTS
 from paragator.runs.servers import judge_engine, servers_of
 from paragator.settings import merged, validate
-from paragator.tasks import Task
-from paragator.tasks import load as load_task
+from paragator.tasks import Task, load_task
 
 ENDPOINT_MAX_TOKENS, LOCAL_MAX_TOKENS = 4096, 1024
 CHANGES_SAMPLING = {

@@ -1,5 +1,5 @@
-"""Tasks: a name to problems and a grader. `load(config)` is the only door."""
+"""Tasks: a name to problems and a grader. `load_task(config)` is the only door."""
 
-from paragator.tasks.base import Task, grade_trace, load
+from paragator.tasks.base import Task, grade_trace, load_task
 
-__all__ = ["Task", "grade_trace", "load"]
+__all__ = ["Task", "grade_trace", "load_task"]

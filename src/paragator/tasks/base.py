@@ -36,7 +36,7 @@ class Task:
     grade: Grader
 
 
-def load(config: TaskConfig) -> Task:
+def load_task(config: TaskConfig) -> Task:
     """The task that a config names, with its reward function if it names one; UsageError for an unknown name.
 
     A name that ends in .jsonl is that file, as if task.name were jsonl and task.path the file.
@@ -99,7 +99,7 @@ def graded_by(reward: Reward, name: str) -> Callable[[Problem, Sequence[str]], l
         except Exception as error:  # somebody else's code: whatever it raises, the run is resumable
             kind = type(error).__name__
             raise RunError(
-                f"reward {name} raised {kind} for problem {problem.id}: {error}; mend it and --resume"
+                f"reward {name} raised {kind} for problem {problem.id}: {error}; fix it and --resume"
             ) from error
         if len(values) != len(texts):
             raise UsageError(f"reward {name} gave {len(values)} values for {len(texts)} texts: return one for each")

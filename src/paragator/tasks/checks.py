@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: counts, doubles, empty answers, references that do not grade, overlap with another set."""
+"""Checks of data sets: counts, duplicates, empty answers, references that do not grade, overlaps; and a set's first problems."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from paragator.config import TaskConfig
 from paragator.core.errors import DataError
 from paragator.core.types import Problem
-from paragator.tasks.benchmarks import DataSet
+from paragator.tasks.base import load_task
+from paragator.tasks.benchmarks import TABLE, DataSet
 from paragator.tasks.overlap import Index, Match
-from paragator.tasks.sources import Entry, first, locate, numbered_rows, read_entry
+from paragator.tasks.reasoning_gym import PREFIX
+from paragator.tasks.sources import Entry, first, locate, nothing_in, numbered_rows, read_entry, resolve
 
 EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckedSet:
     """One set as it was found; every list holds the ids (for `missing`, the places) of the rows concerned."""
 
     name: str
@@ -48,6 +51,12 @@ class Checked:
         lists = (self.missing, self.doubled_ids, self.doubled_problems, self.empty, self.not_text, self.unverified)
         return not self.miscounted and not any(lists)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        lists = ("missing", "doubled_ids", "doubled_problems", "empty", "not_text", "unverified")
+        head = {"name": self.name, "found": self.found, "rows": self.rows, "expected": self.expected}
+        return head | {"usable": len(self.entries)} | {name: getattr(self, name) for name in lists}
+
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -64,12 +73,38 @@ class Shared:
         """How many have that share of their runs in one problem there: 1 is the whole text, 0.5 often a twin with other numbers."""
         return sum(match.share >= share for _, match in self.matches)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        matches = [{"id": id_, "other": match.other, "share": round(match.share, 4)} for id_, match in self.matches]
+        counts = {"shared": len(matches), "half": self.at_least(0.5), "whole": self.at_least(1)}
+        return {"in": self.within, "of": self.of, "problems": self.total, **counts, "matches": matches}
 
-def check(data_set: DataSet, *, references: bool = False) -> Checked:
+
+def check_sets(
+    names: Sequence[str] = (), against: Sequence[str] = (), *, references: bool = False
+) -> tuple[list[CheckedSet], list[Shared]]:
+    """Checks sets and files by name, or every set with a local file; and what they share with evaluation sets.
+
+    Training sets are compared with all local evaluation sets, or every set with those that `against` names.
+    """
+    here = [row for row in TABLE.values() if locate(row) and not row.subset and not row.part]
+    if not names and not here:
+        raise DataError(
+            "no local data: set PARAGATOR_DATA to a folder of JSONL files, or name sets to load from the hub"
+        )
+    chosen = [resolve(name) for name in names] or here
+    others = [resolve(name) for name in against] or [row for row in here if not row.training]
+    checked = [check_set(row, references=references) for row in chosen]
+    known = dict(zip(chosen, checked, strict=True))
+    scanned = [c for c in checked if c.training or against]
+    return checked, overlaps(scanned, [known.get(row) or check_set(row) for row in others]) if scanned else []
+
+
+def check_set(data_set: DataSet, *, references: bool = False) -> CheckedSet:
     """Read a set, locally or from the hub, and look at every row; `references` also grades each answer against itself."""
     found, rows = numbered_rows(data_set)
     expected = data_set.file_rows if data_set.file_rows and locate(data_set) else data_set.rows
-    checked = Checked(
+    checked = CheckedSet(
         data_set.name or data_set.file, found, data_set.training or not data_set.name, len(rows), expected, []
     )
     texts: set[str] = set()
@@ -89,7 +124,7 @@ def check(data_set: DataSet, *, references: bool = False) -> Checked:
     return checked
 
 
-def look(entry: Entry, checked: Checked, texts: set[str]) -> None:
+def look(entry: Entry, checked: CheckedSet, texts: set[str]) -> None:
     if entry.key in texts:
         checked.doubled_problems.append(entry.problem.id)
     texts.add(entry.key)
@@ -110,7 +145,7 @@ def unverified(entries: Sequence[Entry]) -> list[str]:
     return [f"{e.problem.id} ({grade.reason})" for e, grade in pairs if grade.verdict != "correct"]
 
 
-def overlaps(scanned: Iterable[Checked], indexed: Sequence[Checked]) -> list[Shared]:
+def overlaps(scanned: Iterable[CheckedSet], indexed: Sequence[CheckedSet]) -> list[Shared]:
     """For each pair of sets with common problems, which; a set is not compared with itself."""
     owners = [(checked, problem) for checked in indexed for problem in checked.problems]
     index = Index([problem for _, problem in owners])
@@ -128,8 +163,16 @@ def overlaps(scanned: Iterable[Checked], indexed: Sequence[Checked]) -> list[Sha
     return out
 
 
-def as_json(checked: Checked) -> dict[str, Any]:
-    """A finding as plain values."""
-    lists = ("missing", "doubled_ids", "doubled_problems", "empty", "not_text", "unverified")
-    head = {"name": checked.name, "found": checked.found, "rows": checked.rows, "expected": checked.expected}
-    return head | {"usable": len(checked.entries)} | {name: getattr(checked, name) for name in lists}
+def first_problems(name: str, count: int) -> list[Problem]:
+    """The first of a set's or a file's rows, as they are; the first draws of a generator."""
+    if name.startswith(PREFIX):
+        return load_task(TaskConfig(name=name)).problems("train", count, 0)
+    data_set = resolve(name)
+    found, rows = numbered_rows(data_set)
+    if not rows:
+        raise nothing_in(found)
+    out = []
+    for place, (number, row) in enumerate(rows[:count], 1):
+        named = row if first(row, data_set.fields.id) is not None else {"id": place, **row}
+        out.append(read_entry(named, data_set, f"{found}:{number}").problem)
+    return out

@@ -20,7 +20,7 @@ from paragator.grading import check_kind
 from paragator.records import numbered_lines
 from paragator.tasks.base import Split, Task, is_held_out
 from paragator.tasks.benchmarks import TABLE, DataSet, Fields
-from paragator.tasks.sources import Entry, by_content, find, load, nothing_in, read_entry, subset
+from paragator.tasks.sources import Entry, by_content, find, load_rows, nothing_in, read_entry, subset
 
 NAMES = ("problem", "answer", "id", "kind")
 
@@ -56,8 +56,8 @@ def build_row(config: TaskConfig) -> Task:
                 raise UsageError(
                     f"task.name = {row.name} is for evaluation only; train on deepscaler, or see paragator data list"
                 )
-            return load(row).entries
-        entries = divide(split, lambda: load(row).entries, held_out, row.name)
+            return load_rows(row).entries
+        entries = divide(split, lambda: load_rows(row).entries, held_out, row.name)
         if split == "train" and row.subset:
             return subset((e for e in entries if not is_held_out(e.said)), row.subset, row.subset_seed)
         return entries
@@ -71,7 +71,7 @@ def held_out_of(config: TaskConfig) -> Callable[[], list[Entry]] | None:
     if name is None:
         return None
     if name in TABLE:
-        return lambda: load(TABLE[name]).entries
+        return lambda: load_rows(TABLE[name]).entries
     return functools.partial(read_file, existing(name, "task.held_out_path"), data_set(config))
 
 
@@ -154,7 +154,7 @@ def read_file(path: Path, row: DataSet) -> list[Entry]:
         except UsageError as error:
             raise DataError(f"{where}: {error}") from None
         if not entry.problem.answer:
-            raise DataError(f"{where}: field {row.fields.answer[0]!r} is missing or empty; mend or remove the line")
+            raise DataError(f"{where}: field {row.fields.answer[0]!r} is missing or empty; fix or remove the line")
         if entry.problem.id in out:
             raise DataError(f"{where}: id {entry.problem.id!r} occurs twice; rename one")
         out[entry.problem.id] = entry

@@ -8,7 +8,8 @@ those generators are refused (UNSAFE); tests/unit/test_benchmarks.py reads the i
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from paragator.config import TaskConfig
@@ -33,9 +34,8 @@ MAX_ANSWER_CHARS = 10_000
 def build(config: TaskConfig) -> Task:
     """The task of one generator with `task.parameters`; UsageError for a name or parameters that it does not take."""
     name = config.name.removeprefix(PREFIX)
-    check(name, config.parameters)
+    check_parameters(name, config.parameters)
     stream = functools.cache(lambda seed: create(name, config.parameters, seed))
-    stream(0)
 
     def problems(split: Split, count: int, seed: int) -> list[Problem]:
         def draw(index: int) -> tuple[str, Problem]:
@@ -58,13 +58,8 @@ def build(config: TaskConfig) -> Task:
     return Task(config.name, problems, grade)
 
 
-def check(name: str, parameters: dict[str, Any]) -> None:
-    from reasoning_gym.factory import DATASETS
-
-    if name not in DATASETS:
-        raise UsageError(
-            f"task.name = {PREFIX + name!r}: reasoning-gym has no such generator; {suggest(name, DATASETS)}"
-        )
+def check_parameters(name: str, parameters: dict[str, Any]) -> None:
+    """UsageError for a name or parameters that no generator takes; no generator is built, which takes some of them seconds."""
     if name == "countdown":
         raise UsageError(f"task.name = {PREFIX + name!r}: its checker evaluates answers; use task.name = countdown")
     if name in UNSAFE:
@@ -74,16 +69,33 @@ def check(name: str, parameters: dict[str, Any]) -> None:
     for key in ("seed", "size"):
         if key in parameters:
             raise UsageError(f"task.parameters.{key}: {key} is set by paragator; leave it out")
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        raise UsageError(
+            f"task.name = {PREFIX + name!r}: reasoning-gym has no such generator; {suggest(name, DATASETS)}"
+        )
+    with refusals(name):
+        config = DATASETS[name][1](**parameters, seed=0, size=SIZE)
+        if hasattr(config, "validate"):
+            config.validate()
 
 
 def create(name: str, parameters: dict[str, Any], seed: int) -> Any:
     """The generator's stream; UsageError when it does not take the parameters."""
     import reasoning_gym
 
-    try:
+    with refusals(name):
         return reasoning_gym.create_dataset(name, **parameters, seed=seed, size=SIZE)
+
+
+@contextmanager
+def refusals(name: str) -> Iterator[None]:
+    """What a generator raises for parameters that it does not take, as UsageError."""
+    try:
+        yield
     except (TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"task.parameters for {PREFIX}{name}: {' '.join(str(error).split())}; mend them") from None
+        raise UsageError(f"task.parameters for {PREFIX}{name}: {' '.join(str(error).split())}; fix them") from None
 
 
 def grade_one(source: Any, item: dict[str, Any], text: str) -> Grade:

@@ -12,7 +12,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,7 +21,7 @@ from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Problem
 from paragator.grading.extract import final_box
 from paragator.records import numbered_lines
-from paragator.tasks.benchmarks import TABLE, DataSet
+from paragator.tasks.benchmarks import TABLE, DataSet, Fields
 
 FOLDER = "PARAGATOR_DATA"
 ALIASES = {"numerical": "number", "integer": "number", "decimal": "number", "piecewisefunction": "piecewise"}
@@ -78,7 +78,7 @@ def folders() -> list[Path]:
     """Where local files are looked for; UsageError when PARAGATOR_DATA is not a folder."""
     named = os.environ.get(FOLDER)
     if named and not Path(named).is_dir():
-        raise UsageError(f"{FOLDER} = {named}: no such folder; mend or unset it")
+        raise UsageError(f"{FOLDER} = {named}: no such folder; fix or unset it")
     return [*([Path(named)] if named else []), Path("data")]
 
 
@@ -87,12 +87,21 @@ def locate(data_set: DataSet) -> Path | None:
     return next((path for folder in folders() if (path := folder / data_set.file).is_file()), None)
 
 
-def read_rows(data_set: DataSet) -> tuple[str, list[dict[str, Any]]]:
-    """Where a set was found, and its rows as they are there; DataError where it has none."""
-    found, rows = numbered_rows(data_set)
-    if not rows:
-        raise nothing_in(found)
-    return found, [row for _, row in rows]
+def place_of(data_set: DataSet) -> str:
+    """The local file, else the hub repository and revision."""
+    if path := locate(data_set):
+        return str(path)
+    return f"hub:{data_set.hub}@{(data_set.revision or 'main')[:7]}" if data_set.hub else "not here"
+
+
+def resolve(name: str) -> DataSet:
+    """A row of the table, or a JSONL file as one; UsageError with what comes close."""
+    path = Path(name)
+    if name in TABLE or not (path.suffix or path.is_file()):
+        return replace(find(name), subset=None)
+    if not path.is_file():
+        raise UsageError(f"{name}: no such file, and no such set; see paragator data list")
+    return DataSet("", None, None, "", str(path.absolute()), fields=Fields(kind=("kind", "answer_type")))
 
 
 def numbered_rows(data_set: DataSet) -> tuple[str, list[tuple[int, dict[str, Any]]]]:
@@ -135,7 +144,7 @@ def from_hub(data_set: DataSet) -> tuple[str, list[dict[str, Any]]]:
     return f"hub:{data_set.hub}@{(data_set.revision or 'main')[:12]}", [dict(row) for row in rows]
 
 
-def load(data_set: DataSet) -> Loaded:
+def load_rows(data_set: DataSet) -> Loaded:
     """The set as it can be used; DataError for a missing field or for an id that two different problems share."""
     found, rows = numbered_rows(data_set)
     entries: dict[str, Entry] = {}
@@ -193,7 +202,7 @@ def required(row: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
 
 def missing(names: Sequence[str], where: str) -> DataError:
     return DataError(
-        f"{where}: field {' or '.join(map(repr, names))} is missing or empty; mend the line, or name the field"
+        f"{where}: field {' or '.join(map(repr, names))} is missing or empty; fix the line, or name the field"
     )
 
 
