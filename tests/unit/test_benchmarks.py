@@ -26,7 +26,7 @@ from paragator.core.types import Grade, Problem
 from paragator.tasks import load_task, reasoning_gym
 from paragator.tasks.base import is_held_out
 from paragator.tasks.benchmarks import ROWS, TABLE, DataSet
-from paragator.tasks.sources import Entry, as_text, find, load_rows, read_entry, shown, subset
+from paragator.tasks.sources import DataEntry, as_text, find, load_rows, read_entry, shown, subset
 
 Write = Callable[..., Path]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
@@ -158,7 +158,7 @@ def test_answers_inside_solutions() -> None:
 
 
 def test_a_seeded_subset_does_not_depend_on_the_order() -> None:
-    entries = [Entry(Problem(str(i), f"text {i}", "1")) for i in range(50)]
+    entries = [DataEntry(Problem(str(i), f"text {i}", "1")) for i in range(50)]
     drawn = subset(entries, 9, 0)
     random.Random(1).shuffle(entries)
     assert subset(entries, 9, 0) == drawn and len(drawn) == 9

@@ -5,9 +5,9 @@ on first use and end with the interpreter. A crash, a timeout or a reference tha
 
     from paragator.grading import grade, grade_many
     grade(r"so it is \\boxed{\\frac{1}{2}}", "0.5").verdict         # "correct"
-    grade_many([(text, reference) for ...])                       # one Verdict each, in order
+    grade_many([(text, reference) for ...])                       # one Grade each, in order
 
-In a running event loop await `grade_async` or `grade_many_async`, which never hold it up.
+In a running event loop await `grade_async` or `grade_many_async`, which never block it.
 """
 
 from __future__ import annotations
@@ -24,31 +24,29 @@ from paragator.core.types import Grade
 from paragator.grading import decide as rules
 from paragator.grading.workers import Workers, attempt, shared
 
-__all__ = ["Workers", "Verdict", "grade", "grade_async", "grade_each", "grade_many", "grade_many_async"]
+__all__ = ["Workers", "grade", "grade_async", "grade_each", "grade_many", "grade_many_async"]
 
-Verdict = Grade
-"""What grading returns: `verdict`, `answer` (what was extracted), `reason`."""
 Pair = tuple[str, str] | tuple[str, str, str | None]
 """Text and reference, or text, reference and kind."""
 WINDOW = 4096
 """Items that `grade_each` reads ahead."""
 BATCH = 256
-"""Items that the asynchronous form hands over, or takes back, before the event loop has its turn."""
+"""Items that the asynchronous form submits, or collects, before it yields to the event loop."""
 
 
-def grade(text: str, reference: str, kind: str | None = None) -> Verdict:
+def grade(text: str, reference: str, kind: str | None = None) -> Grade:
     """The verdict on a solution's final answer; UsageError for a kind that is not known."""
     return next(grade_each([(text, reference, kind)]))
 
 
-def grade_many(items: Iterable[Pair], *, workers: Workers | None = None) -> list[Verdict]:
+def grade_many(items: Iterable[Pair], *, workers: Workers | None = None) -> list[Grade]:
     """One verdict an item (text, reference) or (text, reference, kind), in order."""
     return list(grade_each(items, workers=workers))
 
 
-def grade_each(items: Iterable[Pair], *, workers: Workers | None = None) -> Iterator[Verdict]:
-    """As `grade_many`, one verdict after the other while later items are already being graded."""
-    ahead: deque[Verdict | Future[Verdict]] = deque()
+def grade_each(items: Iterable[Pair], *, workers: Workers | None = None) -> Iterator[Grade]:
+    """As `grade_many`, yielding each verdict while later items are being graded."""
+    ahead: deque[Grade | Future[Grade]] = deque()
     try:
         for item in items:
             ahead.append(start(item, workers))
@@ -60,16 +58,16 @@ def grade_each(items: Iterable[Pair], *, workers: Workers | None = None) -> Iter
         withdraw(ahead)
 
 
-async def grade_async(text: str, reference: str, kind: str | None = None) -> Verdict:
-    """As `grade`, in an event loop."""
+async def grade_async(text: str, reference: str, kind: str | None = None) -> Grade:
+    """As `grade`, for a running event loop."""
     return await asyncio.wrap_future(shared().submit([checked((text, reference, kind))])[0])
 
 
-async def grade_many_async(items: Iterable[Pair], *, workers: Workers | None = None) -> list[Verdict]:
-    """As `grade_many`, in an event loop, which does none of the work."""
+async def grade_many_async(items: Iterable[Pair], *, workers: Workers | None = None) -> list[Grade]:
+    """As `grade_many`, for a running event loop; the work is done in worker processes."""
     used = workers or shared()
-    ahead: deque[Future[Verdict]] = deque()
-    out: list[Verdict] = []
+    ahead: deque[Future[Grade]] = deque()
+    out: list[Grade] = []
     rest = iter(items)
     try:
         while True:
@@ -85,8 +83,8 @@ async def grade_many_async(items: Iterable[Pair], *, workers: Workers | None = N
         withdraw(ahead)
 
 
-async def taken(future: Future[Verdict]) -> Verdict:
-    """The result, at once where it is there."""
+async def taken(future: Future[Grade]) -> Grade:
+    """The result, without waiting if it is already there."""
     return future.result() if future.done() else await asyncio.wrap_future(future)
 
 
@@ -97,23 +95,23 @@ def checked(item: Pair) -> tuple[str, str, str | None]:
     return text, reference, kind
 
 
-def start(item: Pair, workers: Workers | None) -> Verdict | Future[Verdict]:
-    """The verdict where it is quick, else its future."""
+def start(item: Pair, workers: Workers | None) -> Grade | Future[Grade]:
+    """The verdict if it takes microseconds, else its future."""
     full = checked(item)
     found = attempt(rules.quick, *full)
     return found if found is not None else (workers or shared()).submit([full])[0]
 
 
-def ready(entry: Verdict | Future[Verdict]) -> bool:
+def ready(entry: Grade | Future[Grade]) -> bool:
     return not isinstance(entry, Future) or entry.done()
 
 
-def result(entry: Verdict | Future[Verdict]) -> Verdict:
+def result(entry: Grade | Future[Grade]) -> Grade:
     return entry.result() if isinstance(entry, Future) else entry
 
 
-def withdraw(entries: Iterable[Verdict | Future[Verdict]]) -> None:
-    """Nobody waits for these any more."""
+def withdraw(entries: Iterable[Grade | Future[Grade]]) -> None:
+    """Cancel what nobody waits for any more."""
     for entry in entries:
         if isinstance(entry, Future):
             entry.cancel()

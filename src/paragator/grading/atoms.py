@@ -1,4 +1,4 @@
-"""What an answer's operators stand between: brackets, fractions, bars, sets, environments. Each reads itself off a Reader."""
+"""Parser functions for operands: brackets, fractions, bars, sets, LaTeX environments. Each reads from an AnswerReader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from paragator.grading.tree import Node
 
 if TYPE_CHECKING:
-    from paragator.grading.syntax import Reader
+    from paragator.grading.syntax import AnswerReader
 
 NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?")
 MATRICES = (
@@ -30,22 +30,22 @@ BIG = ("sum", "prod", "int", "iint", "iiint", "oint", "lim", "limsup", "liminf",
 CASES = ("cases", "dcases", "rcases")
 
 
-def fraction(r: Reader) -> Node:
+def fraction(r: AnswerReader) -> Node:
     r.at += 1
     return Node("div", (r.argument(), r.argument()))
 
 
-def binomial(r: Reader) -> Node:
+def binomial(r: AnswerReader) -> Node:
     r.at += 1
     return Node("func", (r.argument(), r.argument()), "binom")
 
 
-def square_root(r: Reader) -> Node:
+def square_root(r: AnswerReader) -> Node:
     r.at += 1
     return r.root("sqrt")
 
 
-def brackets(r: Reader) -> Node:
+def brackets(r: AnswerReader) -> Node:
     """(a), (a, b), [a, b), [[a], [b]]."""
     opening = r.take("(", "[")
     if r.peek(1) == ")" and (sign := r.take("+", "-")):
@@ -63,7 +63,7 @@ def brackets(r: Reader) -> Node:
     return Node("paren", items, opening + closing)
 
 
-def braces(r: Reader) -> Node:
+def braces(r: AnswerReader) -> Node:
     r"""\{a, b\} or \{x | condition\}; a \{ before an array opens cases."""
     r.at += 1
     if r.peek() == r"\begin":
@@ -83,7 +83,7 @@ def braces(r: Reader) -> Node:
     return Node("set", inner.args if inner.op == "list" else (inner,))
 
 
-def bar(r: Reader) -> Node:
+def bar(r: AnswerReader) -> Node:
     closing = r.take("|", r"\|")
     bars, r.bars = r.bars, r.bars + 1
     inner = r.sum()
@@ -92,25 +92,25 @@ def bar(r: Reader) -> Node:
     return Node("abs", (inner,))
 
 
-def between(r: Reader) -> Node:
+def between(r: AnswerReader) -> Node:
     closing = {r"\lfloor": (r"\rfloor", "floor"), r"\lceil": (r"\rceil", "ceil")}[r.take(r"\lfloor", r"\lceil")]
     inner = r.sum()
     r.need(closing[0])
     return Node("func", (inner,), closing[1])
 
 
-def named_set(r: Reader) -> Node:
+def named_set(r: AnswerReader) -> Node:
     r.at += 1
     return r.subscripted(Node("sym", value=f"set {r.tokens[r.at - 1].value}"))
 
 
-def empty_set(r: Reader) -> Node:
+def empty_set(r: AnswerReader) -> Node:
     r.at += 1
     return Node("set")
 
 
-def big(r: Reader) -> Node:
-    """A sum, product, integral or limit: (body, lower, upper), read but never computed."""
+def big(r: AnswerReader) -> Node:
+    """A sum, product, integral or limit: (body, lower, upper), parsed but never computed."""
     name = r.peek()
     r.at += 1
     bounds = {"_": Node("text", value=""), "^": Node("text", value="")}
@@ -119,12 +119,12 @@ def big(r: Reader) -> Node:
     return Node("big", (r.product(), bounds["_"], bounds["^"]), name[1:])
 
 
-def modulus(r: Reader) -> Node:
+def modulus(r: AnswerReader) -> Node:
     r.at += 1
     return Node("func", (r.argument(),), "pmod")
 
 
-def words(r: Reader) -> Node:
+def words(r: AnswerReader) -> Node:
     words_ = r.text()
     if words_.strip().lower() in ("all real numbers", "all reals", "real numbers", "reals"):
         return Node("sym", value="set R")
@@ -135,7 +135,7 @@ def words(r: Reader) -> Node:
 # ---- environments
 
 
-def environment(r: Reader) -> Node:
+def environment(r: AnswerReader) -> Node:
     name = r.tokens[r.at].value
     rows = environment_rows(r)
     if name in CASES:
@@ -144,10 +144,10 @@ def environment(r: Reader) -> Node:
     return Node("det", (node,)) if name == "vmatrix" else node
 
 
-def environment_rows(r: Reader) -> list[list[Node]]:
+def environment_rows(r: AnswerReader) -> list[list[Node]]:
     name = r.tokens[r.at].value
     if name not in MATRICES and name not in CASES:
-        raise SyntaxError(f"environment {name!r} is not read here")
+        raise SyntaxError(f"environment {name!r} is not supported")
     r.at += 1
     rows: list[list[Node]] = [[]]
     bars, r.bars = r.bars, 0
@@ -162,7 +162,7 @@ def environment_rows(r: Reader) -> list[list[Node]]:
     return [row for row in rows if row]
 
 
-def cell(r: Reader) -> Node:
+def cell(r: AnswerReader) -> Node:
     if r.take("otherwise"):
         r.take(",", ".")
         return Node("text", value="otherwise")
@@ -173,8 +173,8 @@ def cell(r: Reader) -> Node:
     return node
 
 
-def cell_content(r: Reader) -> Node:
-    """A cell: commas before its end are a list's only where another relation follows."""
+def cell_content(r: AnswerReader) -> Node:
+    """A cell: commas inside it separate a list only where another relation follows."""
     items, separators = [r.relation()], set()
     while r.peek() in (",", ";", "or", "and") and not (
         r.peek(1) in ("&", "if", "otherwise", r"\end", "text") or r.peek(1).startswith("\\\\")
@@ -185,7 +185,7 @@ def cell_content(r: Reader) -> Node:
 
 
 def as_cases(rows: list[list[Node]]) -> Node:
-    """Rows of (value, condition); a row without a condition is the rest."""
+    """Rows of (value, condition); a row without a condition is "otherwise"."""
     if all(len(row) == 1 and row[0].op == "rel" for row in rows):
         return Node("list", tuple(row[0] for row in rows), "and")  # a system
     cases = []
@@ -206,7 +206,7 @@ def as_cases(rows: list[list[Node]]) -> Node:
     return Node("cases", tuple(cases))
 
 
-ATOMS: dict[str, Callable[[Reader], Node]] = {
+ATOMS: dict[str, Callable[[AnswerReader], Node]] = {
     "number": lambda r: r.number(), "word": lambda r: r.word(), "set": named_set, "text": words, "(": brackets, "[": brackets,
     "{": lambda r: r.group(), r"\{": braces, "|": bar, r"\|": bar, r"\frac": fraction, r"\binom": binomial,
     r"\sqrt": square_root, r"\lfloor": between, r"\lceil": between,

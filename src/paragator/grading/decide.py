@@ -1,4 +1,4 @@
-"""One verdict on one solution. Pure; `quick` is safe anywhere, `decide` belongs into a worker process with limits."""
+"""The verdict on one solution. Pure; `quick` is safe anywhere, `decide` belongs in a worker process with limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = (
     *("number", "fraction", "expression", "equation", "inequality", "interval", "set", "list", "tuple", "matrix"),
     *("piecewise", "text", "choice"),
 )
-"""What a reference can be said to be; None infers it."""
+"""Kinds of reference; None infers the kind."""
 
 Finding = tuple[Verdict, str]
 """A verdict and its reason."""
@@ -46,20 +46,20 @@ HEDGE = re.compile(
     re.IGNORECASE,
 )
 BEYOND = re.compile(r"\\(?:sum|prod|int|lim|partial|nabla|sup|inf)(?![a-z])")
-"""What math-verify is asked about: the commands that this grammar leaves to it."""
+"""LaTeX commands that this grammar leaves to math-verify."""
 SEVERAL = re.compile(r"[=<>,;\n]|\\(?:begin|le|ge|ne|in|text|quad)(?![a-z])")
 SUBSCRIPT = re.compile(r"_\s*\{[^{}]*\}")
 PARTS = re.compile(r"\\\\(?![a-zA-Z])|[,;\n]|\\begin\{[^{}]*\}")
 WORKED_CHARS = 200
 SHORT_TEXT = 6
-"""A reference of so few words, without LaTeX, is a wording: another one is wrong rather than unread."""
+"""A reference of at most so many words, without LaTeX, is plain wording: a different answer is wrong, not unreadable."""
 WORDS = re.compile(r"[A-Za-z]{2,}")
 
 
 def quick(text: str, reference: str, kind: str | None = None) -> Grade | None:
-    """What can be decided in microseconds whatever the text holds; None where `decide` is needed.
+    """The grade if it takes microseconds, whatever the text holds; None where `decide` is needed.
 
-    A grade's `answer` is in one spelling, so that equal ones vote together: 64.0 and 64, \\frac{1}{2} and 1/2.
+    A grade's `answer` is in canonical form, so that equal answers vote together: 64.0 and 64, \\frac{1}{2} and 1/2.
     """
     answer = final_answer(text)
     if answer is None:
@@ -77,13 +77,13 @@ def quick(text: str, reference: str, kind: str | None = None) -> Grade | None:
 
 
 def canonical(answer: str) -> str:
-    """The answer in the spelling under which it votes: a number as its shortest form, else tidied."""
+    """The canonical form under which an answer votes: a number in its shortest form, anything else normalised."""
     number = plain_number(answer)
     return str(number) if number is not None else tidy(answer)[:SHOWN_CHARS]
 
 
 def plain_number(text: str) -> Fraction | None:
-    """An integer, a decimal or a fraction as written most plainly."""
+    """An integer, a decimal or a fraction in its shortest form."""
     text = text.strip()
     if text.startswith("$") and text.endswith("$") and len(text) > 2:
         text = text[1:-1].strip()
@@ -101,7 +101,7 @@ def plain_number(text: str) -> Fraction | None:
 
 
 def decide(text: str, reference: str, kind: str | None = None) -> Grade:
-    """The verdict on `text`; "unscored" where the reference cannot be read, an "unsure" reason where the rules end."""
+    """The verdict on `text`: unscored if the reference cannot be read; the reason is "unsure ..." where the rules cannot decide."""
     found = quick(text, reference, kind)
     if found:
         return found
@@ -154,7 +154,7 @@ def compare_choice(answer: str, reference: str) -> Finding:
 
 
 def compare_objects(answer: str, reference: str, kind: str | None) -> Finding:
-    """Parse both and compare; where this grammar ends, math-verify's begins, and after it the wording."""
+    """Parse both and compare; what this grammar cannot parse goes to math-verify, and then is compared word for word."""
     from paragator.grading.equal import equal
     from paragator.grading.values import UndefinedError
 
@@ -179,7 +179,7 @@ def compare_objects(answer: str, reference: str, kind: str | None) -> Finding:
 
 
 def read(text: str, kind: str | None, *, listed: bool = False, sentence: bool = True) -> Node:
-    """The tree of an answer; a sentence is read for what it announces, but in a short reference all words count."""
+    """The tree of an answer; of a sentence, what it announces, though in a short reference all words count."""
     from paragator.grading.syntax import parse
 
     if not sentence and is_sentence(text) and len(text) < WORKED_CHARS:
@@ -203,9 +203,9 @@ def balanced(reference: str) -> str:
 
 
 def compare_unread(answer: str, reference: str, wanted: Node | None) -> Finding:
-    """Where one side is no formula of this grammar: math-verify's view where it can be trusted, else unsure.
+    """For answers that this grammar cannot parse: math-verify's verdict where it can be trusted, else unsure.
 
-    It reads the last formula that it finds: so not of references in several parts, nor of answers that give one name two values.
+    It reads only the last formula, so it is not trusted with references in several parts or answers that give one name two values.
     """
     if wanted is None:
         if "\\" not in reference and len(WORDS.findall(reference)) <= SHORT_TEXT:

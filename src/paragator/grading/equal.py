@@ -1,4 +1,4 @@
-"""Whether two trees say the same, kind by kind. The reference decides what is asked for."""
+"""Equivalence of parsed answers, kind by kind. The reference decides what is asked for."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ INEQUALITIES = frozenset(("<", ">", "<=", ">=", "!=", "in", "notin"))
 
 
 def equal(reference: Node, answer: Node, kind: str | None = None) -> bool:
-    """Whether `answer` says what `reference` says; UndefinedError or OverLimitError where that cannot be told."""
+    """Whether `answer` is equivalent to `reference`; UndefinedError or OverLimitError where that cannot be decided."""
     if reference == answer:
         return not empty(answer)
     if answer.op == "list" and reference.op != "list" and answer.args[0].op != "rel" and len(set(answer.args)) == 1:
-        answer = answer.args[0]  # the same, said again
+        answer = answer.args[0]  # the same value, repeated
     reference, answer = solutions(reference), same_parameter(reference, solutions(answer, reference.op == "paren"))
     for node in (reference, answer):
         if is_condition(node):
@@ -88,7 +88,7 @@ def signed(node: Node, sign: int) -> Node:
 
 
 def members(node: Node) -> list[Node] | None:
-    """The items of a list, set, tuple or bracket; None for what is one thing."""
+    """The items of a list, set, tuple or bracket; None for a single value."""
     if node.op in ("list", "set"):
         return list(node.args)
     if (node.op == "paren" and len(node.args) > 1) or (node.op == "paren" and node.value == "[]"):
@@ -127,7 +127,7 @@ def same_collection(
 
 
 def same_members(ours: list[Node], theirs: list[Node]) -> bool:
-    """Equal one to one in any order; nothing missing, nothing twice."""
+    """Equal one to one in any order, with nothing missing and nothing repeated."""
     if len(ours) != len(theirs):
         return False
     left = list(theirs)
@@ -223,7 +223,7 @@ def is_false_rounding(node: Node) -> bool:
 
 
 def exact_parts(node: Node, *, first: bool) -> list[Node]:
-    """What a value ~ its rounding offers: the part before the sign; in a reference either part. x ~ 5 is x = 5."""
+    """The values that "value ~ rounding" allows: the part before the sign; in a reference either part. x ~ 5 is x = 5."""
     if not is_rounded(node):
         return [node]
     at = node.value.index("~")
@@ -242,7 +242,7 @@ def is_condition(node: Node) -> bool:
 
 
 def same_equation(reference: Node, answer: Node, kind: str | None) -> bool:
-    """At least one is an equation. A name on the left of the only one is left out; what stands in a chain must all agree."""
+    """At least one is an equation. The left side of a single definition is ignored; all parts of a chain must agree."""
     if is_equation(reference) and is_equation(answer):
         return both_equations(reference, answer, kind) or both_equations(folded(reference), folded(answer), kind)
     if is_equation(reference):
@@ -261,7 +261,7 @@ def same_equation(reference: Node, answer: Node, kind: str | None) -> bool:
 
 
 def same_step(reference: Node, step: Node) -> bool:
-    """A step on the way to the answer may be unfinished, not false."""
+    """An intermediate step may be unfinished, but not false."""
     return (
         members(reference) is None and reference.op not in ("text", "matrix", "cases") and same_value(reference, step)
     )
@@ -289,7 +289,7 @@ def not_a_number(node: Node) -> bool:
 
 
 def same_words(a: Node, b: Node) -> bool:
-    """Two conditions, of which one may be worded ("n even"): then word for word."""
+    """Two conditions; if one is in words ("n even"), they are compared word for word."""
     if has(a, "unit", "text") or has(b, "unit", "text"):
         return worded(a) == worded(b)
     return equal_or_not(a, b)
@@ -301,7 +301,7 @@ def worded(node: Node) -> str:
 
 
 def same_condition(reference: Node, answer: Node) -> bool:
-    """Inequalities, memberships and sets of one unknown by where they hold; of several, part by part up to a scale."""
+    """Inequalities, memberships and sets of one unknown by where they hold; of several unknowns, part by part up to a factor."""
     a, b = plain_membership(reference), plain_membership(answer)
     if not is_condition(a) and not is_condition(b):
         return equal(a, b)
@@ -353,7 +353,7 @@ def same_comparison(a: tuple[Node, str, Node], b: tuple[Node, str, Node]) -> boo
 
 
 def same_cases(reference: Node, answer: Node) -> bool:
-    """Branch by branch at every place where something can change; worded conditions must be matched one by one."""
+    """Branch by branch at every point where something can change; conditions in words must match one by one."""
     try:
         return regions.same_branches(reference, answer)
     except UndefinedError:

@@ -1,4 +1,4 @@
-"""Where a solution's final answer stands in its text. Pure; equality is not decided here."""
+"""Extraction of the final answer from a solution's text. Pure; equality is decided elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from paragator.grading.tokens import NAMES
 from paragator.grading.units import is_counting
 
 MAX_CHARS = 20_000
-"""An answer stands in the last characters outside thinking."""
+"""The answer is looked for in so many last characters outside thinking."""
 BRACE = re.compile(r"\\boxed\s*\{|\\fbox\s*\{|\\[\\{}]|[{}]")
 JOINED = 40
 """Boxes with at most so many characters between them, and no blank line, are one answer in several boxes."""
@@ -23,7 +23,7 @@ NEGATED = re.compile(
 )
 DENIED = re.compile(r"\b(?:not|cannot|can't|isn't|never|less than|more than|greater than|at least|at most)\b", re.I)
 SENTENCE_CHARS = 2_000
-"""A solution without a box announces its answer in its last characters, or not at all."""
+"""Without a box, the answer is looked for in so many last characters."""
 ANNOUNCED = re.compile(
     r"(?:answers?|solutions?|results?|resposta|respuesta|réponse|antwort|答案|答)(?:\s*(?:\*\*)?\s*(?:is|are|be|es|est|ist|为|是|:|=)+\s*(?:\*\*)?\s*:?\s*|\s+(?=\$))",
     re.IGNORECASE,
@@ -68,7 +68,7 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def shown_end(text: str) -> str:
-    """The end of what stands outside thinking."""
+    """The end of the text outside thinking."""
     return strip_thinking(text)[-MAX_CHARS:]
 
 
@@ -108,20 +108,20 @@ def final_answer(text: str) -> str | None:
 
 
 def bare_text(text: str) -> str:
-    """All that a text without a box shows; "" where it has one."""
+    """The whole text if it has no box; "" if it has one."""
     shown = shown_end(text)
     return "" if r"\boxed" in shown else shown
 
 
 def box_or_all(text: str) -> str | None:
-    """The last box outside thinking, else all that stands there: the form of a task that says so. None when nothing does."""
+    """The last box outside thinking, else all text there, for tasks that ask for it; None when there is none."""
     shown = shown_end(text)
     found = boxes(shown)
     return (found[-1][2] if found else shown) or None
 
 
 def reference_answer(reference: str) -> str:
-    """A reference as it is, or the box in it, or what a box in it that never closes holds."""
+    """A reference as it is, or the content of the box in it, closed or not."""
     boxed = final_box(reference, strict=False)
     if boxed is None:
         return reference.strip().rpartition("\\boxed{")[2]
@@ -129,7 +129,7 @@ def reference_answer(reference: str) -> str:
 
 
 def inner_box(content: str) -> str:
-    """Without a box that is, but for delimiters, all of a box's content."""
+    """Without a nested box that, apart from delimiters, is all of the content."""
     for _ in range(3):
         found = boxes(content)
         if not found:

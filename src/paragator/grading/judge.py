@@ -1,7 +1,7 @@
-"""A model's word on answers that rules cannot decide: asked carefully, parsed strictly, paid for once.
+"""LLM judge: strict parsing, cached verdicts.
 
 The judge sees the problem, the reference and the extracted answer, never the solution. What a candidate wrote is data:
-it stands between two lines that hold a random word which it cannot have guessed. Anything but one plain verdict is unscored.
+it is fenced by two lines with a random word that it cannot have guessed. Anything but one plain verdict is unscored.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Rules = Callable[[Problem, Sequence[str]], list[Grade] | Awaitable[list[Grade]]]
 MAX_CHARS = 10_000
 """A longer answer is not an answer; it is never sent."""
 LINE_CHARS = 300
-"""A text without a box is an answer by itself when it is one line of at most this length."""
+"""A text without a box counts as an answer when it is one line of at most this length."""
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"\\[{}]|[{}]")
 VERDICTS: tuple[Verdict, ...] = ("correct", "incorrect", "unscored")
@@ -72,12 +72,12 @@ VERDICT: INCORRECT"""
 
 
 class Judge:
-    """Grades by asking a model, an engine that satisfies `Sample` with its own temperature and length.
+    """Grades by asking a model: any `Sample`, with its own temperature and length.
 
-    name   who judges, as "model@url": verdicts of one name are never another's
-    cache  a file of verdicts, shared by every process that names it; None keeps none
-    mode   "hybrid" asks where the rules cannot decide and else keeps their grade; "always" asks for every answer, and
-           the judge's verdict is the grade
+    name   who judges, as "model@url": each name has its own cached verdicts
+    cache  a file of verdicts that processes may share; None caches nothing
+    mode   "hybrid" asks only where the rules cannot decide; "always" asks about every answer, and the judge's verdict
+           is the grade
     """
 
     def __init__(self, sample: Sample, *, name: str, cache: Path | None = None, mode: Mode = "hybrid") -> None:
@@ -90,10 +90,10 @@ class Judge:
         self.in_flight: dict[str, asyncio.Task[Grade]] = {}
 
     async def grade(self, problem_text: str, reference: str, text: str, rules: Grade) -> Grade:
-        """The grade of a solution `text` that `rules` graded: theirs where nobody needs to be asked, else the judge's.
+        """The grade of a solution `text` that the rules graded as `rules`: theirs where they can decide, else the judge's.
 
-        Never sent: a text without an answer, one cut in its thinking or its box, a whole solution for an answer, an
-        answer over MAX_CHARS.
+        Never sent: a text without an answer, one cut inside its thinking or its box, a whole solution in place of an
+        answer, an answer over MAX_CHARS.
         """
         if self.mode == "hybrid" and not undecided(rules):
             return rules
@@ -106,7 +106,7 @@ class Judge:
         return found
 
     async def verdict(self, problem_text: str, reference: str, answer: str) -> Grade:
-        """The judge's grade of an answer. Callers that want the same one at the same time share one request."""
+        """The judge's grade of an answer. Simultaneous callers with the same question share one request."""
         key = digest(self.name, TEMPLATE, problem_text, reference, answer)
         task = self.in_flight.get(key)
         if task is None:
@@ -115,12 +115,12 @@ class Judge:
             task.add_done_callback(lambda done: self.forget(key, done))
         else:
             self.counts["shared"] += 1
-        return await asyncio.shield(task)  # one caller that gives up does not take it from the others
+        return await asyncio.shield(task)  # one cancelled caller does not cancel it for the others
 
     def forget(self, key: str, done: asyncio.Task[Grade]) -> None:
         self.in_flight.pop(key, None)
         if not done.cancelled():
-            done.exception()  # looked at here, as the callers may have gone
+            done.exception()  # retrieved here, as all callers may have been cancelled
 
     async def look_up_or_ask(self, key: str, problem_text: str, reference: str, answer: str) -> Grade:
         known = await asyncio.to_thread(self.cache.get, key) if self.cache else None
@@ -163,17 +163,19 @@ class Judge:
         }
 
     def close(self) -> None:
-        """Close the cache; the engine is its owner's."""
+        """Close the cache. The engine stays open; its owner closes it."""
         if self.cache:
             self.cache.close()
 
 
 def judged(rules: Rules, judge: Judge) -> Callable[[Problem, Sequence[str]], Awaitable[list[Grade]]]:
-    """The grader `rules` with a judge behind it: one Grade a text, all texts of a problem at once."""
+    """The grader `rules` backed by a judge: one Grade a text, all texts of a problem concurrently."""
 
     async def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
         if problem.answer is None:
-            raise UsageError(f"problem {problem.id} has no answer: a judge compares with one; set judge.mode = 'off'")
+            raise UsageError(
+                f"problem {problem.id} has no answer: a judge needs one to compare with; set judge.mode = 'off'"
+            )
         found = rules(problem, texts)
         grades = await found if isinstance(found, Awaitable) else found
         asked = [
@@ -191,7 +193,7 @@ def undecided(grade: Grade) -> bool:
 
 
 def is_cut(text: str) -> bool:
-    """Whether a solution stops in its thinking or in its last box, so that its answer is not whole."""
+    """Whether a solution was cut off inside its thinking or its last box, so that its answer is incomplete."""
     shown = strip_thinking(text)
     opened = [match.end() for match in BOX.finditer(shown)]
     if not opened:
@@ -205,13 +207,13 @@ def is_cut(text: str) -> bool:
 
 
 def is_whole(answer: str, text: str) -> bool:
-    """Whether the rules singled no answer out of a solution of several lines, or of one long one."""
+    """Whether the rules took a whole solution of several lines, or of one long line, for the answer."""
     shown = strip_thinking(text)
     return answer.strip() == shown and ("\n" in shown or len(shown) > LINE_CHARS)
 
 
 def judge_prompt(problem_text: str, reference: str, answer: str) -> Prompt:
-    """What the judge is shown. A new random fence each time; one that occurs in what it fences is drawn again."""
+    """The judge's prompt. Each has a new random fence, drawn again if it occurs in what it fences."""
     answer = harmless(answer)
     fence = secrets.token_hex(8)
     while any(fence in text for text in (problem_text, reference, answer)):
@@ -221,13 +223,13 @@ def judge_prompt(problem_text: str, reference: str, answer: str) -> Prompt:
 
 
 def harmless(answer: str) -> str:
-    """An answer in which a chat format's control words, as <|im_end|> or [INST], are plain text; in mathematics the same."""
+    """An answer in which a chat format's control words, such as <|im_end|> or [INST], are broken up; its mathematics is unchanged."""
     whole = answer.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
     return re.sub(r"([<\[])(?=[^\s\d])", r"\1 ", whole)
 
 
 def parse(judgement: Completion) -> Verdict | None:
-    """The verdict of a finished judgement whose last line, and no other line, gives one; None for anything else."""
+    """The verdict of a finished judgement, if its last line and no other line gives one; else None."""
     lines = [line.strip() for line in strip_thinking(judgement.text).splitlines() if line.strip()]
     found = [match for line in lines if (match := VERDICT_LINE.fullmatch(line))]
     if judgement.finish_reason != "stop" or len(found) != 1 or not VERDICT_LINE.fullmatch(lines[-1]):
@@ -236,14 +238,14 @@ def parse(judgement: Completion) -> Verdict | None:
 
 
 def digest(*parts: str) -> str:
-    """A key of 64 hex digits; the parts cannot run into each other."""
+    """A key of 64 hex digits; the boundaries between parts count."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 class Cache:
     """Verdicts on disk by key (SQLite); several threads and processes may share the file, on a local disk.
 
-    UsageError for a file that is not a cache of ours, or cannot be opened or written.
+    UsageError for a file that is not such a cache, or cannot be opened or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -263,7 +265,7 @@ class Cache:
             self.connection.execute(TABLE)
 
     def write_ahead(self) -> None:
-        """Readers beside one writer, without waiting for the disk at each verdict. SQLite does not wait for its turn here."""
+        """Readers beside one writer, without an fsync per verdict. SQLite's own busy timeout does not cover this pragma."""
         for attempt in range(100):
             try:
                 self.connection.execute("PRAGMA journal_mode = WAL")
@@ -275,7 +277,7 @@ class Cache:
         self.connection.execute("PRAGMA synchronous = NORMAL")
 
     def get(self, key: str) -> Verdict | None:
-        """The verdict kept under a key."""
+        """The cached verdict of a key."""
         with self.lock, self.explained():
             row = self.connection.execute("SELECT verdict FROM judgements WHERE key = ?", (key,)).fetchone()
         if row is None:
@@ -283,7 +285,7 @@ class Cache:
         return "correct" if row[0] == "correct" else "incorrect"
 
     def put(self, key: str, verdict: Verdict, judge: str) -> None:
-        """Keep a verdict; the first one of a key stays."""
+        """Cache a verdict; the first one of a key stays."""
         with self.lock, self.explained():
             self.connection.execute("INSERT OR IGNORE INTO judgements VALUES (?, ?, ?)", (key, verdict, judge))
 

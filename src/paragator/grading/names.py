@@ -1,4 +1,4 @@
-"""What an equation names and what it says of it: x = 5, f(x) = x + 1, x = 1 or x = 2, k in Z."""
+"""Equations as definitions, and their names: x = 5, f(x) = x + 1, x = 1 or x = 2, k in Z."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_name(node: Node) -> bool:
 
 
 def defines(equation: Node) -> bool:
-    """Whether an equation gives its left side a value, so that the value says it all; x^2 + y^2 = 25 does not."""
+    """Whether an equation only defines its left side, so that the right side is the answer; x^2 + y^2 = 25 does not."""
     name, last = equation.args[0], equation.args[-1]
     if not is_name(name):
         return False
@@ -60,7 +60,7 @@ def factors(node: Node) -> list[Node]:
 
 
 def same_name(a: Node, b: Node) -> bool:
-    """What is defined: the same name, or y and f(x), or one that differs only in case or by a subscript that one leaves out."""
+    """What is defined: the same name, or y and f(x), or one that differs only in case or by a subscript that one of them omits."""
     if not is_name(a) or not is_name(b):
         return False
     if a == b:

@@ -1,4 +1,4 @@
-"""Numbers and expressions with what may stand beside them, and equations up to a factor."""
+"""Equality of numbers and expressions, with units and percent signs, and of equations up to a factor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def same_quantity(reference: Node, answer: Node) -> bool:
     if reference.op == "unit" or answer.op == "unit":
         return same_quantity(without(reference, "unit"), without(answer, "unit"))
     if reference.op == "sym" and answer.op == "num" and reference.value.partition("_")[0].isdigit():
-        return reference.value.partition("_")[0] == str(answer.value)  # the base is left out
+        return bool(reference.value.partition("_")[0] == str(answer.value))  # the base is omitted
     if not symbols(reference) and symbols(answer):
         return False
     if reference.op == "num" and unfinished(answer):
@@ -40,7 +40,7 @@ def same_quantity(reference: Node, answer: Node) -> bool:
 
 
 def rounds_to(reference: Node, answer: Node) -> bool:
-    """A reference of four or more decimal digits is read as rounded; an exact answer within one unit of its last digit is it."""
+    """A reference of four or more decimal digits is taken as rounded; an exact answer within one unit of its last digit equals it."""
     wanted, found = exact(reference), exact(answer)
     if wanted is None or (found is not None and is_decimal(found)) or not is_decimal(wanted) or symbols(answer):
         return False

@@ -1,4 +1,4 @@
-"""Sets of real numbers given as intervals, inequalities, set builders or branches: compared where they can change."""
+"""Equality of sets of real numbers given as intervals, inequalities, set builders or branches: tested where membership can change."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def region(node: Node, name: str, env: Env) -> Region:
         return interval(node, env)
     if op == "sym" and node.value in ("set R", "reals"):
         return Region(lambda x: True)
-    raise UndefinedError(f"{op} is no set of real numbers")
+    raise UndefinedError(f"{op} is not a set of real numbers")
 
 
 def interval(node: Node, env: Env) -> Region:
@@ -124,7 +124,7 @@ def both(parts: list[Region]) -> Region:
 
 
 def listed(parts: list[Region]) -> Region:
-    """Conditions with commas or "and" between them hold together, unless they cannot: then each is a case."""
+    """Conditions with commas or "and" between them hold together; if that is impossible, each is a case of its own."""
     together = both(parts)
     return together if any(together.holds(x) for x in test_points(together.critical)) else either(parts)
 
@@ -184,7 +184,7 @@ def is_infinity(node: Node) -> bool:
 
 
 def constants(node: Node, env: Env) -> list[Any]:
-    """A side without unknowns is an end."""
+    """A side without unknowns is an endpoint."""
     if symbols(node) - env.keys():
         return []
     try:
@@ -197,7 +197,7 @@ def constants(node: Node, env: Env) -> list[Any]:
 def changes(f: Callable[[Any], Any], spots: Sequence[Any] = ()) -> list[Any]:
     """Where f is zero, or changes sign, or begins or ends to have a value: the roots of a polynomial, else by scanning.
 
-    `spots` are places where its parts vanish: they are looked at closely.
+    `spots` are places where its parts vanish: they are searched more finely.
     """
     found = polynomial_roots(f)
     return [*spots, *scanned(f, spots)] if found is None else found
@@ -322,7 +322,7 @@ def same_branches(a: Node, b: Node) -> bool:
     others = variables(a) | variables(b)
     candidates = [n for n in sorted(names) if n in ("x", "t", "y", "z", "n", "s", "r", "u")] or sorted(names)
     if not candidates:
-        raise UndefinedError("no condition that is read here")
+        raise UndefinedError("an unsupported condition")
     name = candidates[0]
     for env in list(points(others - {name}))[:2]:
         first, second = branches(a, name, env), branches(b, name, env)
@@ -346,7 +346,7 @@ def branches(node: Node, name: str, env: Env) -> list[tuple[Region, Node]]:
 
 
 def dense(critical: tuple[Any, ...]) -> Iterator[Any]:
-    """Test points, three more inside each stretch: equal values at one point would not make equal branches."""
+    """Test points, with three more in each interval: equal values at one point do not make branches equal."""
     sparse = list(test_points(critical))
     yield from sparse
     for left, right in pairwise(sparse):
@@ -365,7 +365,7 @@ def value_or_none(node: Node, env: Env) -> Any:
 
 
 def contradictory(found: list[Any], parts: list[tuple[Region, Node]], active: list[Node]) -> bool:
-    """Whether two branches hold at one place with different values; the rest of a definition yields to the others."""
+    """Whether two branches hold at one place with different values; an "otherwise" branch yields to the others."""
     stated = [
         v
         for v, node in zip(found, active, strict=True)

@@ -1,7 +1,7 @@
-"""What runs inside a grading worker, and how one is started. Imported by workers and by the thread that manages them; POSIX.
+"""Grading worker processes from the inside, and the fork server that starts them. POSIX.
 
-Workers are forked from a small server process that has the heavy imports done, so that replacing a killed one takes
-milliseconds. The server is this package's own: it neither imports the caller's `__main__` nor inherits its memory or threads.
+Workers are forked from a small server process that has done the heavy imports, so that replacing a killed one takes
+milliseconds. The server belongs to this package: it neither imports the caller's `__main__` nor inherits its memory or threads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from paragator.core.types import Grade
 Item = tuple[str, str, str | None]
 """Text, reference, kind."""
 SLICE_S = 0.4
-"""A worker starts no further item of a chunk after this many seconds; the rest comes back undone."""
+"""A worker starts no further item of a chunk after this many seconds; the rest is returned ungraded."""
 NICENESS = 5
 """The caller's event loop comes first where cores are few."""
 HEAVY = ("sympy", "math_verify")
@@ -53,17 +53,17 @@ def prepare(decide: str, timeout_s: float, memory_bytes: int, progress: Any) -> 
     if hasattr(loaded, "warm"):
         loaded.warm()
     _State.decide, _State.progress, _State.timeout_s = getattr(loaded, name), progress, timeout_s
-    with contextlib.suppress(ValueError, OSError):  # a system that has no such limit
+    with contextlib.suppress(ValueError, OSError):  # this system has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     devnull = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (1, 2):  # what a parser prints of an answer never reaches a terminal
+    for descriptor in (1, 2):  # parsers may print parts of an answer; that must not reach a terminal
         os.dup2(devnull, descriptor)
     os.close(devnull)
 
 
 def die_with_the_server() -> None:
-    """Let the server end when its client does (workers hold the pipe that it watches), and this worker with the server."""
+    """End the server with its client (workers hold the pipe that it watches), and this worker with the server."""
     server: Any = forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)
@@ -89,7 +89,7 @@ def work(slot: int, items: Sequence[Item]) -> list[Grade]:
 
 
 def grade_one(item: Item) -> Grade:
-    """The boundary of one answer: whatever reading it raises is a reason, never an error of the run."""
+    """Grade one answer; whatever that raises becomes the reason of an unscored grade, never an error of the run."""
     try:
         found = _State.decide(*item)
         if not isinstance(found, Grade):
@@ -147,7 +147,7 @@ class WorkerProcess(context.ForkServerProcess):
 
 
 class Context(context.ForkServerContext):
-    """A multiprocessing context with a fork server of its own, which has the heavy modules and `module` imported."""
+    """A multiprocessing context with its own fork server, which has the heavy modules and `module` imported."""
 
     def __init__(self, module: str) -> None:
         super().__init__()
@@ -162,11 +162,11 @@ class Context(context.ForkServerContext):
 
     def stop(self) -> None:
         """End the server; its workers must have ended."""
-        with contextlib.suppress(FileNotFoundError):  # its socket lies in a folder that multiprocessing tidies up
+        with contextlib.suppress(FileNotFoundError):  # multiprocessing removes the folder of its socket
             self.server._stop()  # type: ignore[attr-defined]
 
     def forget(self) -> None:
-        """In a forked child: give up the parent's server, so that its end is the parent's alone."""
+        """In a forked child: forget the parent's server, so that only the parent ends it."""
         if self.server._forkserver_alive_fd is not None:  # type: ignore[attr-defined]
             os.close(self.server._forkserver_alive_fd)  # type: ignore[attr-defined]
         self.server = forkserver.ForkServer()

@@ -1,4 +1,4 @@
-"""From a tidied answer to a tree. Nothing is computed here, so nothing can be large; what it cannot read is a SyntaxError."""
+"""Parser: from a normalised answer to a tree. It computes nothing, so nothing can grow; what it cannot parse is a SyntaxError."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ WORDS = {
 
 
 def parse(text: str) -> Node:
-    """The tree of a tidied answer; SyntaxError where it is not one that this grammar knows."""
-    reader = Reader(tokens_of(text))
+    """The tree of a normalised answer; SyntaxError where this grammar does not cover it."""
+    reader = AnswerReader(tokens_of(text))
     node = reader.alternatives()
     if reader.at != len(reader.tokens):
         raise SyntaxError(f"unexpected {reader.tokens[reader.at].value!r}")
@@ -46,7 +46,7 @@ def even_groups(items: list[Node], starts: list[int]) -> bool:
     return len(starts) > 1 and len(sizes) == 1 and min(sizes) > 1 and all(item.op == "rel" for item in items)
 
 
-class Reader:
+class AnswerReader:
     """Recursive descent; the nesting limit on the text bounds its depth."""
 
     def __init__(self, tokens: list[Token]) -> None:
@@ -278,7 +278,7 @@ class Reader:
         if found in ATOMS:
             return ATOMS[found](self)
         if not found.startswith("\\") or not found[1:].isalpha():
-            raise SyntaxError(f"{found!r} is not read here")
+            raise SyntaxError(f"{found!r} is not supported")
         self.at += 1
         return self.subscripted(Node("sym", value=found[1:]))
 

@@ -1,4 +1,4 @@
-"""What does not matter in how an answer is written: delimiters, spacing, fonts, look-alikes. And what is too much to read."""
+"""Normalisation of answers: delimiters, spacing, fonts, look-alike characters. And limits on their size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_DIGITS = 1_000
 
 
 class OverLimitError(Exception):
-    """The answer is larger than any that is worth reading; the text says which limit."""
+    """The answer exceeds a size limit; the text says which."""
 
 
 INVISIBLE = re.compile(
@@ -121,7 +121,7 @@ def unwrap(text: str) -> str:
 
 
 def tidy(answer: str) -> str:
-    """An answer in one spelling: ASCII and plain LaTeX, no fonts, no spacing commands, numbers without separators."""
+    """An answer in normal form: ASCII and plain LaTeX, no fonts, no spacing commands, numbers without separators."""
     text = INVISIBLE.sub("", answer)
     text = VULGAR.sub(lambda m: " " + unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
     text = SUPERSCRIPTS.sub(lambda m: "^{" + m[0].translate(SUPERSCRIPT) + "}", text)
@@ -154,7 +154,7 @@ def repeating(match: re.Match[str]) -> str:
 
 
 def spelled(command: str) -> str:
-    """A command's first spelling, followed by a space where a letter could come next."""
+    """A command's main spelling, followed by a space where a letter could come next."""
     name = SAME.get(command, command)
     if command == "\\\\":
         return command

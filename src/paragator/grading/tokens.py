@@ -1,4 +1,4 @@
-"""The tokens of a tidied answer."""
+"""Tokenizer for normalised answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKEN = re.compile(
     re.S,
 )
 SPLIT_WORD = 3
-"""An unknown word of at most so many letters is a product of letters, a longer one is a word."""
+"""An unknown word of at most this many letters is a product of letters; a longer one is a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Token:
 
 
 def tokens_of(text: str) -> list[Token]:
-    """The tokens of a tidied answer; a \\text{...} is one token."""
+    """The tokens of a normalised answer; a \\text{...} is one token."""
     out: list[Token] = []
     at = 0
     while at < len(text):

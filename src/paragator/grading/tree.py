@@ -1,4 +1,4 @@
-"""The tree of an answer."""
+"""Expression trees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A tree of an answer.
+    """A node of an answer's expression tree.
 
     num (value: Fraction)  sym (value: name)  text (value)  unit (1 child, value: text)
     add, mul, div, pow, neg, pm (+-), mp, fact, fact2, percent, deg, abs, call (name, argument), func (value: name)

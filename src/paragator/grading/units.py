@@ -1,4 +1,4 @@
-"""Units and short texts: what may stand beside a number, and when two wordings say the same."""
+"""Units beside numbers, and answers in plain words: their normal forms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 FACTORS: dict[str, tuple[str, Fraction]] = {}
-"""A unit's name -> its dimension, and how many of the dimension's first unit it is."""
+"""A unit's name -> its dimension, and its size in the first unit of that dimension."""
 TABLE = {
     "length": (
         "m meter meters metre metres = 1; "

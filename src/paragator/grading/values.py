@@ -1,4 +1,4 @@
-"""The value of a tree: exactly where it is a rational number, else to 100 digits. No operation grows beyond a bound."""
+"""Evaluation of expression trees: exact for rational numbers, else to 100 digits. Every operation is bounded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def exact(node: Node) -> Fraction | None:
     """The rational value of a tree of numbers under + - * / ^ ! and %, or None; OverLimitError when it would be huge."""
     match node.op:
         case "num":
-            return node.value
+            number: Fraction = node.value
+            return number
         case "percent":
             inner = exact(node.args[0])
             return None if inner is None else inner / 100
@@ -123,7 +124,7 @@ def value(node: Node, env: Env) -> Any:
     if node.op == "num" or (node.op == "func" and node.value in ("gcd", "lcm")):
         found = exact(node)
         if found is None:
-            raise UndefinedError(f"{node.value} of what is no integer")
+            raise UndefinedError(f"{node.value} of a non-integer")
         return mp.mpf(found.numerator) / found.denominator
     try:
         result = compute(node, env)
@@ -162,7 +163,7 @@ def compute(node: Node, env: Env) -> Any:
     if op == "det":
         return mp.det(mp.matrix([[value(cell, env) for cell in row.args] for row in args[0].args]))
     if (op == "paren" and len(args) > 1) or op not in ARITHMETIC:
-        raise UndefinedError(f"{op} has no number")
+        raise UndefinedError(f"{op} has no numeric value")
     return ARITHMETIC[op](*(value(child, env) for child in args), env)
 
 
@@ -266,7 +267,7 @@ def function(node: Node, args: list[Any]) -> Any:
 
 
 def close(a: Any, b: Any) -> bool:
-    """Equal to 75 digits, relatively; infinities equal themselves."""
+    """Equal to 75 digits, relatively; an infinity equals itself."""
     if mp.isinf(a) or mp.isinf(b):
         return bool(a == b)
     scale = max(abs(a), abs(b))
@@ -290,7 +291,7 @@ RANGES = ((0.3, 0.95), (1.1, 2.9), (-2.9, -1.1), (3.1, 9.7), (-0.95, -0.2), (0.4
 
 
 def points(names: set[str]) -> Iterator[dict[str, Any]]:
-    """Assignments that no identity holds at by accident: positive ones, negative ones, and mixed ones, the same each time."""
+    """Fixed assignments at which no identity holds by accident: positive, negative and mixed ones."""
     for index, span in enumerate(RANGES):
         env: dict[str, Any] = {"#": index}
         for name in sorted(names):
@@ -308,7 +309,7 @@ def has_kinks(node: Node) -> bool:
 
 
 def far_points(names: set[str], *nodes: Node) -> Iterator[dict[str, Any]]:
-    """Large assignments, and ones on either side of each number in the trees."""
+    """Large assignments, and some on either side of each number in the trees."""
     numbers = {abs(n.value) for node in nodes for n in node.walk() if n.op == "num"}
     spots = [31.7, 317.3, 31700.9, *(float(x) for x in sorted(numbers)[:8] if x < 10**9)]
     for spot in spots:
@@ -341,7 +342,7 @@ def same_value(a: Node, b: Node) -> bool:
 
 
 def has_alternation(node: Node) -> bool:
-    """Whether it holds something like (-1)^n, which speaks of integers."""
+    """Whether it contains something like (-1)^n, which is meant for integers."""
     return any(n.op == "pow" and (exact(n.args[0]) or 0) < 0 and symbols(n.args[1]) for n in node.walk())
 
 

@@ -1,4 +1,4 @@
-"""What a task is, and the table of those built in."""
+"""The Task type, the built-in tasks by name, and reward functions from user code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from paragator.records import Graded
 
 Split = Literal["train", "held-out"]
 Reward = Callable[[Problem, Sequence[str]], Sequence[float | None]]
-"""Scores the texts of one problem: one number a text, None where it cannot tell."""
+"""Scores the texts of one problem: one number a text, None where it cannot say."""
 Grader = Callable[[Problem, Sequence[str]], list[Grade] | Awaitable[list[Grade]]]
 """One Grade a text: at once, or awaited where it asks worker processes or a judge."""
 
@@ -79,8 +79,8 @@ def import_reward(name: str) -> Reward:
     if os.getcwd() not in sys.path:  # the `paragator` script, unlike `python -m`, leaves it out
         sys.path.append(os.getcwd())
     try:
-        reward = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's own module may raise anything
+        reward: Reward = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # user code may raise anything
         what = f"{type(error).__name__}: {error}"
         raise UsageError(
             f"task.reward = {name!r}: {what}; write it as module:function, importable from here"
@@ -96,7 +96,7 @@ def graded_by(reward: Reward, name: str) -> Callable[[Problem, Sequence[str]], l
     def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
         try:
             values = list(reward(problem, texts))
-        except Exception as error:  # somebody else's code: whatever it raises, the run is resumable
+        except Exception as error:  # user code may raise anything; the run stays resumable
             kind = type(error).__name__
             raise RunError(
                 f"reward {name} raised {kind} for problem {problem.id}: {error}; fix it and --resume"

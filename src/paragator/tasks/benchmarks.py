@@ -1,7 +1,7 @@
 """The table of benchmarks and training sets: data, not code. `sources.py` reads it; docs/data.md says how each fact was checked.
 
-A revision is the full commit of the hub repository that the facts below describe; None is unpinned, and the note says why.
-Nothing of these sets is part of this package: each has its own licence, and where a source states none the licence says so.
+A revision is the full commit of the hub repository that the facts below describe; None means unpinned, and the note says why.
+None of these sets is part of this package: each has its own licence, and where a source states none the licence says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ UNDECLARED = "none declared"
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Where a row of a file keeps things; of several names the first that is present counts."""
+    """Field names of a file's rows; of several names the first that is present counts."""
 
     problem: tuple[str, ...] = PROBLEM
     answer: tuple[str, ...] = ANSWER
@@ -141,7 +141,7 @@ ROWS = (
         "aime24.jsonl",
         revision="8d88b2876a82a080e2f172cc9b25d0d9d2cb4792",
         kind="number",
-        note="AIME 2024 I and II; the revision that mended I-5, I-6 and II-10",
+        note="AIME 2024 I and II; the revision that fixed I-5, I-6 and II-10",
     ),
     DataSet(
         "aime25",
@@ -162,7 +162,7 @@ ROWS = (
         "CC BY 4.0",
         "imo_answerbench.jsonl",
         revision="0258becbd00fc07d34862bc8539e61c8742f0d14",
-        note="IMO-AnswerBench (Luong et al. 2025); a copy of google-deepmind/superhuman, whose second version mended answers",
+        note="IMO-AnswerBench (Luong et al. 2025); a copy of google-deepmind/superhuman, whose second version fixed answers",
     ),
     DataSet(
         "olympiadbench",

@@ -1,4 +1,4 @@
-"""Checks of data sets: counts, duplicates, empty answers, references that do not grade, overlaps; and a set's first problems."""
+"""Checks of data sets: counts, duplicates, empty answers, references that do not grade, overlaps. And their first problems."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from paragator.tasks.base import load_task
 from paragator.tasks.benchmarks import TABLE, DataSet
 from paragator.tasks.overlap import Index, Match
 from paragator.tasks.reasoning_gym import PREFIX
-from paragator.tasks.sources import Entry, first, locate, nothing_in, numbered_rows, read_entry, resolve
+from paragator.tasks.sources import DataEntry, first, locate, nothing_in, numbered_rows, read_entry, resolve
 
 EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedSet:
-    """One set as it was found; every list holds the ids (for `missing`, the places) of the rows concerned."""
+    """What was found in one set; every list holds the ids (for `missing`, the places) of the rows concerned."""
 
     name: str
     found: str
     training: bool
     rows: int
     expected: int | None
-    entries: list[Entry]
+    entries: list[DataEntry]
     """The rows that have a problem and an answer."""
     missing: list[str] = field(default_factory=list)
     doubled_ids: list[str] = field(default_factory=list)
@@ -101,7 +101,7 @@ def check_sets(
 
 
 def check_set(data_set: DataSet, *, references: bool = False) -> CheckedSet:
-    """Read a set, locally or from the hub, and look at every row; `references` also grades each answer against itself."""
+    """Read a set, locally or from the hub, and check every row; `references` also grades each answer against itself."""
     found, rows = numbered_rows(data_set)
     expected = data_set.file_rows if data_set.file_rows and locate(data_set) else data_set.rows
     checked = CheckedSet(
@@ -124,7 +124,7 @@ def check_set(data_set: DataSet, *, references: bool = False) -> CheckedSet:
     return checked
 
 
-def look(entry: Entry, checked: CheckedSet, texts: set[str]) -> None:
+def look(entry: DataEntry, checked: CheckedSet, texts: set[str]) -> None:
     if entry.key in texts:
         checked.doubled_problems.append(entry.problem.id)
     texts.add(entry.key)
@@ -136,7 +136,7 @@ def look(entry: Entry, checked: CheckedSet, texts: set[str]) -> None:
     checked.entries.append(entry)
 
 
-def unverified(entries: Sequence[Entry]) -> list[str]:
+def unverified(entries: Sequence[DataEntry]) -> list[str]:
     """Ids of the problems whose own answer, in a box, is not graded correct, each with the reason."""
     from paragator.grading import grade_many
 

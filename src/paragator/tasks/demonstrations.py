@@ -1,12 +1,12 @@
 """Supervised demonstrations for the cold start of a small model: solving, reviewing, copying. Countdown, and sums.
 
-Three skills. Which attempt to prefer is hinted at weakly and late, so that policy optimisation has something to sharpen: a
-choice that is blind to the review gave it nothing to start from (experiments/LOG.md).
-    solve    of Countdown seven in ten reach the target, the others are honest attempts that end wherever they end. (A model
+Three skills. The choice of an attempt is taught weakly and late, so that policy optimisation has something to sharpen: a
+choice that ignored the review gave it nothing to start from (experiments/LOG.md).
+    solve    of Countdown seven in ten reach the target, the others are honest attempts that end in some other number. (A model
              that only ever sees success learns to claim it falsely, and then nothing in an attempt shows that it is wrong.)
-             A sum is as right as its solver is careful: WarmupConfig.careless
+             How often a sum is right depends on WarmupConfig.careless
     review   inside <think>, each attempt of the pool is called right or wrong, truthfully
-    copy     after the review an attempt is written again, or ("use none") a new one; the choice is blind at first, and
+    copy     after the review an attempt is written again, or ("use none") a new one; the choice is random at first, and
              from WarmupConfig.prefer_from on falls, for a share of the demonstrations, on one called right
 A demonstration is pieces of (text, loss weight); tokens are separated by one space.
 """
@@ -33,7 +33,7 @@ LARGEST = 149
 SOLVED = 0.7
 """Share of solving demonstrations that reach the target."""
 RIGHT = 0.35
-"""Share of pool attempts that reach the target before any are spoilt."""
+"""Share of pool attempts that reach the target before any are corrupted."""
 SPOILT = 0.18
 """Share of pool attempts with a false step, a foreign number or a false claim of the target."""
 RIGHT_SUM = 0.4
@@ -42,11 +42,11 @@ FORGOTTEN = 0.5
 """Share of the others that take a term twice and forget one; the rest have one false step."""
 SLIPS = (-10, -3, -2, -1, 1, 2, 3, 10)
 EASIER = 8
-"""A careless solver gets a step that stays among its tens wrong so many times more rarely than one that leaves them."""
+"""A careless solver errs so many times more rarely in a step that keeps the tens digit than in one that changes it."""
 LARGEST_SUM = 2000
-"""Numbers up to here may be tokens of their own."""
+"""The largest number that may be a token of its own."""
 AFRESH = 0.25
-"""Share of aggregations that write a new attempt instead of copying."""
+"""Share of aggregations that write a new attempt instead of copying one."""
 WEIGHTS = {"attempt in pool": 0.3, "verdict": 2.0, "choice": 0.5, "form": 0.2, "solution": 1.0}
 
 
@@ -196,8 +196,8 @@ class Sums(Demonstrator):
     """Chain arithmetic a step at a time, its terms in any order: of 12 + 7 - 30 "7 - 30 = -23 , -23 + 12 = -11".
 
     The order is what an attempt chooses. A careless solver errs in steps that carry, and by the order it can avoid some:
-    a model of such solutions knows its sums and slips, which policy optimisation can mend (docs/results/study.md tells
-    what became of models that did not know them). A number is one token, its sign included.
+    a model of such solutions knows its sums and slips, which policy optimisation can correct (docs/results/study.md tells
+    what became of models that did not). A number is one token, its sign included.
     """
 
     def __init__(self, config: TaskConfig, seed: int, careless: float = 0.0) -> None:
@@ -254,7 +254,7 @@ DEMONSTRATORS: dict[str, Callable[[TaskConfig, int, float], Demonstrator]] = {
     "countdown": Countdown,
     "arithmetic": Sums,
 }
-"""By the task's name."""
+"""Demonstrators by task name."""
 
 
 def in_any_order(terms: Sequence[str], rng: Random) -> list[str]:
@@ -266,7 +266,7 @@ def in_any_order(terms: Sequence[str], rng: Random) -> list[str]:
 
 
 def worked(terms: Sequence[str], slips: Mapping[int, int] | None = None) -> str:
-    """A sum's steps; the result of step i (from 1) is off by `slips[i]`, and what follows goes on from there."""
+    """A sum's steps; the result of step i (from 1) is off by `slips[i]`, and later steps continue from that result."""
     total, steps = int(terms[0]), []
     for i, term in enumerate(terms[1:], 1):
         result = total + int(term.replace(" ", "")) + (slips or {}).get(i, 0)
@@ -283,7 +283,7 @@ def draw(problem: Problem, attempts: Attempts, solved: float, rng: Random) -> st
 
 
 def spoil(text: str, problem: Problem, rng: Random) -> str:
-    """An attempt made wrong as a model makes it wrong: a false result, a number that is not there, a false claim."""
+    """An attempt corrupted as a model errs: a false result, a number that is not there, a false claim."""
     words = text.split(" ")
     equals = [i for i, word in enumerate(words) if word == "="]
     kind = rng.random()

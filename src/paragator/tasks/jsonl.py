@@ -1,7 +1,7 @@
-"""Tasks over recorded problems: a JSONL file of one's own, or a row of the table in `benchmarks.py`; one grader for all.
+"""Tasks over recorded problems: a JSONL file, or a row of the table in `benchmarks.py`; one grader for all.
 
 A file has one object a line with fields `problem` and `answer`, and optionally `id` and `kind`; `task.fields` renames them.
-Answers are compared by `paragator.grading`; another comparison is a reward function away (`task.reward`).
+Answers are compared by `paragator.grading`; for another comparison, set a reward function (`task.reward`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from paragator.grading import check_kind
 from paragator.records import numbered_lines
 from paragator.tasks.base import Split, Task, is_held_out
 from paragator.tasks.benchmarks import TABLE, DataSet, Fields
-from paragator.tasks.sources import Entry, by_content, find, load_rows, nothing_in, read_entry, subset
+from paragator.tasks.sources import DataEntry, by_content, find, load_rows, nothing_in, read_entry, subset
 
 NAMES = ("problem", "answer", "id", "kind")
 
@@ -33,7 +33,7 @@ def build(config: TaskConfig) -> Task:
     own = data_set(config)
     held_out = held_out_of(config)
 
-    def read(split: Split) -> list[Entry]:
+    def read(split: Split) -> list[DataEntry]:
         return divide(split, functools.partial(read_file, path, own), held_out, str(path))
 
     return as_task("jsonl", read, config.kind)
@@ -50,7 +50,7 @@ def build_row(config: TaskConfig) -> Task:
     if held_out and not row.training:
         raise UsageError(f"task.held_out_path: {row.name} is held out as a whole; leave it out")
 
-    def read(split: Split) -> list[Entry]:
+    def read(split: Split) -> list[DataEntry]:
         if not row.training:
             if split == "train":
                 raise UsageError(
@@ -65,7 +65,7 @@ def build_row(config: TaskConfig) -> Task:
     return as_task(row.name, read, config.kind)
 
 
-def held_out_of(config: TaskConfig) -> Callable[[], list[Entry]] | None:
+def held_out_of(config: TaskConfig) -> Callable[[], list[DataEntry]] | None:
     """Reads `task.held_out_path`, a JSONL file or the name of a row of the table; None when it is not set."""
     name = config.held_out_path
     if name is None:
@@ -76,8 +76,8 @@ def held_out_of(config: TaskConfig) -> Callable[[], list[Entry]] | None:
 
 
 def divide(
-    split: Split, read: Callable[[], list[Entry]], held_out: Callable[[], list[Entry]] | None, what: str
-) -> list[Entry]:
+    split: Split, read: Callable[[], list[DataEntry]], held_out: Callable[[], list[DataEntry]] | None, what: str
+) -> list[DataEntry]:
     """One side of a set: by the held-out file where there is one, else by content. No problem is on both sides."""
     if held_out and split == "held-out":
         return held_out()
@@ -91,22 +91,22 @@ def divide(
     return found
 
 
-def as_task(name: str, read: Callable[[Split], list[Entry]], kind: str | None = None) -> Task:
+def as_task(name: str, read: Callable[[Split], list[DataEntry]], kind: str | None = None) -> Task:
     """A task over what `read` gives for a split, graded by `paragator.grading`; `kind` overrides the entries' own."""
     check_kind(kind, "task.kind")
     read = functools.cache(read)
     kinds: dict[str, str | None] = {}
-    """By what a problem says: two files may both have a problem 1."""
+    """By problem text: two files may both have a problem 1."""
 
-    def listed(split: Split) -> list[Entry]:
+    def listed(split: Split) -> list[DataEntry]:
         kinds.update((entry.problem.text, entry.kind) for entry in read(split))
         return read(split)
 
     def kind_of(problem: Problem) -> str | None:
-        """Also of a problem that was never listed, as one of recorded pools."""
+        """Also for a problem that was never listed, such as one with a recorded pool."""
         for split in get_args(Split):
             if problem.text not in kinds:
-                with suppress(DataError, UsageError):  # a split that is not there knows no kinds
+                with suppress(DataError, UsageError):  # a split that does not exist has no kinds
                     listed(split)
         return kinds.setdefault(problem.text, None)
 
@@ -126,7 +126,7 @@ def as_task(name: str, read: Callable[[Split], list[Entry]], kind: str | None = 
 
 
 def data_set(config: TaskConfig) -> DataSet:
-    """A file of one's own as a row of the table, with field names from `task.fields`.
+    """A user's file as a row of the table, with field names from `task.fields`.
 
     The kinds in it count where neither `task.kind` nor `task.reward` does.
     """
@@ -139,12 +139,12 @@ def data_set(config: TaskConfig) -> DataSet:
     return DataSet("", None, None, "", "", fields=Fields(**names))
 
 
-def read_file(path: Path, row: DataSet) -> list[Entry]:
-    """Every problem of a file; DataError for a missing field, an unknown kind, an empty answer, a doubled id or no rows at all.
+def read_file(path: Path, row: DataSet) -> list[DataEntry]:
+    """Every problem of a file; DataError for a missing field, an unknown kind, an empty answer, a duplicate id or no rows at all.
 
     A row without an id is named by its place among the rows, blank lines not counted.
     """
-    out: dict[str, Entry] = {}
+    out: dict[str, DataEntry] = {}
     for place, (number, line) in enumerate(numbered_lines(path, ours=False), 1):
         where = f"{path}:{number}"
         named = any(name in line for name in row.fields.id)

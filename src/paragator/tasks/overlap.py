@@ -1,4 +1,4 @@
-"""Problems that two sets share: a common run of 13 words, the usual test of contamination (Brown et al. 2020, appendix C).
+"""Overlap of two problem sets: a common run of 13 words, the usual test of contamination (Brown et al. 2020, appendix C).
 
 Words are runs of letters and digits in lower case. A problem of fewer than 13 words is compared whole. Stock phrases ("where
 m and n are relatively prime positive integers, find m + n") are enough for a run of 13, so each match says what share of the

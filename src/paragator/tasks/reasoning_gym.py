@@ -25,7 +25,7 @@ UNSAFE = frozenset({
     "binary_matrix", "composite", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication", "puzzle24",
     "simple_integration", "spiral_matrix", "string_insertion",
 })  # fmt: skip
-"""Generators whose checker evaluates the answer, and the one that holds others."""
+"""Generators whose checker evaluates the answer, and "composite", which contains other generators."""
 SIZE = 20_000
 """Items of one stream: some generators prepare all of them at once, and one refuses more."""
 MAX_ANSWER_CHARS = 10_000
@@ -59,7 +59,7 @@ def build(config: TaskConfig) -> Task:
 
 
 def check_parameters(name: str, parameters: dict[str, Any]) -> None:
-    """UsageError for a name or parameters that no generator takes; no generator is built, which takes some of them seconds."""
+    """UsageError for an unknown name or wrong parameters. Builds no generator: some take seconds."""
     if name == "countdown":
         raise UsageError(f"task.name = {PREFIX + name!r}: its checker evaluates answers; use task.name = countdown")
     if name in UNSAFE:
@@ -109,6 +109,6 @@ def grade_one(source: Any, item: dict[str, Any], text: str) -> Grade:
         return Grade("incorrect", answer[:100], f"more than {MAX_ANSWER_CHARS} characters")
     try:
         score = source.score_answer(answer, item)
-    except Exception as error:  # noqa: BLE001 somebody else's checker on a model's text: it could not tell
+    except Exception as error:  # noqa: BLE001 a third-party checker on a model's text may raise anything
         return Grade("unscored", answer, f"the checker raised {type(error).__name__}")
     return Grade("correct" if score == 1 else "incorrect", answer, "" if score == 1 else f"score {score:.2f}")

@@ -1,6 +1,6 @@
 """Rows of the table in `benchmarks.py`, and of any JSONL file, as problems: from a local folder, or else from the hub.
 
-A local file is `PARAGATOR_DATA/<file>` or `data/<file>`; the hub is asked through the `datasets` library (extra `data`).
+A local file is `PARAGATOR_DATA/<file>` or `data/<file>`; the hub is read through the `datasets` library (extra `data`).
 A row whose answer is empty is left out and counted; one without a field that it must have is a DataError.
 """
 
@@ -25,13 +25,13 @@ from paragator.tasks.benchmarks import TABLE, DataSet, Fields
 
 FOLDER = "PARAGATOR_DATA"
 ALIASES = {"numerical": "number", "integer": "number", "decimal": "number", "piecewisefunction": "piecewise"}
-"""What data sets call some kinds of answer, and what the grader does."""
+"""Names of answer kinds in data sets -> the grader's names."""
 TYPED = ("equation", "inequality", "interval", "set", "matrix", "piecewise", "number", "fraction")
 """Kinds that are taken from a known set's own column; others there are left to the grader to infer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DataEntry:
     """A problem, what kind of answer it has (None: infer), and whether the file's answer was text."""
 
     problem: Problem
@@ -40,12 +40,12 @@ class Entry:
 
     @property
     def said(self) -> str:
-        """What the problem says, blind to white space: what makes two problems the same."""
+        """The problem text with white space normalised: two problems with the same one are the same."""
         return " ".join(self.problem.text.split())
 
     @property
     def key(self) -> str:
-        """A hash of what the problem says."""
+        """A hash of the normalised text."""
         return content_hash(self.problem.text)
 
 
@@ -54,7 +54,7 @@ class Loaded:
     """A set as it can be used: distinct problems with answers, in the file's order; and what was left out."""
 
     found: str
-    entries: list[Entry]
+    entries: list[DataEntry]
     empty: list[str]
     """Ids of rows without an answer."""
     repeated: list[str]
@@ -62,7 +62,7 @@ class Loaded:
 
 
 def find(name: str) -> DataSet:
-    """The row of that name; UsageError with what comes close."""
+    """The row of that name; UsageError with suggestions."""
     if name in TABLE:
         return TABLE[name]
     raise UsageError(f"unknown data set {name!r}; {suggest(name, TABLE)}")
@@ -95,7 +95,7 @@ def place_of(data_set: DataSet) -> str:
 
 
 def resolve(name: str) -> DataSet:
-    """A row of the table, or a JSONL file as one; UsageError with what comes close."""
+    """A row of the table, or a JSONL file as one; UsageError with suggestions."""
     path = Path(name)
     if name in TABLE or not (path.suffix or path.is_file()):
         return replace(find(name), subset=None)
@@ -121,7 +121,7 @@ def numbered_rows(data_set: DataSet) -> tuple[str, list[tuple[int, dict[str, Any
 
 
 def from_hub(data_set: DataSet) -> tuple[str, list[dict[str, Any]]]:
-    """The hub's rows; DataError that says both ways to the data when they cannot be had."""
+    """The hub's rows; when they cannot be read, a DataError that names both ways to get them."""
     where = f"{FOLDER} = a folder with {data_set.file}"
     if data_set.hub is None:
         raise DataError(f"{data_set.name}: no local file, and no hub repository is known; set {where}")
@@ -131,12 +131,12 @@ def from_hub(data_set: DataSet) -> tuple[str, list[dict[str, Any]]]:
         raise DataError(
             f"{data_set.name}: no local file; set {where}, or pip install 'paragator[data]' to load {data_set.hub} from the hub"
         ) from None
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it retries aloud for half a minute
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries for half a minute
     try:
         rows = datasets.load_dataset(
             data_set.hub, data_set.config, split=data_set.split, revision=data_set.revision or "main"
         )
-    except Exception as error:  # the library, the network and the hub raise whatever they like
+    except Exception as error:  # the library, the network and the hub may raise anything
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(
             f"{data_set.name}: the hub's {data_set.hub} cannot be loaded ({what}); try again later, or set {where}"
@@ -147,7 +147,7 @@ def from_hub(data_set: DataSet) -> tuple[str, list[dict[str, Any]]]:
 def load_rows(data_set: DataSet) -> Loaded:
     """The set as it can be used; DataError for a missing field or for an id that two different problems share."""
     found, rows = numbered_rows(data_set)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, DataEntry] = {}
     empty: list[str] = []
     repeated: list[str] = []
     for number, row in rows:
@@ -170,10 +170,10 @@ def nothing_in(found: object) -> DataError:
     return DataError(f"{found}: no problems in it; one JSON object a line, fields problem and answer")
 
 
-def read_entry(row: Mapping[str, Any], data_set: DataSet, where: str) -> Entry:
+def read_entry(row: Mapping[str, Any], data_set: DataSet, where: str) -> DataEntry:
     """One row; its answer is "" when the file's is empty. DataError when a field is missing, or the answer an object.
 
-    An id that is a bare number gets the set's name before it; a row without one is named by what it says.
+    An id that is a bare number gets the set's name before it; a row without one gets a hash of its text.
     """
     name = f"{data_set.name}-" if data_set.name else ""
     text = as_text(required(row, data_set.fields.problem, where)).strip()
@@ -190,7 +190,7 @@ def read_entry(row: Mapping[str, Any], data_set: DataSet, where: str) -> Entry:
     kind = ALIASES.get(kind, kind)
     if data_set.name and kind not in TYPED:
         kind = ""
-    return Entry(Problem(id_, text, answer), kind or data_set.kind, is_text(value))
+    return DataEntry(Problem(id_, text, answer), kind or data_set.kind, is_text(value))
 
 
 def required(row: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
@@ -225,7 +225,7 @@ def is_plain(value: Any) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """An answer as the text that the grader reads: a list by commas, a whole float as an integer."""
+    """An answer as the text that the grader reads: a list with commas, a whole float as an integer."""
     if isinstance(value, list | tuple):
         return ", ".join(as_text(part) for part in value)
     if isinstance(value, float) and value.is_integer():
@@ -251,16 +251,16 @@ def squeezed(value: Any) -> str:
 
 
 def content_hash(text: str) -> str:
-    """A hash of what a text says, blind to white space."""
+    """A hash of a text that ignores white space."""
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()
 
 
-def by_content(entries: Iterable[Entry]) -> list[Entry]:
+def by_content(entries: Iterable[DataEntry]) -> list[DataEntry]:
     """The entries in an order that does not depend on the file's."""
     return sorted(entries, key=lambda entry: (entry.key, entry.problem.id))
 
 
-def subset(entries: Iterable[Entry], count: int, seed: int) -> list[Entry]:
-    """`count` of the entries, or all that there are: a function of the seed and of what they say alone."""
+def subset(entries: Iterable[DataEntry], count: int, seed: int) -> list[DataEntry]:
+    """`count` of the entries, or all that there are: they depend on the seed and on their texts alone."""
     ordered = by_content(entries)
     return Random(seed).sample(ordered, min(count, len(ordered)))
