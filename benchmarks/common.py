@@ -1,8 +1,8 @@
 """What the benchmarks share: taking turns, medians, the format of results, and prompts of an exact length.
 
 `results/NAME.json` is a list of cases. Each has `name`, `ours_s` and `peer_s` (medians, in seconds), `peer`, `ratio`
-(peer_s / ours_s, above 1 where ours is the faster), `spread` (smallest and largest of each side) and `held_equal`, where
-it was measured (`machine`, `commit`, `versions`, `date`), and whatever else the case tells. Without a peer `peer`,
+(peer_s / ours_s, above 1 where ours is faster), `spread` (smallest and largest of each side) and `held_equal`, where
+it was measured (`machine`, `commit`, `versions`, `date`), and further fields of the case. Without a peer `peer`,
 `peer_s` and `ratio` are null.
 """
 
@@ -68,7 +68,7 @@ def interleaved(
 ) -> Seconds:
     """Seconds of each side, taking turns in alternating order: A B, B A, A B, ... One unmeasured call each comes first.
 
-    After `within_s` seconds there is no further round, but there are three at least.
+    After `within_s` seconds no further round begins, but there are at least three.
     """
     if warm:
         for call in sides.values():
@@ -114,7 +114,7 @@ def case(
 
 
 def untimed(name: str, peer: str, held_equal: str, **more: Any) -> Case:
-    """A case that compares something else than seconds, which are null."""
+    """A case that compares something other than seconds, which are null."""
     return {**case(name, [0.0], peer, [], held_equal, **more), "ours_s": None, "spread": None}
 
 

@@ -4,7 +4,7 @@
 
 The model has the shape of Qwen3-0.6B and random weights, so that nothing is downloaded. TRL recomputes activations by
 default, and is measured with and without. `of_product` is the packed work's model FLOP/s as a share of what torch.mm
-reaches on 8192 x 8192 matrices of bfloat16. Memory is torch's own count at its highest, less what others held before.
+reaches on 8192 x 8192 matrices of bfloat16. Memory is torch's own peak, less what was held before.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def updates(work: update.Work, model: Any, rate: float, flags: Any) -> list[comm
 
 
 def profile(work: update.Work, model: Any, rate: float, compiled: bool) -> common.Case:
-    """Where an update's seconds go on the card, by kind of kernel; `idle` is what no kernel ran in."""
+    """Where an update's seconds go on the card, by kind of kernel; `idle` is the time in which no kernel ran."""
     trees, _ = update.trees_of(work, model.config.vocab_size)
     policy = policy_of(copy.deepcopy(model), {"compile": compiled})
     call = timed(lambda: policy.update(trees, 1, {}))
@@ -227,7 +227,7 @@ def memory(name: str, model: Any, *, checkpointed: bool, lora: int, compiled: bo
     """Torch's highest count of bytes in two updates, against the estimate."""
     shape = estimate.from_json(model.config.to_dict(), name)
     prompt, length, groups = (30, 9, 2) if quick else (1800, 512, 4)
-    rows = 2  # in the second gradients are there from the first
+    rows = 2  # the second update starts with gradients of the first
     trees, _ = update.trees_of(
         update.Work(name, "", (("aggregate", prompt, (length,) * 8),) * groups * rows), shape.vocabulary
     )

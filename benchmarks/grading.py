@@ -1,4 +1,4 @@
-"""How fast grading is, beside math-verify's own parse and verify on the same pairs.
+"""Speed of grading, against math-verify's own parse and verify on the same pairs.
 
     python benchmarks/grading.py [--repeats 5] [--output benchmarks/results/grading.json]
 
@@ -38,7 +38,7 @@ def integers(count: int, rng: Random) -> Pairs:
 
 
 def expressions(count: int, rng: Random) -> Pairs:
-    """Fractions, surds, multiples of pi, polynomials, powers, logarithms: each in two spellings."""
+    """Fractions, surds, multiples of pi, polynomials, powers, logarithms: each in two forms."""
     makers = (fraction, surd, angle, product, power, root_fraction)
     out: Pairs = []
     for i in range(count):
@@ -49,7 +49,7 @@ def expressions(count: int, rng: Random) -> Pairs:
 
 
 Spellings = tuple[str, str, str]
-"""A reference, another spelling of it, and something else."""
+"""A reference, another form of it, and something else."""
 
 
 def fraction(rng: Random) -> Spellings:

@@ -1,4 +1,4 @@
-"""Hostile answers against the grader: what they cost, and whether one of them gets through.
+"""Hostile answers against the grader: their cost, and whether any of them is accepted.
 
     python benchmarks/hostile_answers.py [--count 100000] [--seed 0] [--output benchmarks/results/hostile_answers.json]
 
@@ -56,7 +56,7 @@ async def tick():
         longest = max(longest, time.perf_counter() - before - 0.001)
 asyncio.run(tick())
 """
-"""An event loop with nothing to do, in a process of its own: what the machine itself stalls."""
+"""An event loop with nothing to do, in a process of its own: how long the machine itself stalls it."""
 SLICE = 250
 HELD = "nothing: there is no peer; answers are the corpus and fuzzed ones of a fixed seed"
 LIMITS = {"seconds": 6.0, "memory_mb": 2048.0, "stall_ms": 50.0}
@@ -125,7 +125,7 @@ class Run:
     async def take(self, stream: Iterator[tuple[str, str, str]], lock: asyncio.Lock, pool: Workers) -> None:
         said = time.monotonic()
         while True:
-            async with lock:  # texts are made in a thread: only grading may hold the loop up
+            async with lock:  # texts are made in a thread: only grading may block the loop
                 batch = await asyncio.to_thread(lambda: list(islice(stream, SLICE)))
             if not batch:
                 return

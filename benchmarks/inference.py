@@ -86,7 +86,7 @@ async def measure(kind: str, url: str, tokenizer: Any, flags: Any) -> common.Cas
         asked[name] = engine.requests
 
     sides = {"ours": lambda: side(ours, "ours"), "rsa": lambda: side(rsa, "rsa")}
-    await vllm_side.in_turns({"ours": sides["ours"]}, url, 1)  # kernels of the first time
+    await vllm_side.in_turns({"ours": sides["ours"]}, url, 1)  # warm-up: kernels are compiled
     seconds = await vllm_side.in_turns(sides, url, flags.repeats, flags.within)
     vllm_side.same(kind, asked["ours"], asked["rsa"])
     await engine.close()

@@ -161,7 +161,7 @@ def padded_update(
 
 
 def gradients(model: Any) -> dict[str, Tensor]:
-    """A copy of every gradient, which is then forgotten."""
+    """A copy of every gradient; the gradients are then cleared."""
     found = {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found

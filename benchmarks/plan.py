@@ -1,8 +1,8 @@
 """The simulator behind `paragator plan` against measured training steps of the embedded model on this CPU.
 
 Rates are measured in the same run: a large product, a large copy, then decoding, prefill and an update of ONE shape ("calibration").
-The other shapes (N, m, lengths) are predicted from those; nothing is fitted on what is predicted. What a prediction is told of its
-own case is the workload: N, m, problems, limits, the observed lengths of candidates and aggregations, the share of groups with signal.
+The other shapes (N, m, lengths) are predicted from those; nothing is fitted to what is predicted. The only input from a predicted
+case is its workload: N, m, problems, limits, the observed lengths of candidates and aggregations, the share of groups with signal.
 Prompts, batches, micro-batches, FLOPs and seconds are the simulator's. `ours_s` is the measured step, `peer_s` the predicted one.
 
     python benchmarks/plan.py            # a few minutes; writes results/plan.json

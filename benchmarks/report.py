@@ -1,4 +1,4 @@
-"""docs/performance.md from benchmarks/results/*.json: what stands between its two markers is written anew.
+"""docs/performance.md from benchmarks/results/*.json: the part between its two markers is rewritten.
 
 python benchmarks/report.py
 """

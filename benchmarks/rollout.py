@@ -191,7 +191,7 @@ async def on_vllm(kind: str, url: str, tokenizer: Any, flags: Any) -> list[commo
         asked[name] = engine.requests
 
     sides = {"pipelined": lambda: side("pipelined"), "barrier": lambda: side("barrier")}
-    first = {"pipelined": sides["pipelined"]}  # kernels of the first time, and what raw asks for
+    first = {"pipelined": sides["pipelined"]}  # warm-up, and the requests that raw repeats
     await vllm_side.in_turns(first, url, 1)
     sides["raw"] = lambda: engine.raw(asked["pipelined"])
     seconds = await vllm_side.in_turns(sides, url, flags.repeats, flags.within)

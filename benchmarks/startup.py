@@ -1,4 +1,4 @@
-"""How long it takes until anything happens: our import and commands, each in a new process, against importing TRL's GRPOTrainer.
+"""Startup time: our import and commands, each in a new process, against importing TRL's GRPOTrainer.
 
 python benchmarks/startup.py [--repeats 5]
 """
@@ -28,7 +28,7 @@ HELD = "machine, interpreter and environment, files in the page cache; each a ne
 
 def start(*words: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(common.ROOT / "src"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled files of the first start serve the others
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # the first start compiles files for the others
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}: {done.stderr}")

@@ -201,7 +201,7 @@ def measure(size: Size, models: dict[str, Any], flags: Any) -> common.Case:
     with tempfile.TemporaryDirectory() as folder:
         ours = computed_now(lambda: Ours(size, copy.deepcopy(model), tokenizer, problems))
         theirs = computed_now(lambda: Trl(size, copy.deepcopy(model), tokenizer, problems, folder))
-        ours.step()  # imports and allocations of the first time
+        ours.step()  # warm-up: imports and allocations
         apart = computed_now(gradient_distance, size, ours, theirs)
         if size.model == "embedded" or flags.quick:
             computed_now(theirs.step)

@@ -97,7 +97,7 @@ def trees_of(work: Work, vocabulary: int) -> tuple[list[Tree], float]:
 
 
 def flops(trees: list[Tree], config: Any) -> float:
-    """Floating-point operations of forward and backward on the packed groups: what the mask hides is not counted."""
+    """Floating-point operations of forward and backward on the packed groups: masked positions are not counted."""
     heads, size = config.num_attention_heads, config.head_dim
     attention = config.hidden_size * size * (2 * heads + 2 * config.num_key_value_heads)
     weights = config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
@@ -235,7 +235,7 @@ def one(prompt: int, flags: Any) -> None:
     policy = policy_of(model, trees)
     tiny, _ = trees_of(Work("tiny", "smollm2", (("aggregate", 4, (2, 2)),)), model.config.vocab_size)
     policy.update(tiny, 1, {})  # gradients and moments exist from here on
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's record of the highest resident size starts again
+    Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's record of peak memory
     before, seconds = resident("VmRSS"), []
     began = time.perf_counter()
     for repeat in range(2 if flags.quick else flags.repeats):

@@ -1,4 +1,4 @@
-"""What the vLLM benchmarks share: a server of their own, and requests that do not depend on what was sampled.
+"""Shared by the vLLM benchmarks: their own server, and requests that do not depend on what was sampled.
 
 A request's length follows from its seed (min_tokens = max_tokens, end tokens ignored), and what an aggregation is shown
 follows from the seeds of the solutions, in as many tokens as they were sampled with. So every way to run a plan makes
@@ -138,7 +138,7 @@ async def vllm(log: Path, threads: int) -> AsyncIterator[str]:
 
 
 async def forget(url: str) -> None:
-    """Empty the server's prefix cache, so that every measurement starts alike."""
+    """Empty the server's prefix cache, so that all measurements start equal."""
     endpoint = Endpoint(url.removesuffix("/v1"))
     await endpoint.post("/reset_prefix_cache", {}, lambda found: None)
     endpoint.wire.close()
@@ -164,6 +164,6 @@ async def in_turns(
 
 
 def same(name: str, first: Sequence[Request], second: Sequence[Request]) -> None:
-    """Both sides asked for the same; else the comparison means nothing."""
+    """Check that both sides made the same requests; otherwise the comparison means nothing."""
     if sorted(first) != sorted(second):
         raise SystemExit(f"{name}: the two sides asked for different things ({len(first)} and {len(second)} requests)")

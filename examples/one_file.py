@@ -1,10 +1,10 @@
-"""The method in one file: a tiny policy, the package's core, and a torch loop of one's own. No trainer, no transformers.
+"""The method in one file: a tiny policy, the package's core, and a plain torch loop. No trainer, no transformers.
 
     python examples/one_file.py
 
 The policy is a table of logits: which of ten answers to give to a problem, and, when shown a pool, which of its attempts to
-copy, by whether an attempt looks right (even) or not. A right answer is an even one. What differs from `training/step.py`:
-no tokens, so a rollout has one log-probability; everything else (scaffold, credit, one update for both stages) is the same.
+copy, by whether an attempt looks right (even) or not. A right answer is an even one. Unlike in `training/step.py`
+there are no tokens, so a rollout has one log-probability; all else (scaffold, credit, one update for both stages) is the same.
 """
 
 from __future__ import annotations

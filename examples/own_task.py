@@ -1,4 +1,4 @@
-"""One's own task and grader in Python: a model learns to multiply whatever it is asked. Takes seconds.
+"""Your own task and grader in Python: a model learns to multiply whatever it is asked. Takes seconds.
 
 python examples/own_task.py
 """

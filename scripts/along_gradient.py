@@ -1,10 +1,10 @@
 """How far a model can go along its own policy gradient: `python scripts/along_gradient.py CONFIG [--section.key VALUE ...]`.
 
 One step's gradient is taken at the config's model (its method, problems and rollouts a step), and the weights are moved
-against it by several distances, each time from where they were. Printed are the mean rewards of candidates and of their
-aggregations on held-out problems, drawn with the same seeds each time, and once after random noise of the largest
-distance. Where reward falls although noise of the same size does no harm, the loss curves sharply along its gradient,
-and no learning rate helps much: a small one goes nowhere, and a large one destroys what the model knew.
+against it by several distances, each time from the same start. It prints the mean rewards of candidates and of their
+aggregations on held-out problems, sampled with the same seeds each time, and once after random noise of the largest
+distance. If reward falls although noise of the same size does no harm, the loss curves sharply along its gradient,
+and no learning rate helps much: a small one gets nowhere, and a large one destroys what the model knew.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ async def probe(config: Config) -> None:
     def kept() -> None:
         gradient.update({name: p.grad.clone() for name, p in policy.tensors().items() if p.grad is not None})
 
-    policy.optimizer.step = kept  # the gradient is wanted, not the optimiser's idea of it
+    policy.optimizer.step = kept  # the raw gradient, not the optimiser's update
     problems = checked.task.problems("train", config.train.problems, config.seed)
     await step(1, problems, engine, checked.task, policy, resolve.build_packer(config, engine), config)
     begun = {name: p.detach().clone() for name, p in policy.tensors().items()}

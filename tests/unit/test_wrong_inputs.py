@@ -188,7 +188,7 @@ GOOD = {"problem": "1 + 1", "answer": 2}
         ([GOOD, {"problem": "1 + 2"}], ["data.jsonl:2", "'answer' is missing or empty"]),
         ([GOOD, {"problem": "1 + 2", "answer": " "}], ["data.jsonl:2", "'answer' is missing or empty"]),
         ([{**GOOD, "id": "a"}, {**GOOD, "id": "a"}], ["data.jsonl:2", "id 'a' occurs twice"]),
-        ([GOOD, [1]], ["data.jsonl:2", "not a JSON object", "remove or mend the line"]),
+        ([GOOD, [1]], ["data.jsonl:2", "not a JSON object", "remove or fix the line"]),
     ],
     ids=["empty", "no answer", "blank answer", "doubled id", "not an object"],
 )

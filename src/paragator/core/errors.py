@@ -1,11 +1,11 @@
-"""What can go wrong, and whose move it is.
+"""Errors, by who can fix them.
 
     ParagatorError          anything this package raises on purpose; its text is one line: what, which value, what to do
-    ├── UsageError          the caller can mend it: a flag, a config key, a file (exit code 2)
+    ├── UsageError          the caller can fix it: a flag, a config key, a file (exit code 2)
     ├── DataError           a file or a data set does not hold what it should (exit code 2)
-    └── RunError            a run cannot go on, but what it wrote is intact (exit code 1)
+    └── RunError            a run cannot continue, but what it wrote is intact (exit code 1)
 
-Raise the class whose remedy fits; the command line prints the text and exits with `exit_code`.
+Raise the class that says who can fix it; the command line prints the text and exits with `exit_code`.
 """
 
 from __future__ import annotations
@@ -30,4 +30,4 @@ class DataError(ParagatorError, ValueError):
 
 
 class RunError(ParagatorError, RuntimeError):
-    """A run cannot go on; its directory is intact and can be resumed."""
+    """A run cannot continue; its directory is intact and can be resumed."""

@@ -1,4 +1,4 @@
-"""From a drawn pool to an aggregation prompt that fits. Every reduction is recorded, none is silent."""
+"""Packs a pool into an aggregation prompt that fits the budget. Every reduction is recorded, none is silent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paragator.core.prompts import Templates
 from paragator.core.types import Problem, Prompt
 
 KEEPS = (0.5, 0.25, 0.125)
-"""Shares of an attempt that are tried, in this order, where it does not fit."""
+"""Shares of each attempt to keep where a prompt does not fit, tried in this order."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a model is shown. A template is data: `{problem}` and `{attempts}` are replaced, nothing else is interpreted."""
+"""Prompt templates. A template is data: `{problem}` and `{attempts}` are replaced, nothing else is interpreted."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ COMPACT = Templates(
     aggregation="{problem}\n{attempts}review:",
     attempt="{label} {attempt}\n",
 )
-"""For small models with a tokenizer of their own: no sentence, one label an attempt."""
+"""For small models with their own tokenizer: no sentences, one label per attempt."""
 
 CHAT = Templates(
     candidate="{problem}\n\nThink it through, then give your final answer inside \\boxed{}.",

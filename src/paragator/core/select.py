@@ -1,5 +1,5 @@
-"""How a final pool becomes one answer. Each takes the extracted answers in population order and returns an index into
-them, or None when nobody answered. A missing answer (None) is never chosen and never votes."""
+"""Selection of one answer from the last population. Each function takes the extracted answers in population order and
+returns an index into them, or None where there is no answer. A missing answer (None) is never chosen and never votes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def first(answers: Sequence[str | None]) -> int | None:
 
 
 def majority(answers: Sequence[str | None], rng: random.Random) -> int | None:
-    """The first solution with the most frequent answer; `rng` decides between tied answers, never their order."""
+    """The first solution with the most frequent answer; `rng` breaks ties between answers, not their order."""
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
         return None

@@ -1,4 +1,4 @@
-"""Jobs that run at the same time and end together."""
+"""Structured concurrency: coroutines that run together and end together."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ T = TypeVar("T")
 
 
 async def together(*jobs: Awaitable[T]) -> list[T]:
-    """The jobs' results, in order. When one raises or the caller is cancelled, the others are cancelled and waited for.
+    """The results, in order. When one raises or the caller is cancelled, the others are cancelled and awaited.
 
-    A single job gets no task of its own.
+    A single one runs in the caller's task.
     """
     if len(jobs) == 1:
         return [await jobs[0]]

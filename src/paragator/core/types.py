@@ -1,13 +1,13 @@
-"""The nouns of the method. Standard library only; everything here is immutable.
+"""The data types of the method: problems, prompts, completions, plans, traces. Everything here is immutable.
 
 Glossary
     candidate     an initial solution, sampled from the problem alone (round 0)
     pool          the candidates shown together to one aggregation; `pool_size` (m) of them
     aggregation   a solution sampled from a problem and a pool (rounds 1..T)
-    group         rollouts of ONE prompt; rewards are only ever compared inside it
+    group         rollouts of ONE prompt; rewards are only compared within it
     credit        a rollout's advantage before any weighting
     stage         "generate" (round 0) or "aggregate" (later rounds)
-    trace         all that happened to one problem
+    trace         everything that was sampled for one problem
     step          one optimiser update
 
 Shape letters used as suffixes in the numerical code
@@ -49,7 +49,7 @@ class Completion:
 
     `token_ids` [T] and `logprobs` [T] are as sampled, after temperature, including the final
     end-of-sequence token; None where the engine does not know them. `num_tokens` is its length in tokens where an
-    engine knows that. `thinking` is what a server kept apart from `text`; it is never shown to an aggregation.
+    engine knows it. `thinking` is what a server returned apart from `text`; it is never shown to an aggregation.
     """
 
     text: str
@@ -100,7 +100,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many of what: see the table in docs/algorithm.md.
+    """Sizes of a run of the scaffold: see the table in docs/algorithm.md.
 
     candidates    N, sampled in round 0
     rounds        T, aggregation rounds after it; 0 is plain sampling
@@ -129,7 +129,7 @@ class Plan:
                 raise UsageError(f"{name} = {getattr(self, name)}: at least 1 is needed when rounds = {self.rounds}")
         if self.aggregations % self.pools:
             raise UsageError(
-                f"pools = {self.pools} does not divide aggregations = {self.aggregations}: pools get equal shares"
+                f"pools = {self.pools} does not divide aggregations = {self.aggregations}: every pool gets an equal share"
             )
         smallest = self.candidates if self.rounds == 1 else min(self.candidates, self.aggregations)
         if self.pool_size > smallest:
@@ -188,7 +188,7 @@ Verdict = Literal["correct", "incorrect", "unscored"]
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A grader's word on one solution; `answer` is what it extracted, `reason` why it is unscored or wrong."""
+    """A grader's verdict on one solution; `answer` is what it extracted, `reason` why it is unscored or wrong."""
 
     verdict: Verdict
     answer: str | None = None
@@ -198,7 +198,7 @@ class Grade:
 
     @property
     def reward(self) -> float | None:
-        """The number that credit uses: None when unscored, else `value`, else 1 or 0."""
+        """The reward that credit uses: None when unscored, else `value`, else 1 or 0."""
         if self.verdict == "unscored":
             return None
         if self.value is not None:
