@@ -9,12 +9,12 @@ import pytest
 
 from paragator.config import TaskConfig
 from paragator.tasks import checks, load_task
-from paragator.tasks.benchmarks import ROWS, TABLE, DataSet
+from paragator.tasks.benchmarks import TABLE, DataSet
 from paragator.tasks.checks import CheckedSet
 from paragator.tasks.sources import load_rows
 
 FOLDER = Path(os.environ.get("PARAGATOR_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data").resolve()
-HERE = [row for row in ROWS if (FOLDER / row.file).is_file() and not row.part]
+HERE = [row for row in TABLE.values() if (FOLDER / row.file).is_file() and not row.part]
 EMPTY = {"math_train": 2, "gaokao2023en": 2}
 """Rows without an answer, as they came."""
 REPEATED = {"deepscaler": 287, "deepscaler-10k": 287, "math_train": 1, "hardmath_mini": 58}

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Grade, Problem
 from paragator.tasks import load_task, reasoning_gym
 from paragator.tasks.base import is_held_out
-from paragator.tasks.benchmarks import ROWS, TABLE, DataSet
+from paragator.tasks.benchmarks import TABLE, DataSet, Fields, read_table
 from paragator.tasks.sources import DataEntry, as_text, find, load_rows, read_entry, shown, subset
 
 Write = Callable[..., Path]
@@ -57,9 +58,8 @@ def numbered(count: int, name: str = "p") -> list[dict[str, Any]]:
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_rows_have_names_of_their_own_and_say_where_they_are() -> None:
-    assert len(TABLE) == len(ROWS)
-    for row in ROWS:
+def test_every_set_says_where_it_is() -> None:
+    for row in TABLE.values():
         assert row.file.endswith(".jsonl") and row.licence and row.note, row.name
         assert row.revision is None or re.fullmatch(r"[0-9a-f]{40}", row.revision), row.name
         assert row.revision or not row.hub or "unpinned" in row.note or "unverified" in row.note, row.name
@@ -71,7 +71,17 @@ def test_the_sets_of_the_published_tables_are_there() -> None:
         "aime24 aime25 hmmt_feb25 brumo25 imo_answerbench olympiadbench math500 gsm8k principia_bench deepscaler-10k"
     )
     assert set(wanted.split()) | {"principia_collection-30k"} <= TABLE.keys()
-    assert sum(row.rows or 0 for row in ROWS if row.part) == TABLE["principia_bench"].rows
+    assert sum(row.rows or 0 for row in TABLE.values() if row.part) == TABLE["principia_bench"].rows
+
+
+def test_a_set_may_take_what_it_does_not_give_from_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "t.toml").write_text(
+        '[a]\nrows = 3\nfields.answer = ["x"]\n[b]\nlike = "a"\nrows = 4\nfile = "c.jsonl"\n'
+    )
+    table = read_table(tmp_path / "t.toml")
+    assert (table["a"].file, table["a"].rows) == ("a.jsonl", 3)
+    assert table["b"] == replace(table["a"], name="b", rows=4, file="c.jsonl")
+    assert table["b"].fields.answer == ("x",) and table["b"].fields.id == Fields().id
 
 
 def test_unknown_names_get_a_suggestion() -> None:

@@ -1,4 +1,4 @@
-"""Tasks over recorded problems: a JSONL file, or a row of the table in `benchmarks.py`; one grader for all.
+"""Tasks over recorded problems: a JSONL file, or a set of the table in `benchmarks.toml`; one grader for all.
 
 A file has one object a line with fields `problem` and `answer`, and optionally `id` and `kind`; `task.fields` renames them.
 Answers are compared by `paragator.grading`; for another comparison, set a reward function (`task.reward`).
@@ -136,7 +136,7 @@ def data_set(config: TaskConfig) -> DataSet:
     names = {name: (config.fields.get(name, name),) for name in NAMES}
     if config.kind or config.reward:
         del names["kind"]
-    return DataSet("", None, None, "", "", fields=Fields(**names))
+    return DataSet("", "", fields=Fields(**names))
 
 
 def read_file(path: Path, row: DataSet) -> list[DataEntry]:

@@ -1,4 +1,4 @@
-"""Rows of the table in `benchmarks.py`, and of any JSONL file, as problems: from a local folder, or else from the hub.
+"""Sets of the table in `benchmarks.toml`, and any JSONL file, as problems: from a local folder, or else from the hub.
 
 A local file is `PARAGATOR_DATA/<file>` or `data/<file>`; the hub is read through the `datasets` library (extra `data`).
 A row whose answer is empty is left out and counted; one without a field that it must have is a DataError.
@@ -101,7 +101,7 @@ def resolve(name: str) -> DataSet:
         return replace(find(name), subset=None)
     if not path.is_file():
         raise UsageError(f"{name}: no such file, and no such set; see paragator data list")
-    return DataSet("", None, None, "", str(path.absolute()), fields=Fields(kind=("kind", "answer_type")))
+    return DataSet("", str(path.absolute()), fields=Fields(kind=("kind", "answer_type")))
 
 
 def numbered_rows(data_set: DataSet) -> tuple[str, list[tuple[int, dict[str, Any]]]]:
