@@ -32,7 +32,7 @@ class ModelConfig(Section):
     lora_rank: int = Field(0, ge=0)
     """Train LoRA adapters of this rank instead of all weights; 0 is off. Needs the extra `lora`."""
     gradient_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more work."""
+    """Keep only each layer's input for the backward pass and recompute the rest: less memory, a third more work."""
 
     def templates(self) -> Templates:
         """The prompt templates: a built-in pair with what this config replaces."""
@@ -51,7 +51,7 @@ MOST_COUNTDOWN = 8
 
 class TaskConfig(Section):
     name: str = "countdown"
-    """"countdown", "arithmetic", "jsonl" (a file of your own), "reasoning-gym/NAME", or a row of `paragator data list`."""
+    """"countdown", "arithmetic", "jsonl" (your own file), "reasoning-gym/NAME", or a name in `paragator data list`."""
     style: Literal["compact", "words"] = "compact"
     """How a built-in task words its problems: symbols for the embedded model, a sentence for others."""
     path: str | None = None
@@ -59,7 +59,7 @@ class TaskConfig(Section):
     held_out_path: str | None = None
     """jsonl: the held-out file; without it, a tenth of `path` by content."""
     fields: dict[str, str] = Field({})
-    """jsonl: where the fields are when they have other names, as {problem = "question", answer = "gold"}."""
+    """jsonl: the file's own field names, such as {problem = "question", answer = "gold"}."""
     kind: str | None = None
     """What the answers are ("number", "set", "equation", ...; see docs/grading.md); None infers it from each reference."""
     parameters: dict[str, Any] = Field({})
@@ -95,7 +95,7 @@ class EngineConfig(Section):
     """Who samples: this process, an OpenAI-compatible server, a vLLM that gets the trained weights, or recorded completions;
     "own" stands for an engine handed over in Python."""
     url: str | list[str] | None = None
-    """openai, vllm: the server's base URL, as http://localhost:8000/v1, or a list of several that serve the same model."""
+    """openai, vllm: the server's base URL, such as http://localhost:8000/v1, or a list of several that serve the same model."""
     model: str | None = None
     """openai, vllm: the name under which the server knows the model; None takes the first that it lists."""
     key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -103,13 +103,13 @@ class EngineConfig(Section):
     key_file: str | None = None
     """openai, vllm: a file that holds the key, instead of the environment."""
     max_in_flight: int = Field(64, ge=1)
-    """openai, vllm: most requests in flight at a server; fewer while it pushes back."""
+    """openai, vllm: most requests in flight at a server; fewer while it is overloaded."""
     request_timeout_s: float = Field(600, gt=0)
     """openai, vllm: longest one attempt may take."""
     total_timeout_s: float = Field(1800, gt=0)
     """openai, vllm: longest a request may take with all its retries; then it is a Failure."""
     extra_body: dict[str, Any] = Field({})
-    """openai, vllm: further request fields, passed on as they are; in training none that change what is sampled."""
+    """openai, vllm: further request fields, passed on unchanged; in training, none that changes what is sampled."""
     price_in: float = Field(0, ge=0)
     """openai: price of a million prompt tokens, to print a cost."""
     price_out: float = Field(0, ge=0)
@@ -143,7 +143,7 @@ class JudgeConfig(Section):
     cache: str = "judgements.sqlite"
     """Verdicts already paid for, shared by all runs that name the same file."""
     max_tokens: int = Field(2048, ge=1)
-    """Longest judgement."""
+    """Longest judgement, in tokens."""
 
 
 class MethodConfig(Section):
@@ -202,7 +202,7 @@ class TrainConfig(Section):
     problems: int = Field(16, ge=1)
     """Problems a step."""
     distinct_problems: int = Field(4096, ge=1)
-    """Distinct training problems; more steps than these cover go round again."""
+    """Distinct training problems; longer training repeats them."""
     truncated: Literal["mask", "drop", "wrong"] = "mask"
     """A rollout cut at max_tokens: counts in its group but is not trained on (mask), leaves the group (drop), or counts as wrong."""
     updates: int = Field(1, ge=1)
@@ -221,7 +221,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto times both on this machine and takes the faster."""
     compile: bool = False
-    """torch.compile the decoder layers for updates, after half a minute faster on a card. On a CPU it needs a C++ compiler."""
+    """torch.compile the decoder layers for updates: half a minute once, then faster on a GPU. On a CPU it needs a C++ compiler."""
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints; the newest two are kept."""
     threads: int | None = Field(None, ge=1)
@@ -247,7 +247,7 @@ class EvalConfig(Section):
     problems: int = Field(128, ge=1)
     """Held-out problems."""
     seed: int = 0
-    """Which held-out problems: apart from the run's seed, so that runs of several seeds are judged on the same ones."""
+    """Seed that draws the held-out problems; apart from the run's seed, so that runs of several seeds share them."""
     candidates: int = Field(4, ge=1)
     """Initial candidates a problem."""
     rounds: int = Field(3, ge=0)
@@ -270,11 +270,11 @@ class Config(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the run directory."""
     seed: int = 0
-    """Every draw derives from it."""
+    """Seed of every random draw."""
     runs: str = "runs"
     """Where run directories go."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Also send metrics there, through Accelerate."""
+    """Trackers that also get the metrics, through Accelerate."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     engine: EngineConfig = EngineConfig()
@@ -304,7 +304,7 @@ class Config(Section):
             )
         if self.method.name == "paragator_outcome" and self.rollout.pools == 1:
             raise ValueError(
-                "rollout.pools = 1: paragator_outcome compares candidates by the pools that hold them; take several"
+                "rollout.pools = 1: paragator_outcome compares candidates by the pools that hold them; use several"
             )
         if self.eval.rounds and self.eval.pool_size > self.eval.candidates:
             raise ValueError(

@@ -158,7 +158,7 @@ def parse_value(text: str) -> Any:
 
 
 def put(values: dict[str, Any], keys: list[str], value: Any, whole: str) -> None:
-    """Set a key of nested sections, which are made where they lack; `whole` is what the user wrote."""
+    """Set a key of nested sections, which are created where missing; `whole` is what the user wrote."""
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):

@@ -91,8 +91,8 @@ def numbers(answers: list[list[str | None]], rewards: list[list[float | None]], 
     }
 
 
-def recorded_numbers(rows: list[dict[str, Any]], known: Published, *, mended: bool) -> dict[str, float]:
-    wrong = known.mislabelled if mended else ()
+def recorded_numbers(rows: list[dict[str, Any]], known: Published, *, corrected: bool) -> dict[str, float]:
+    wrong = known.mislabelled if corrected else ()
     answers = [[c["answer"] for c in row["completions"]] for row in rows]
     rewards: list[list[float | None]] = [
         [1.0 if (row["id"], i) in wrong else float(c["correct"]) for i, c in enumerate(row["completions"])]
@@ -104,7 +104,7 @@ def recorded_numbers(rows: list[dict[str, Any]], known: Published, *, mended: bo
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_numbers_follow_from_the_recorded_fields(name: str) -> None:
     known = PUBLISHED[name]
-    found = recorded_numbers(rows_of(recording(name)), known, mended=False)
+    found = recorded_numbers(rows_of(recording(name)), known, corrected=False)
     assert found["mean"] == pytest.approx(known.mean, abs=0.0006)
     assert found["pass"] == pytest.approx(known.pass_at, abs=0.0006)
     assert found["maj, first of the tied"] == pytest.approx(known.majority, abs=0.0006)
@@ -121,7 +121,7 @@ def test_the_texts_alone_reproduce_them(name: str, capsys: pytest.CaptureFixture
     found = numbers(
         [[g.answer for g in row] for row in grades], [[g.reward for g in row] for row in grades], known.samples
     )
-    wanted = recorded_numbers(rows, known, mended=True)
+    wanted = recorded_numbers(rows, known, corrected=True)
     unscored = sum(g.verdict == "unscored" for row in grades for g in row)
     differ = [
         (row["id"], i, g.answer, row["answer"], g.verdict, g.reason)

@@ -1,4 +1,4 @@
-"""A prompt's token ids, as the model's own tokenizer makes them, and whether they fit."""
+"""Tokenisation of prompts with the model's tokenizer, and whether they fit its context."""
 
 from __future__ import annotations
 

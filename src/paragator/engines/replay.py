@@ -5,8 +5,8 @@ A recording is a JSONL file, one problem a line:
     {"id": "p1", "problem": "...", "answer": "18", "completions": ["A: 18", {"text": "First,", "finish_reason": "length"}]}
 
 A completion is its text, or an object with `text` and optionally `finish_reason` ("stop" unless recorded),
-`num_tokens` and `thinking`; its other fields (a model's name, a recorded verdict) are left alone, as grades come from
-the text. Any field but the problem and the completions may be missing where nobody needs it.
+`num_tokens` and `thinking`; its other fields (a model's name, a recorded verdict) are ignored, since grades come
+from the text. All fields but the problem and the completions are optional, unless something needs them.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Replay:
         return found
 
     def close(self) -> None:
-        """Nothing to release; here because engines have it."""
+        """Nothing to release; part of what engines offer."""
 
 
 def by_prompt(path: Path, templates: Templates, problem_field: str = "problem") -> dict[str, Recorded]:
@@ -128,7 +128,7 @@ def problems(path: Path, *, problem_field: str = "problem") -> list[Problem]:
 
 
 def read(path: Path, *, problem_field: str = "problem") -> list[Recorded]:
-    """Every line of a recording; DataError names the line that is not one, a doubled id, or a file without lines."""
+    """Every line of a recording; DataError names the line that is not one, a duplicate id, or a file without lines."""
     out: dict[str, Recorded] = {}
     for number, row in enumerate(read_json_lines(path, ours=False), 1):
         where = f"{path}: row {number}"

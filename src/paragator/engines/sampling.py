@@ -1,4 +1,4 @@
-"""How an engine samples in one stage. Importable without torch."""
+"""Sampling settings of one stage. Importable without torch."""
 
 from __future__ import annotations
 

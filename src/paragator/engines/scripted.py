@@ -32,4 +32,4 @@ class Scripted:
         return Group(prompt, tuple(Completion(o) if isinstance(o, str) else o for o in outputs), stage=stage)
 
     def close(self) -> None:
-        """Nothing to release; here because engines have it."""
+        """Nothing to release; part of what engines offer."""

@@ -171,7 +171,7 @@ def nothing_in(found: object) -> DataError:
 
 
 def read_entry(row: Mapping[str, Any], data_set: DataSet, where: str) -> DataEntry:
-    """One row; its answer is "" when the file's is empty. DataError when a field is missing, or the answer an object.
+    """One row; its answer is "" when the file's is empty. DataError when a field is missing or the answer is an object.
 
     An id that is a bare number gets the set's name before it; a row without one gets a hash of its text.
     """
