@@ -30,9 +30,9 @@ from paragator.config import Config
 from paragator.engines.local.generation import Row, sample_rows
 from paragator.engines.local.loading import EMBEDDED, add_lora
 from paragator.engines.sampling import Sampling
-from paragator.planning import estimate
 from paragator.settings import validate
 from paragator.training import flex
+from paragator.training import memory as estimate
 from paragator.training.policy import Policy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -90,8 +90,8 @@ def measure(name: str) -> dict[str, Any]:
 
     from paragator.config import Config, ModelConfig
     from paragator.engines.local.loading import add_lora, load
-    from paragator.planning.estimate import Load, from_json, memory
     from paragator.settings import validate
+    from paragator.training.memory import Load, from_json, memory
     from paragator.training.policy import Policy
     from paragator.training.rows import Branch, Tree
 

@@ -22,12 +22,12 @@ from typing import Any
 from common import case, finish, parser, say, use_threads
 
 from paragator.config import Config
-from paragator.planning.estimate import Shape, shape_of
 from paragator.planning.hardware import PRESETS, Cost, Efficiency
 from paragator.planning.lengths import Lengths
 from paragator.planning.rollout_events import Batching
 from paragator.planning.simulate import Cluster, Workload, groups_of, plan, updated
 from paragator.settings import validate
+from paragator.training.memory import Shape, shape_of
 
 WITHIN = 0.20
 PARTS = ("generate", "aggregate", "grade", "update")
@@ -190,9 +190,9 @@ class Bench:
         """This machine as a cluster of one device, from the first shape alone."""
         import torch
 
-        from paragator.cli.doctor import product_rate
         from paragator.engines.local.compute import computed_now
         from paragator.engines.local.generation import COMPACT_BELOW
+        from paragator.planning.machine import product_rate
 
         name, *sizes = first
         config = self.config(*sizes)

@@ -8,8 +8,18 @@ import pytest
 
 from paragator.config import Config, ModelConfig
 from paragator.core.errors import UsageError
-from paragator.planning.estimate import HUB, MOST_TOKENS, Load, budget, estimate, memory, shape_of, stages, with_tokens
-from paragator.planning.hardware import free_memory
+from paragator.planning.estimate import estimate
+from paragator.training.memory import (
+    HUB,
+    MOST_TOKENS,
+    Load,
+    budget,
+    free_memory,
+    memory,
+    shape_of,
+    stages,
+    with_tokens,
+)
 
 
 def test_parameters_are_those_of_the_models() -> None:

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from paragator.cli.main import run
-from paragator.cli.plan import shape_with
 from paragator.config import Config
 from paragator.core.errors import ParagatorError, UsageError
-from paragator.planning.estimate import HUB, pass_flops
+from paragator.planning.assumptions import shape_with
+from paragator.planning.estimate import pass_flops
 from paragator.planning.hardware import PRESETS, Cost, Efficiency, assumed
 from paragator.planning.lengths import Lengths
-from paragator.planning.rollout_events import Batching, Request, Rollouts, roll_out
+from paragator.planning.rollout_events import Batching, GroupRequest, Rollouts, roll_out
 from paragator.planning.simulate import Cluster, Workload, groups_of, plan, updated
 from paragator.settings import validate
+from paragator.training.memory import HUB
 from paragator.training.rows import first_fit
 
 SMALL, MOE = HUB["Qwen/Qwen3-4B"], HUB["Qwen/Qwen3-235B-A22B"]
@@ -64,11 +65,13 @@ def sampling(seconds: dict[str, float]) -> float:
     return seconds["generate"] + seconds["both"] + seconds["aggregate"]
 
 
-def requests(lengths: Sequence[Sequence[int]], prompt: int = 50) -> list[Request]:
-    return [Request(i, "generate", prompt, group) for i, group in enumerate(lengths)]
+def requests(lengths: Sequence[Sequence[int]], prompt: int = 50) -> list[GroupRequest]:
+    return [GroupRequest(i, "generate", prompt, group) for i, group in enumerate(lengths)]
 
 
-def rolled(first: list[Request], then: list[Request] | None = None, replicas: int = 1, **more: Any) -> Rollouts:
+def rolled(
+    first: list[GroupRequest], then: list[GroupRequest] | None = None, replicas: int = 1, **more: Any
+) -> Rollouts:
     barrier = more.pop("barrier", False)
     return roll_out(first, then or [], Cost(SMALL, H100, FREE), Batching(**more), replicas, barrier=barrier)
 
@@ -108,7 +111,7 @@ def test_a_group_takes_one_prefill_and_a_step_for_each_further_token() -> None:
 
 def test_an_arrival_does_not_change_what_the_decode_steps_before_it_cost() -> None:
     """A memory-bound step is linear in the cache, so the whole is the sum of its steps however it is cut."""
-    late = [Request(0, "aggregate", 1, [1]), Request(1, "aggregate", 1, [1])]
+    late = [GroupRequest(0, "aggregate", 1, [1]), GroupRequest(1, "aggregate", 1, [1])]
     cut = rolled(requests([[100], [40]]), late)
     cost = Cost(SMALL, H100, FREE)
     prefills = (2 * cost.prefill_flop(50) + 2 * cost.prefill_flop(1)) / cost.prefill_rate()
@@ -126,7 +129,7 @@ def test_an_arrival_does_not_change_what_the_decode_steps_before_it_cost() -> No
 def test_every_token_is_sampled_once(options: dict[str, Any], barrier: bool, replicas: int) -> None:
     rng = Random(1)
     lengths = [[rng.randint(1, 200) for _ in range(4)] for _ in range(9)]
-    then = [Request(i, "aggregate", 300, list(reversed(group))) for i, group in enumerate(lengths)]
+    then = [GroupRequest(i, "aggregate", 300, list(reversed(group))) for i, group in enumerate(lengths)]
     found = rolled(requests(lengths), then, replicas, barrier=barrier, **options)
     assert found.generated == 2 * sum(map(sum, lengths))
     assert found.prefilled == 9 * (50 + 300)

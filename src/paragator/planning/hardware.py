@@ -1,4 +1,4 @@
-"""What a device can do, the memory that is free, and seconds of one piece of work: a roofline with stated efficiencies. No torch.
+"""Devices, and the seconds that one piece of work takes on them: a roofline with stated efficiencies. No torch.
 
 Peaks are data sheets' figures. Efficiencies are assumptions until somebody measures them: `benchmarks/plan.py` does so on a CPU.
 docs/plan.md tells the model in words.
@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import psutil
-
 from paragator.core.errors import UsageError
-from paragator.planning.estimate import Shape, pass_flops
+from paragator.planning.estimate import pass_flops
+from paragator.training.memory import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +81,6 @@ class Efficiency:
     """To grade one solution."""
     graders: float = 16
     """Solutions graded at once."""
-
-
-def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that this process may still take: what the machine has free or, if that is less, what a container's limit leaves."""
-    left = [psutil.virtual_memory().available]
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most, now = (int((groups / name).read_text()) for name in (limit, used))
-            stat = dict(line.split() for line in (groups / limit).with_name("memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # no such control group, or no limit ("max")
-            continue
-        left.append(most - now + int(stat.get("inactive_file", 0)))  # files that were read can be dropped
-    return max(0, min(left))
 
 
 def assumed(hardware: Hardware, efficiency: Efficiency, settings: Sequence[str]) -> tuple[Hardware, Efficiency]:

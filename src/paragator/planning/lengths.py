@@ -32,6 +32,11 @@ class Lengths:
             length = round(self.mean)
         return max(1, length if most is None else min(length, most))
 
+    def __str__(self) -> str:
+        if self.observed:
+            return f"{len(self.observed)} observed, mean {self.mean:.0f}"
+        return f"lognormal, mean {self.mean:g}, sigma {self.sigma:g}" if self.sigma else f"{self.mean:g}"
+
     @classmethod
     def parse(cls, text: str, what: str) -> Lengths:
         """ "2048", "lognormal:MEAN:SIGMA", or a JSONL file of numbers. UsageError or DataError in one line."""

@@ -18,7 +18,7 @@ from paragator.planning.hardware import Cost
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class GroupRequest:
     """One group to sample: `lengths` tokens of each sibling after a shared prompt of `prompt` tokens."""
 
     problem: int
@@ -65,8 +65,8 @@ class Replica:
     prefilled: int = 0
     generated: int = 0
     flop: float = 0.0
-    waiting: deque[Request] = field(default_factory=deque)
-    running: list[tuple[int, int, int, Request]] = field(default_factory=list)
+    waiting: deque[GroupRequest] = field(default_factory=deque)
+    running: list[tuple[int, int, int, GroupRequest]] = field(default_factory=list)
     """A heap of (step at which the row ends, number, its prompt and completion in tokens, its request)."""
     held: int = 0
     """Rows that are paid for, finished ones that have not left included."""
@@ -147,7 +147,7 @@ class Replica:
             low, high = (low, middle) if self.now + self.span(middle) >= time else (middle + 1, high)
         self.decode(low)
 
-    def finish(self) -> list[Request]:
+    def finish(self) -> list[GroupRequest]:
         """Run to the next end of a row; the groups that are complete by it. Then admit what waits."""
         self.decode(self.running[0][0] - self.steps)
         done = []
@@ -189,7 +189,13 @@ class Rollouts:
 
 
 def roll_out(
-    first: Sequence[Request], then: Sequence[Request], cost: Cost, batching: Batching, replicas: int, *, barrier: bool
+    first: Sequence[GroupRequest],
+    then: Sequence[GroupRequest],
+    cost: Cost,
+    batching: Batching,
+    replicas: int,
+    *,
+    barrier: bool,
 ) -> Rollouts:
     """Sample `first[i]` for each problem, then its `then[i]` (empty: one stage). A group goes where the least cache is read."""
     engines = [Replica(cost, batching) for _ in range(replicas)]
@@ -199,7 +205,7 @@ def roll_out(
     ends = [0.0] * len(first)
     due: list[tuple[float, int]] = []
 
-    def send(requests: Sequence[Request], time: float) -> None:
+    def send(requests: Sequence[GroupRequest], time: float) -> None:
         for request in requests:
             index = min(range(replicas), key=lambda i: engines[i].load)
             engines[index].waiting.append(request)

@@ -7,6 +7,7 @@ docs/plan.md tells the model, its parameters and its limits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -17,10 +18,11 @@ from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.methods import METHODS
 from paragator.core.types import Stage
-from paragator.planning.estimate import FLOAT, Shape, budget, memory_of, pass_flops, passes, stages, with_tokens
+from paragator.planning.estimate import pass_flops, passes
 from paragator.planning.hardware import Cost, Efficiency, Hardware
 from paragator.planning.lengths import Lengths
-from paragator.planning.rollout_events import Batching, Request, Rollouts, roll_out
+from paragator.planning.rollout_events import Batching, GroupRequest, Rollouts, roll_out
+from paragator.training.memory import FLOAT, Shape, budget, memory_of, stages, with_tokens
 from paragator.training.rows import STAGES, first_fit
 
 PARTS = ("generate", "both", "aggregate", "grade", "update", "publish")
@@ -79,7 +81,11 @@ class Cluster:
 
     def check(self) -> None:
         """UsageError for counts that cannot be."""
-        for name, value, least in (("gpus-train", self.gpus_train, 1), ("gpus-rollout", self.gpus_rollout, 0)):
+        for name, value, least in (
+            ("gpus-train", self.gpus_train, 1),
+            ("gpus-rollout", self.gpus_rollout, 0),
+            ("rows", self.batching.rows, 1),
+        ):
             if value < least:
                 raise UsageError(f"--{name} {value}: at least {least} is needed")
         sampling = self.gpus_rollout or self.gpus_train
@@ -98,6 +104,8 @@ def plan(
     cluster.check()
     if draws < 1:
         raise UsageError(f"--draws {draws}: at least 1 is needed")
+    if price is not None and not 0 <= price < math.inf:
+        raise UsageError(f"--price {price}: use the price of one GPU for one hour, 0 or more")
     config = workload.config
     if config.rollout.pools > 1 or METHODS[config.method.name].rounds > 1:
         raise UsageError(
@@ -137,7 +145,7 @@ def plan(
     }
 
 
-Groups = list[tuple[Request, Request | None]]
+Groups = list[tuple[GroupRequest, GroupRequest | None]]
 
 
 def groups_of(workload: Workload, rng: Random) -> Groups:
@@ -154,8 +162,8 @@ def groups_of(workload: Workload, rng: Random) -> Groups:
         again = [workload.aggregation.draw(rng, config.aggregate.max_tokens) for _ in range(n)]
         learnt = [rng.random() < workload.signal[stage] for stage in STAGES]
         first, second = (
-            Request(i, "generate", problem, lengths, learnt[0]),
-            Request(i, "aggregate", prompt, again, learnt[1]),
+            GroupRequest(i, "generate", problem, lengths, learnt[0]),
+            GroupRequest(i, "aggregate", prompt, again, learnt[1]),
         )
         out.append((first, second if two else None))
     return out
@@ -175,9 +183,9 @@ def sampled(
     return roll_out(first, again, cost, limited, cluster.replicas, barrier=barrier)
 
 
-def fresh(request: Request) -> Request:
+def fresh(request: GroupRequest) -> GroupRequest:
     """The request as it was before anything ran."""
-    return Request(request.problem, request.stage, request.prompt, request.lengths)
+    return GroupRequest(request.problem, request.stage, request.prompt, request.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +210,7 @@ def updated(workload: Workload, groups: Groups, shape: Shape, cluster: Cluster, 
         bins = first_fit([row.num_tokens for row in rows], most)
         batches = [[joined([rows[i] for i in bin_])] for bin_ in bins]
     else:
-        rows = [Row.alone(r.prompt + length, length) for r in trained for length in r.lengths]
+        rows = [UpdateRow.alone(r.prompt + length, length) for r in trained for length in r.lengths]
         batches = microbatches(rows, most)
     products, scores = passes(workload.config)
     flop = [batch_flop(shape, batch, packed or cluster.skips, products, scores) for batch in batches]
@@ -210,9 +218,9 @@ def updated(workload: Workload, groups: Groups, shape: Shape, cluster: Cluster, 
     return Update(flop, computed, sum(row.num_tokens for row in rows), sum(row.predicted for row in rows))
 
 
-def microbatches(rows: Sequence[Row], most: int) -> list[list[Row]]:
+def microbatches(rows: Sequence[UpdateRow], most: int) -> list[list[UpdateRow]]:
     """Rows of similar length together, at most `most` tokens with padding (one row may be above)."""
-    batches: list[list[Row]] = []
+    batches: list[list[UpdateRow]] = []
     for row in sorted(rows, key=lambda r: -r.num_tokens):
         if batches and (len(batches[-1]) + 1) * batches[-1][0].num_tokens <= most:
             batches[-1].append(row)
@@ -222,7 +230,7 @@ def microbatches(rows: Sequence[Row], most: int) -> list[list[Row]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class UpdateRow:
     """A row of the update: its tokens, those of branches, and how many (query, key) pairs its attention computes."""
 
     num_tokens: int
@@ -230,30 +238,30 @@ class Row:
     pairs: float
 
     @classmethod
-    def of(cls, prompt: int, lengths: Sequence[int]) -> Row:
+    def of(cls, prompt: int, lengths: Sequence[int]) -> UpdateRow:
         """A prompt once, and its branches, as `tree_attention` computes them."""
         pairs = prompt * prompt / 2 + sum(b * (prompt + b) for b in lengths)
         return cls(prompt + sum(lengths), sum(lengths), pairs)
 
     @classmethod
-    def alone(cls, tokens: int, predicted: int) -> Row:
+    def alone(cls, tokens: int, predicted: int) -> UpdateRow:
         """A sequence of its own, with causal attention."""
         return cls(tokens, predicted, tokens * tokens / 2)
 
 
-def cut(prompt: int, lengths: Sequence[int], most: int) -> list[Row]:
+def cut(prompt: int, lengths: Sequence[int], most: int) -> list[UpdateRow]:
     """A group as rows of at most `most` tokens, its prompt repeated in each."""
     if prompt + sum(lengths) <= most:
-        return [Row.of(prompt, lengths)]
-    return [Row.of(prompt, [lengths[i] for i in bin_]) for bin_ in first_fit(lengths, most - prompt)]
+        return [UpdateRow.of(prompt, lengths)]
+    return [UpdateRow.of(prompt, [lengths[i] for i in bin_]) for bin_ in first_fit(lengths, most - prompt)]
 
 
-def joined(rows: Sequence[Row]) -> Row:
+def joined(rows: Sequence[UpdateRow]) -> UpdateRow:
     """Rows as one."""
-    return Row(sum(r.num_tokens for r in rows), sum(r.predicted for r in rows), sum(r.pairs for r in rows))
+    return UpdateRow(sum(r.num_tokens for r in rows), sum(r.predicted for r in rows), sum(r.pairs for r in rows))
 
 
-def batch_flop(shape: Shape, batch: Sequence[Row], skips: bool, products: int, scores: int) -> float:
+def batch_flop(shape: Shape, batch: Sequence[UpdateRow], skips: bool, products: int, scores: int) -> float:
     """FLOPs of a forward and backward pass: padding is multiplied too; only branch tokens go through the head."""
     length = batch[0].num_tokens
     tokens = len(batch) * length

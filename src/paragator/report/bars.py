@@ -121,6 +121,27 @@ def step_seconds(metrics: Sequence[Mapping[str, Any]]) -> bytes | None:
     return finish(figure, [axes])
 
 
+def variant_seconds(plan: Mapping[str, Any]) -> bytes:
+    """The four variants of a plan (see `planning.simulate`) as bars of a step's parts, stacked, with the share of idling."""
+    variants = plan["variants"]
+    parts = [part for part in variants[0]["seconds"] if part != "step"]
+    figure, (axes,) = canvas(1, "", parts)
+    start = [0.0] * len(variants)
+    names = [f"{v['rollout']}, {v['update']}" for v in variants]
+    for part, colour in zip(parts, COLOURS, strict=False):
+        seconds = [v["seconds"][part] for v in variants]
+        axes.barh(names, seconds, left=start, color=colour, label=part)
+        start = [a + b for a, b in zip(start, seconds, strict=True)]
+    for place, (end, variant) in enumerate(zip(start, variants, strict=True)):
+        axes.text(end, place, f" {end:.3g} s ({variant['idle_s'] / end:.0%} idle)", va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.25 * max(start))
+    axes.set_xlabel("Seconds a step")
+    axes.set_title(as_label(plan["model"]))
+    axes.grid(visible=False)
+    return finish(figure, [axes])
+
+
 WHISKERS: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1, "capsize": 2.5}
 
 

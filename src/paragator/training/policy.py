@@ -16,9 +16,7 @@ from accelerate.state import AcceleratorState
 
 from paragator.config import Config, OptimizerConfig
 from paragator.core.errors import UsageError
-from paragator.planning import estimate
-from paragator.planning.hardware import free_memory
-from paragator.training import checkpoint, objective
+from paragator.training import checkpoint, memory, objective
 from paragator.training.compiled import compile_layers
 from paragator.training.packed import Batch, collate, log_probs
 from paragator.training.rows import STAGES, PackedRow, Tree, pack
@@ -173,11 +171,11 @@ def budget_on(device: torch.device, sizes: Any, config: Config, bfloat16: bool) 
     """Tokens of a pass that this device has memory for now; a CPU's where the estimate does not know the model's kind."""
     cuda = device.type == "cuda"
     try:
-        shape = estimate.from_json(sizes.get_text_config().to_dict(), config.model.path)
+        shape = memory.from_json(sizes.get_text_config().to_dict(), config.model.path)
     except UsageError:
-        return config.train.batch_tokens or estimate.MOST_TOKENS[False]
-    free = torch.cuda.mem_get_info(device)[0] if cuda else free_memory()
-    return estimate.budget(config, shape, free, bfloat16=bfloat16, cuda=cuda)
+        return config.train.batch_tokens or memory.MOST_TOKENS[False]
+    free = torch.cuda.mem_get_info(device)[0] if cuda else memory.free_memory()
+    return memory.budget(config, shape, free, bfloat16=bfloat16, cuda=cuda)
 
 
 def frozen_reference(model: Any, kl: float) -> Any:
