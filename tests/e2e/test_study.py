@@ -22,7 +22,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 def start(toy: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start `paragator study` on two methods by two seeds in an empty folder."""
     base = f'base = {{ file = "{toy}/toy.toml", train = {{ steps = 2, checkpoint_every = 1 }} }}'
-    offline = '{ method = "offline_aggregation", set = { method.hard_share = 1.0 } }'  # a few random pools: any will do
+    offline = (
+        '{ method = "offline_aggregation", set = { method.hard_share = 1.0 } }'  # a few random candidates: any will do
+    )
     cells = f'cells = [{{ method = "paragator" }}, {offline}]'
     settings = "[primary]\nround = 1\n[evaluation]\nproblems = 3\ncandidates = 4\npool_size = 2\nk = 2\nrounds = 2"
     text = f'name = "s"\nseeds = [0, 1]\n{base}\n{cells}\n{settings}\n'
@@ -56,7 +58,7 @@ def test_a_study_is_stopped_killed_and_resumed(start: Callable[..., subprocess.P
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, err
-    assert "stopping" in err and "go on with: paragator study s.toml" in out and "Traceback" not in err
+    assert "stopping" in err and "resume with: paragator study s.toml" in out and "Traceback" not in err
 
     process = start()
     wait_for(folder / "paragator-seed0" / "eval" / "config.json")
@@ -73,7 +75,7 @@ def test_a_study_is_stopped_killed_and_resumed(start: Callable[..., subprocess.P
         steps = [json.loads(line)["step"] for line in (unit / "train" / "metrics.jsonl").read_text().splitlines()]
         assert steps == [1, 2], unit
         assert len((unit / "eval" / "eval.jsonl").read_text().splitlines()) == 3
-    assert len(list(folder.glob("pools-*.jsonl"))) == 2
+    assert len(list(folder.glob("candidates-*.jsonl"))) == 2
     assert (folder / "results" / "tables.md").is_file() and (folder / "results" / "reward_by_step.png").is_file()
 
     whole = {path: path.read_bytes() for path in folder.rglob("*.jsonl")}

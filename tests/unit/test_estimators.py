@@ -15,11 +15,8 @@ from hypothesis import strategies as st
 
 from paragator.core.errors import UsageError
 from paragator.core.estimators import (
-    Interval,
-    bootstrap,
     majority_at_k,
     mean,
-    paired_bootstrap,
     pass_at_k,
     pool_diagnostics,
 )
@@ -141,65 +138,6 @@ def tie_share(votes: list[str], answer: str) -> float:
     return (answer in winners) / len(winners)
 
 
-# ---- intervals -----------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_agrees_with_the_normal_interval() -> None:
-    rng = random.Random(1)
-    values = [rng.random() for _ in range(200)]
-    found = bootstrap(values)
-    centre = sum(values) / 200
-    half = 1.96 * math.sqrt(sum((v - centre) ** 2 for v in values) / 200 / 200)
-    assert found.mean == pytest.approx(centre)
-    assert found.low == pytest.approx(centre - half, abs=0.15 * half)
-    assert found.high == pytest.approx(centre + half, abs=0.15 * half)
-    narrow = bootstrap(values, level=0.5)
-    assert narrow.high - narrow.low < 0.5 * (found.high - found.low)
-
-
-def test_bootstrap_resamples_problems_not_samples() -> None:
-    flips: list[float] = [0.0, 1.0] * 10
-    assert bootstrap([[f] * 50 for f in flips]) == bootstrap(flips)
-    assert bootstrap({str(i): f for i, f in enumerate(flips)}) == bootstrap(flips)
-    same_everywhere = bootstrap([[0.0, 1.0]] * 20)
-    assert same_everywhere == Interval(0.5, 0.5, 0.5)
-
-
-def test_each_problem_counts_once_and_the_unscored_is_left_out() -> None:
-    assert bootstrap([[1.0], [0.0, 0.0, 0.0]]).mean == 0.5
-    assert bootstrap([[1.0, None], None, [None, NAN], 0.0]) == bootstrap([1.0, 0.0])
-
-
-def test_bootstrap_is_seeded() -> None:
-    values = [random.Random(i).random() for i in range(15)]
-    assert bootstrap(values, seed=3) == bootstrap(values, seed=3)
-    assert bootstrap(values, seed=3) != bootstrap(values, seed=4)
-
-
-def test_too_few_problems_have_no_interval() -> None:
-    one = bootstrap([[1.0, 0.0]])
-    assert one.mean == 0.5
-    assert math.isnan(one.low)
-    assert math.isnan(one.high)
-    assert math.isnan(bootstrap([]).mean)
-
-
-def test_pairing_takes_out_what_problems_share() -> None:
-    rng = random.Random(2)
-    a = {str(i): rng.random() for i in range(100)}
-    b = {key: a[key] + 0.1 + 0.01 * rng.random() for key in reversed(a)}
-    paired = paired_bootstrap(a, b)
-    assert paired.mean == pytest.approx(0.105, abs=0.002)
-    assert 0.1 < paired.low < paired.mean < paired.high < 0.11
-    assert paired_bootstrap(b, a).mean == pytest.approx(-paired.mean)
-
-
-def test_pairing_drops_what_one_side_lacks() -> None:
-    a = {"p": 0.0, "q": [1.0, 0.0], "r": None, "s": 1.0}
-    b = {"p": 1.0, "q": [1.0, 1.0], "r": 1.0, "t": 1.0}
-    assert paired_bootstrap(a, b).mean == 0.75
-
-
 # ---- pools ---------------------------------------------------------------------------------------------------------
 
 
@@ -276,9 +214,6 @@ def test_a_pool_that_showed_nothing_is_not_measured() -> None:
         (lambda: pass_at_k(4, -1, 1), "num_correct = -1"),
         (lambda: majority_at_k(["1"], [1.0], 0), "k = 0"),
         (lambda: majority_at_k(["1", "2"], [1.0], 1), "2 answers with 1 rewards"),
-        (lambda: bootstrap([1.0, 0.0], draws=0), "draws = 0"),
-        (lambda: bootstrap([1.0, 0.0], level=95), "level = 95"),
-        (lambda: paired_bootstrap({"a": 1.0}, {"b": 1.0}), "no problem id"),
     ],
 )
 def test_wrong_input_says_what_and_what_to_do(call: Callable[[], object], says: str) -> None:

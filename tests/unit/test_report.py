@@ -22,16 +22,16 @@ from paragator.core.estimators import Interval
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, append, append_json_lines
 from paragator.report.bars import bars, step_seconds, temperatures
-from paragator.report.compare import compare
+from paragator.report.compare import draw
 from paragator.report.markup import show
 from paragator.report.page import write_report
-from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, draw_line, reward_curves, shade, smooth
+from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, curves, draw_line, reward_curves, shade
 from paragator.report.readings import choose, kind_of
-from paragator.report.runs import read_metrics
 from paragator.runs.events import Steps
+from paragator.stats.compare import compare
+from paragator.stats.curves import read_metrics, smooth
 from paragator.stats.sheet import latex_text
 from paragator.stats.table import table
-from paragator.study.bands import curves
 
 PNG = b"\x89PNG\r\n\x1a\n"
 HOSTILE = '<script>alert("x")</script>\x1b[31m\x00 \u202eevil'
@@ -275,8 +275,7 @@ def test_a_bound_a_rounding_error_beyond_its_mean_is_drawn() -> None:
 def panels(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The panels of the pictures that reward_curves and curves draw, in place of pictures."""
     found: list[Any] = []
-    for module in ("report.plots", "study.bands"):
-        monkeypatch.setattr(f"paragator.{module}.finish", lambda figure, axes: found.extend(axes) or PNG)
+    monkeypatch.setattr("paragator.report.plots.finish", lambda figure, axes: found.extend(axes) or PNG)
     return found
 
 
@@ -301,8 +300,8 @@ def test_pictures_of_nothing_are_none() -> None:
     assert [reward_curves({}), reward_curves({"a": [{"step": 1}]}), accuracy_by_round({}), bars({})] == [None] * 4
     assert step_seconds([{"step": 1, "seconds": 2.0}]) is None
     assert step_seconds([{"step": 1, "seconds/generate": 2.0}, {"step": 2, "seconds/update": None}])
-    for draw in (accuracy_by_round, accuracy_by_tokens):
-        assert draw({"one": empty}) is None
+    for picture in (accuracy_by_round, accuracy_by_tokens):
+        assert picture({"one": empty}) is None
     assert bars({"one": {"b": empty}}) is None and temperatures({"one": {1.0: empty}}) is None
 
 
@@ -355,7 +354,7 @@ def test_comparison(tmp_path: Path, run: Path) -> None:
 def test_pictures_of_a_comparison(tmp_path: Path, run: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "temperature.png").write_text("of an earlier comparison")
-    drawn, missing = compare([run]).draw(tmp_path / "out")
+    drawn, missing = draw(compare([run]), tmp_path / "out")
     expected = ["accuracy_by_round.png", "accuracy_by_tokens.png", "bars.png", "reward_curves.png"]
     assert [path.name for path in drawn] == expected
     assert all(path.read_bytes().startswith(PNG) for path in drawn)
@@ -403,7 +402,7 @@ def test_initial_temperatures(tmp_path: Path) -> None:
     (sheet,) = found.temperature()
     assert [label for label, _ in sheet.rows] == ["paragator T=0.6", "paragator T=1"]
     assert sheet.rows[1][1][2] == found.tables[0, "aime"].cell("pass_at_1", 2)
-    drawn, missing = found.draw(tmp_path / "out")
+    drawn, missing = draw(found, tmp_path / "out")
     assert "temperature.png" in [path.name for path in drawn] and list(missing) == ["reward_curves.png"]
     with pytest.raises(UsageError, match=r"do not differ in generate\.temperature"):
         compare(paths[:1]).temperature()
@@ -449,7 +448,7 @@ def test_a_folder_that_cannot_hold_pictures(tmp_path: Path, run: Path, monkeypat
     monkeypatch.setattr(found, "metrics", lambda: pytest.fail("drawn before the folder was looked at"))
     for folder in (file, file / "below" / "it"):
         with pytest.raises(UsageError, match=f"{folder}: cannot hold results, as {file} is no folder"):
-            found.draw(folder)
+            draw(found, folder)
 
 
 def test_a_malformed_record_is_named(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import pytest
 from paragator.cli import study as command
 from paragator.cli.main import run
 from paragator.config import Config
-from paragator.core.errors import UsageError
+from paragator.core.errors import RunError, UsageError
 from paragator.runs.folder import locked
 from paragator.settings import load, to_json, validate
 from paragator.study.cells import Study, Unit, digest, to_toml, training, units
 from paragator.study.finished import CONFIG, FINISHED
-from paragator.study.jobs import Runner, begin, environment, left, note, state_of, works
+from paragator.study.jobs import Job, Runner, begin, environment, left, note, phases, state_of
+from paragator.study.run import run_study
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHODS = ("paragator", "base", "offline_aggregation")
@@ -65,7 +66,7 @@ def test_cells_become_runs_seed_by_seed() -> None:
     assert first.trained and not base.trained
 
 
-def test_recorded_pools_are_shared_by_what_samples_them() -> None:
+def test_recorded_candidates_are_shared_by_what_samples_them() -> None:
     offline = {"method": "offline_aggregation"}
     cells: list[dict[str, Any]] = [
         {"method": "paragator"},
@@ -74,12 +75,12 @@ def test_recorded_pools_are_shared_by_what_samples_them() -> None:
         {**offline, "name": "n4", "set": {"rollout": {"candidates": 4}, "train": {"problems": 8}}},
     ]
     _, a, b, c = units(study(cells))
-    assert a.pools == b.pools != c.pools and str(a.pools).startswith("runs/s/pools-seed0-24-")
+    assert a.recorded == b.recorded != c.recorded and str(a.recorded).startswith("runs/s/candidates-seed0-24-")
     assert (
-        units(study(cells, recorded_problems=30))[1].pools != a.pools
+        units(study(cells, recorded_problems=30))[1].recorded != a.recorded
     )  # what is recorded for fewer problems stays as it is
-    assert units(study(cells, seeds=[1]))[1].pools != a.pools
-    assert (a.pools_count, c.pools_count) == (24, 48)
+    assert units(study(cells, seeds=[1]))[1].recorded != a.recorded
+    assert (a.recorded_count, c.recorded_count) == (24, 48)
 
 
 BAD: dict[str, dict[str, Any]] = {
@@ -91,7 +92,7 @@ BAD: dict[str, dict[str, Any]] = {
         "primary": {"measure": "maj_at_k"},
         "evaluation": {"k": 8},
     },
-    r"seeds = \[1, 1\] holds one twice": {"seeds": [1, 1]},
+    r"seeds = \[1, 1\] repeats one": {"seeds": [1, 1]},
     "evaluation.temperatures": {"evaluation": {"temperatures": [0.0]}},
     "unknown key sed; did you mean seeds": {"sed": [1]},
     "evaluation.around_training = True: input should be False": {"evaluation": {"around_training": True}},
@@ -164,9 +165,9 @@ def test_a_run_s_config_survives_toml() -> None:
 
 
 def mark(unit: Unit, of: Study, *names: str) -> None:
-    """As if these works had finished."""
+    """As if these phases had finished."""
     unit.folder.mkdir(parents=True, exist_ok=True)
-    done = {work.name: {"digest": work.digest, "seconds": 1.0} for work in works(unit, of) if work.name in names}
+    done = {phase.name: {"digest": phase.digest, "seconds": 1.0} for phase in phases(unit, of) if phase.name in names}
     (unit.folder / FINISHED).write_text(json.dumps(done))
     for name in names:
         (unit.folder / name).mkdir(exist_ok=True)
@@ -174,7 +175,7 @@ def mark(unit: Unit, of: Study, *names: str) -> None:
 
 
 def names_left(unit: Unit, of: Study) -> list[str]:
-    return [work.name for work in left(unit, of)]
+    return [phase.name for phase in left(unit, of)]
 
 
 def test_what_a_tree_of_runs_still_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +184,7 @@ def test_what_a_tree_of_runs_still_needs(tmp_path: Path, monkeypatch: pytest.Mon
     trained, base, offline = units(of)
     assert names_left(trained, of) == ["train", "eval", "eval-t0.6"]
     assert names_left(base, of) == ["eval", "eval-t0.6"]
-    assert names_left(offline, of) == ["pools", "train", "eval", "eval-t0.6"]
+    assert names_left(offline, of) == ["candidates", "train", "eval", "eval-t0.6"]
     assert [state_of(unit, of) for unit in units(of)] == ["missing"] * 3
 
     (trained.folder / "train").mkdir(parents=True)
@@ -194,14 +195,14 @@ def test_what_a_tree_of_runs_still_needs(tmp_path: Path, monkeypatch: pytest.Mon
     mark(trained, of, "train", "eval", "eval-t0.6")
     assert names_left(trained, of) == [] and state_of(trained, of) == "finished"
 
-    assert offline.pools is not None
-    offline.pools.write_text("{}\n" * 23 + '{"torn')
-    assert names_left(offline, of)[0] == "pools"
-    offline.pools.write_text("{}\n" * 24)
+    assert offline.recorded is not None
+    offline.recorded.write_text("{}\n" * 23 + '{"torn')
+    assert names_left(offline, of)[0] == "candidates"
+    offline.recorded.write_text("{}\n" * 24)
     assert names_left(offline, of) == ["train", "eval", "eval-t0.6"] and state_of(offline, of) == "missing"
-    offline.pools.unlink()
+    offline.recorded.unlink()
     mark(offline, of, "train", "eval", "eval-t0.6")
-    assert names_left(offline, of) == []  # its pools have served
+    assert names_left(offline, of) == []  # its candidates have served
 
 
 def test_what_a_changed_study_needs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +215,8 @@ def test_what_a_changed_study_needs_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert names_left(trained, longer) == ["train", "eval"] and names_left(base, longer) == []
     rounds = study(evaluation={"rounds": 4})
     assert [names_left(unit, rounds) for unit in units(rounds)] == [["eval"]] * 3  # training never evaluates
-    assert [unit.trained and works(unit, rounds)[-2].words for unit in units(rounds)] == [
-        unit.trained and works(unit, before)[-2].words for unit in units(before)
+    assert [unit.trained and phases(unit, rounds)[-2].words for unit in units(rounds)] == [
+        unit.trained and phases(unit, before)[-2].words for unit in units(before)
     ]
     threads = study(base={"train": {"steps": 6, "problems": 4, "threads": 2}})
     assert [names_left(unit, threads) for unit in units(threads)] == [[], [], []]
@@ -224,23 +225,23 @@ def test_what_a_changed_study_needs_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert names_left(units(warm)[0], warm) == ["eval-t0.8"]
 
 
-def test_an_evaluation_of_another_meaning_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_with_other_settings_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before, after = study(), study(evaluation={"rounds": 4})
     unit = units(before)[0]
-    train, same = works(unit, before)
-    other = works(units(after)[0], after)[1]
+    train, same = phases(unit, before)
+    other = phases(units(after)[0], after)[1]
     mark(unit, before, "train", "eval")
     begin(same, unit)
-    assert (same.folder / "config.json").is_file() and names_left(unit, before) == ["eval"]  # begun, so it goes on
+    assert (same.target / "config.json").is_file() and names_left(unit, before) == ["eval"]  # begun, so it goes on
     begin(other, unit)
-    assert not other.folder.exists() and (train.folder / "config.json").is_file()
+    assert not other.target.exists() and (train.target / "config.json").is_file()
     begin(train, unit)
-    assert (train.folder / "config.json").is_file()
-    other.folder.mkdir()
-    (other.folder / "config.json").write_text("{}")
-    for work in (train, other):
-        note(work, unit, {"seconds": 1.0})
+    assert (train.target / "config.json").is_file()
+    other.target.mkdir()
+    (other.target / "config.json").write_text("{}")
+    for phase in (train, other):
+        note(phase, unit, {"seconds": 1.0})
     assert names_left(unit, before) == ["eval"] and names_left(units(after)[0], after) == []
 
 
@@ -282,7 +283,7 @@ def test_other_weights_or_data_behind_a_path_are_another_training(
         (model / "model.safetensors").write_text(weights)
         Path("data.jsonl").write_text(data)
         trained, untrained, offline = units(study(base=base))
-        return [digest(trained), digest(untrained, "eval"), digest(offline), str(offline.pools)]
+        return [digest(trained), digest(untrained, "eval"), digest(offline), str(offline.recorded)]
 
     before = digests("a", "a")
     for weights, data in (("bb", "a"), ("a", "bb")):
@@ -290,7 +291,7 @@ def test_other_weights_or_data_behind_a_path_are_another_training(
     assert digests("a", "a") == before
 
 
-def test_pools_that_a_cell_names_are_part_of_what_it_is() -> None:
+def test_recorded_candidates_that_a_cell_names_are_part_of_what_it_is() -> None:
     def of(path: str) -> str:
         cell = {"method": "offline_aggregation", "set": {"method": {"recorded": path}}}
         return digest(units(study([cell], reference="offline_aggregation"))[0])
@@ -344,9 +345,9 @@ def test_a_study_keeps_its_seeds(
         found = json.loads(Path("runs/s/study.json").read_text())
         assert found["seeds"] == seeds and list(found["digests"]) == [f"base-seed{seed}" for seed in seeds]
         assert f"interrupted, {runs} runs to go" in (out := capsys.readouterr().out)
-    assert "go on with: paragator study s.toml --seeds '[2]'" in out  # as a shell takes it
+    assert "resume with: paragator study s.toml --seeds '[2]'" in out  # as a shell takes it
     unit = units(of := load(Study, "s.toml"))[0]
-    assert found["digests"][unit.name] == {work.name: work.digest for work in works(unit, of)}
+    assert found["digests"][unit.name] == {phase.name: phase.digest for phase in phases(unit, of)}
 
 
 def test_a_process_that_is_being_started_is_stopped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,15 +364,15 @@ def test_a_process_that_is_being_started_is_stopped_too(tmp_path: Path, monkeypa
             return 0
 
     async def start(*_: Any, **__: Any) -> Process:
-        pool.stop()
+        runner.stop()
         return Process()
 
     of = study()
-    pool = Runner(of, 1, lambda job: None)
     unit = units(of)[0]
+    runner = Runner(of, [Job(unit)], 1, lambda job: None)
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     with (tmp_path / "log").open("wb") as log:
-        assert asyncio.run(pool.process(works(unit, of)[0], unit, log)) == 0
+        assert asyncio.run(runner.process(phases(unit, of)[0], unit, log)) == 0
     assert sent == [signal.SIGINT]
 
 
@@ -405,3 +406,37 @@ def test_a_run_s_environment_fixes_threads(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     found = environment(2)
     assert found["OMP_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "2" and found["MKL_DYNAMIC"] == "FALSE"
+
+
+def test_a_study_runs_from_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It calls back with each phase, prints nothing, raises what failed, and leaves signal handlers alone."""
+
+    class Process:
+        pid, returncode = 1, 3
+
+        async def wait(self) -> int:
+            return 3
+
+    async def start(*words: str, **_: Any) -> Process:
+        started.append(words[3])
+        return Process()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    started: list[str] = []
+    heard: list[tuple[str, str, str]] = []
+    handler = signal.getsignal(signal.SIGINT)
+    of = study([{"method": "paragator"}, {"method": "base"}])
+    with pytest.raises(
+        RunError, match=r"2 of 2 runs are not finished: paragator-seed0: train failed.*base-seed0: eval"
+    ):
+        asyncio.run(run_study(of, at_once=1, changed=lambda job: heard.append((job.unit.name, job.status, job.doing))))
+    assert started == ["train", "eval"] and signal.getsignal(signal.SIGINT) == handler
+    assert heard == [
+        (f"{cell}-seed0", status, doing)
+        for cell, doing in (("paragator", "train"), ("base", "eval"))
+        for status in ("running", "failed")
+    ]
+    assert capfd.readouterr() == ("", "")

@@ -17,17 +17,19 @@ from test_report import fake_evaluation, fake_metrics
 from paragator.cli.compare import main as compare_main
 from paragator.core.errors import DataError, UsageError
 from paragator.records import append, append_json_lines
-from paragator.stats.resample import Sampled, holm, over_seeds, problem_counts, resample, seed_weights
+from paragator.report.plots import curves
+from paragator.stats.curves import recent, step_at, together
+from paragator.stats.resample import Bootstrapped, holm, over_seeds, problem_counts, resample, seed_weights
 from paragator.stats.sheet import to_csv
-from paragator.study.bands import curves, recent, step_at, together
 from paragator.study.finished import FINISHED, NOTE, recorded
-from paragator.study.results import Results, write_results
+from paragator.study.output import write_results
+from paragator.study.results import Results
 
 
 @pytest.fixture(autouse=True)
 def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are laid out, not rendered: the end-to-end test does that."""
-    for module in ("report.plots", "report.bars", "study.bands"):
+    for module in ("report.plots", "report.bars"):
         monkeypatch.setattr(f"paragator.{module}.finish", lambda figure, panels: b"PNG")
 
 
@@ -42,10 +44,12 @@ def test_holm() -> None:
 
 
 def test_p_value_counts_draws_on_the_other_side() -> None:
-    assert Sampled(1.0, np.arange(-49.0, 950.0)).p_value() == pytest.approx(2 * 51 / 1000)  # 50 of 999 are not above 0
-    assert Sampled(1.0, np.ones(999)).p_value() == pytest.approx(0.002)
-    assert Sampled(0.0, np.zeros(999)).p_value() == 1.0
-    assert math.isnan(Sampled(math.nan, np.full(9, math.nan)).p_value())
+    assert Bootstrapped(1.0, np.arange(-49.0, 950.0)).p_value() == pytest.approx(
+        2 * 51 / 1000
+    )  # 50 of 999 are not above 0
+    assert Bootstrapped(1.0, np.ones(999)).p_value() == pytest.approx(0.002)
+    assert Bootstrapped(0.0, np.zeros(999)).p_value() == 1.0
+    assert math.isnan(Bootstrapped(math.nan, np.full(9, math.nan)).p_value())
 
 
 def test_hierarchical_bootstrap_equals_a_slow_loop() -> None:
@@ -69,7 +73,7 @@ def test_hierarchical_bootstrap_equals_a_slow_loop() -> None:
 def test_seeds_drawn_again_vary_as_much_as_seeds_do() -> None:
     """Problems alike, seeds not: the draws' variance is the unbiased variance of a mean of five."""
     levels = [0.1, 0.3, 0.35, 0.5, 0.9]
-    found = over_seeds([Sampled(level, np.full(40_000, level)) for level in levels])
+    found = over_seeds([Bootstrapped(level, np.full(40_000, level)) for level in levels])
     wanted = pvariance(levels) * 5 / 4 / 5
     assert float(found.draws.var()) == pytest.approx(wanted, rel=0.05)
     assert float(seed_weights(np.array([[2, 1, 0], [1, 1, 1]])).sum(axis=1)[0]) == pytest.approx(1)

@@ -41,8 +41,8 @@ def main(arguments: list[str]) -> int:
     if flags.json and (flags.table or flags.format):
         raise UsageError("--json prints all tables as numbers; leave --table and --format out, or --json")
     from paragator.core.text import printable
-    from paragator.report.compare import compare
-    from paragator.report.folder import check_folder
+    from paragator.report.compare import check_folder, draw
+    from paragator.stats.compare import compare
     from paragator.study.finished import is_study
 
     paths = [Path(run) for run in flags.runs]
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     check_folder(Path(flags.output or "comparison"))
     found = compare(paths, 4 if flags.k is None else flags.k, flags.label)
     text = "" if flags.json else getattr(found, flags.format or "markdown")(flags.table)
-    drawn, missing = found.draw(Path(flags.output or "comparison"))
+    drawn, missing = draw(found, Path(flags.output or "comparison"))
     if flags.json:
         print(json.dumps({**found.to_dict(), "pictures": [str(path) for path in drawn], "not_drawn": missing}))
         return 0
@@ -65,9 +65,9 @@ def main(arguments: list[str]) -> int:
 def compare_studies(paths: list[Path], flags: Namespace) -> int:
     """Write the results of one study, or of several with their average."""
     from paragator.core.text import printable
-    from paragator.report.runs import read_json
+    from paragator.stats.runs import read_json
     from paragator.study.finished import NOTE, is_study
-    from paragator.study.results import write_results
+    from paragator.study.output import write_results
 
     if other := next((path for path in paths if not is_study(path)), None):
         raise UsageError(

@@ -1,18 +1,14 @@
-"""Numbers from graded samples, with their uncertainty. What was not scored is NaN or left out, never counted as 0."""
+"""Unbiased pass@k and maj@k, means and pool diagnostics of graded samples. What was not scored is NaN or left out, never 0."""
 
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from paragator.core.errors import UsageError
-
-Values = float | None | Sequence[float | None]
-"""What one problem contributes: one value or several (its samples)."""
 
 NAN = math.nan
 
@@ -122,60 +118,6 @@ def odds(count: int, k: int, total: int) -> tuple[float, ...]:
     return tuple(math.comb(count, own) * k**own * (total - k) ** (count - own) / total**count for own in shares)
 
 
-def bootstrap(
-    values_by_problem: Iterable[Values] | Mapping[str, Values], *, draws: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """The mean over problems with a percentile bootstrap interval that resamples problems, never their samples alone.
-
-    Each problem counts once, by the mean of its scored values; one without any is left out. No problem left: all NaN;
-    one problem: NaN bounds, as it says nothing of the spread. UsageError for draws < 1 or a level outside (0, 1).
-    """
-    if draws < 1:
-        raise UsageError(f"draws = {draws}: at least 1 is needed")
-    if not 0.0 < level < 1.0:
-        raise UsageError(f"level = {level}: use a share between 0 and 1, such as 0.95")
-    values = values_by_problem.values() if isinstance(values_by_problem, Mapping) else values_by_problem
-    means = [m for m in map(mean_of_problem, values) if not math.isnan(m)]
-    if len(means) < 2:
-        return Interval(mean(means), NAN, NAN)
-    rng = random.Random(seed)
-    resampled = sorted(sum(rng.choices(means, k=len(means))) / len(means) for _ in range(draws))
-    tail = (1.0 - level) / 2.0
-    return Interval(mean(means), quantile(resampled, tail), quantile(resampled, 1.0 - tail))
-
-
-def paired_bootstrap(
-    a_by_problem: Mapping[str, Values],
-    b_by_problem: Mapping[str, Values],
-    *,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """The mean of b - a over the problems (by id) that both scored, with a bootstrap interval over problems.
-
-    UsageError when the two share no problem.
-    """
-    shared = [key for key in a_by_problem if key in b_by_problem]
-    if not shared:
-        raise UsageError("paired_bootstrap: the two share no problem id; compare results on the same problems")
-    differences = [mean_of_problem(b_by_problem[key]) - mean_of_problem(a_by_problem[key]) for key in shared]
-    return bootstrap(differences, draws=draws, seed=seed, level=level)
-
-
-def mean_of_problem(values: Values) -> float:
-    """One problem's mean; NaN when nothing is scored."""
-    return mean(values) if isinstance(values, Sequence) else mean([values])
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """A quantile of ascending values, linear between neighbours."""
-    at = share * (len(ordered) - 1)
-    low = math.floor(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
-
-
 @dataclass(frozen=True, slots=True)
 class PoolDiagnostics:
     """What one pool offered and what its aggregations made of it. NaN where not defined (of an empty pool all) or not scored.
@@ -206,7 +148,7 @@ def pool_diagnostics(
 ) -> PoolDiagnostics:
     """The diagnostics of one pool, as shown, and its aggregations; texts without thinking. Right is a reward >= 1.
 
-    Average over pools and problems with `mean` or `bootstrap`, which leave NaN out.
+    Average over pools and problems with `mean`, which leaves NaN out.
     """
     known = [r for r in pool_rewards if r is not None]
     has_correct = 1.0 if any(r >= 1 for r in known) else 0.0 if known and len(known) == len(pool_rewards) else NAN

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paragator.core.estimators import Interval
 from paragator.report.plots import (
     COLOURS,
     INK,
@@ -14,28 +13,16 @@ from paragator.report.plots import (
     as_label,
     canvas,
     finish,
-    is_number,
     percent,
     say_empty,
     whiskers,
     whole_ticks,
 )
-from paragator.stats.table import NOTHING, EvalTable
+from paragator.stats.curves import is_number
+from paragator.stats.table import EvalTable, bar_cells, temperature_cells
 
 BARS = ("#56B4E9", "#E69F00", "#0072B2")
 """Colours that differ in lightness too."""
-
-
-def bar_cells(table: EvalTable) -> tuple[Interval, ...]:
-    """Initial pass@1, initial maj@k, and pass@1 of the last aggregation round (nothing without one)."""
-    last = table.cell("pass_at_1", table.last) if table.last > 0 else NOTHING
-    return table.cell("pass_at_1", 0), table.cell("maj_at_k", 0), last
-
-
-def temperature_cells(table: EvalTable) -> tuple[Interval, ...]:
-    """Initial pass@1 and pass@k, and pass@1 of the last aggregation round (nothing without one)."""
-    first, _, last = bar_cells(table)
-    return first, table.cell("pass_at_k", 0), last
 
 
 def bars(panels: Mapping[str, Mapping[str, EvalTable]]) -> bytes | None:

@@ -13,9 +13,10 @@ from paragator.core.errors import DataError
 from paragator.records import read
 from paragator.report.bars import step_seconds
 from paragator.report.markup import STYLE, as_details, as_image, as_table, show
-from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, is_number, reward_curves
+from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, reward_curves
 from paragator.report.readings import choose_from, readings
-from paragator.report.runs import lacking, method_of, read_json, read_metrics
+from paragator.stats.curves import is_number, read_metrics
+from paragator.stats.runs import lacking, method_of, read_json
 from paragator.stats.table import EvalTable, rounds_sheets, table
 
 T = TypeVar("T")

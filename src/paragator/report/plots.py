@@ -1,4 +1,4 @@
-"""Lines as PNG bytes: reward over steps, accuracy by round and by tokens; and what all pictures share.
+"""Line plots as PNG bytes: training metrics, accuracy by round and by tokens; and what all pictures share.
 
 matplotlib loads on first use. A picture with nothing to show is None.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from paragator.core.estimators import Interval
+from paragator.core.estimators import Interval, mean
+from paragator.stats.curves import Against, Metrics, series, smooth, together
 from paragator.stats.table import EvalTable
 
 if TYPE_CHECKING:
@@ -26,32 +27,74 @@ STROKES: tuple[Any, ...] = ("-", (0, (3, 1, 1, 1)), (0, (1, 1)))
 INK, FAINT = "#333333", "#dddddd"
 DASHED = (0, (5, 3))
 DPI = 200
+T = TypeVar("T")
+REWARD = "Mean reward per rollout"
+TITLES = {"step": "Optimiser step", "tokens": "Tokens sampled in training (thousands)"}
 STAGES = (("generate/reward", "Candidates (round 0)"), ("aggregate/reward", "Aggregations (round 1)"))
+DEAD_ZONE = (
+    ("generate/zero_credit", "Candidates (round 0)"),
+    ("aggregate/zero_credit", "Aggregations (round 1)"),
+)
 
 
-def reward_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes | None:
+def reward_curves(runs: Mapping[str, Metrics]) -> bytes | None:
     """Mean reward of each stage over optimiser steps: raw values light, their centred moving average bold.
 
     `runs` maps a label to rows of metrics.jsonl; rows or values that are missing leave a gap. Returns a PNG;
     None without any.
     """
-    figure, panels = canvas(len(STAGES), "Mean reward per rollout", list(runs))
+
+    def line(axes: Axes, key: str, rows: Metrics, shown: str) -> tuple[Sequence[float], list[float]]:
+        steps, values = series(rows, key)
+        axes.plot(steps, values, color=shown, alpha=0.25, linewidth=0.8)
+        return steps, smooth(values)
+
+    return over_training(runs, line, TITLES["step"], STAGES, REWARD)
+
+
+def curves(
+    methods: Mapping[str, Sequence[Metrics]],
+    *,
+    against: Against = "step",
+    panels: Sequence[tuple[str, str]] = STAGES,
+    ylabel: str = REWARD,
+) -> bytes | None:
+    """Each metric of `panels` over training, smoothed: the mean over a method's seeds, its band from lowest to highest seed.
+
+    `methods` maps a label to the metrics of each seed; one without any keeps its colour free. Returns a PNG, or None.
+    """
+
+    def line(axes: Axes, key: str, runs: Sequence[Metrics], shown: str) -> tuple[Sequence[float], list[float]]:
+        at, values = together(runs, key, against)
+        low, high = [min(some) for some in values], [max(some) for some in values]
+        axes.fill_between(at, low, high, color=shown, alpha=shade(len(methods)), linewidth=0)
+        return at, [mean(some) for some in values]
+
+    return over_training(methods, line, TITLES[against], panels, ylabel)
+
+
+def over_training(
+    found: Mapping[str, T],
+    line: Callable[[Axes, str, T, str], tuple[Sequence[float], list[float]]],
+    xlabel: str,
+    metrics: Sequence[tuple[str, str]],
+    ylabel: str,
+) -> bytes | None:
+    """A panel a metric (key and title), a bold line a label: `line` draws what goes with it, and returns its points."""
+    figure, panels = canvas(len(metrics), ylabel, list(found))
     any_drawn = False
-    for axes, (key, title) in zip(panels, STAGES, strict=True):
+    for axes, (key, title) in zip(panels, metrics, strict=True):
         axes.set_title(title)
-        axes.set_xlabel("Optimiser step")
+        axes.set_xlabel(xlabel)
         drawn = False
-        for i, (label, rows) in enumerate(runs.items()):
-            steps, values = series(rows, key)
-            if not steps:
-                continue
-            drawn = True
-            axes.plot(steps, values, color=colour(i), alpha=0.25, linewidth=0.8)
-            look: dict[str, Any] = {"color": colour(i), "linestyle": stroke(i), "label": as_label(label)}
-            axes.plot(steps, smooth(values), linewidth=2, **look)
+        for i, (label, some) in enumerate(found.items()):
+            at, values = line(axes, key, some, colour(i))
+            if len(at):
+                axes.plot(at, values, linewidth=2, color=colour(i), linestyle=stroke(i), label=as_label(label))
+                drawn = True
         any_drawn = any_drawn or drawn
         if not drawn:
-            say_empty(axes, "no reward recorded")
+            say_empty(axes, "not recorded")
     from_zero(panels)
     return finish(figure, panels) if any_drawn else None
 
@@ -187,24 +230,6 @@ def finish(figure: Figure, panels: Sequence[Axes]) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
-
-
-def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """The steps at which a metric is a finite number, and its values."""
-    known = [(row["step"], row[key]) for row in rows if is_number(row.get("step")) and is_number(row.get(key))]
-    return [step for step, _ in known], [float(value) for _, value in known]
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a metric's value can be drawn: neither missing, nor NaN, nor infinite, nor a flag."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def smooth(values: Sequence[float]) -> list[float]:
-    """Mean over a centred window of about a tenth of the series, cut off at its ends: no lag behind a trend."""
-    half = len(values) // 20
-    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
-    return [math.fsum(window) / len(window) for window in windows]
 
 
 def colour(index: int) -> str:

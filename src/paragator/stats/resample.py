@@ -1,4 +1,4 @@
-"""The clustered bootstrap of core.estimators over many columns at once, and over seeds of a run. numpy loads on first use.
+"""Clustered bootstrap of many columns at once, over problems and over seeds of a run. numpy loads on first use.
 
 Every quantity keeps its draws. Quantities of the same problems are drawn with the same problems, so a difference of two
 is paired, and an average over benchmarks is resampled within each: plain arithmetic on the draws.
@@ -19,14 +19,14 @@ CHUNK = 4_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sampled:
+class Bootstrapped:
     """A mean with its bootstrap draws [DRAWS]; draws are NaN where fewer than two problems could be measured."""
 
     mean: float
     draws: Any
 
-    def __sub__(self, other: Sampled) -> Sampled:
-        return Sampled(self.mean - other.mean, self.draws - other.draws)
+    def __sub__(self, other: Bootstrapped) -> Bootstrapped:
+        return Bootstrapped(self.mean - other.mean, self.draws - other.draws)
 
     def interval(self, level: float = 0.95) -> Interval:
         """The mean with its percentile interval."""
@@ -49,7 +49,9 @@ class Sampled:
         return min(1.0, 2 * (beyond + 1) / (len(known) + 1))
 
 
-def resample(columns: Sequence[Sequence[float]], *, draws: int = DRAWS, seed: Sequence[int] = (0,)) -> list[Sampled]:
+def resample(
+    columns: Sequence[Sequence[float]], *, draws: int = DRAWS, seed: Sequence[int] = (0,)
+) -> list[Bootstrapped]:
     """The mean of each column over problems (NaN left out), its problems drawn again with replacement.
 
     All columns hold the same problems in the same order and share each draw; so do two calls with the same seed.
@@ -65,7 +67,7 @@ def resample(columns: Sequence[Sequence[float]], *, draws: int = DRAWS, seed: Se
             parts.append((counts @ filled) / (counts @ known))
     drawn = np.concatenate(parts)
     drawn[:, scored.sum(axis=0) < 2] = math.nan
-    return [Sampled(mean(column), drawn[:, i]) for i, column in enumerate(columns)]
+    return [Bootstrapped(mean(column), drawn[:, i]) for i, column in enumerate(columns)]
 
 
 def problem_counts(problems: int, draws: int, seed: Sequence[int]) -> Iterator[Any]:
@@ -80,7 +82,7 @@ def problem_counts(problems: int, draws: int, seed: Sequence[int]) -> Iterator[A
         yield np.bincount(drawn.ravel(), minlength=rows * problems).reshape(rows, problems).astype(float)
 
 
-def over_seeds(parts: Sequence[Sampled], *, seed: Sequence[int] = (1,)) -> Sampled:
+def over_seeds(parts: Sequence[Bootstrapped], *, seed: Sequence[int] = (1,)) -> Bootstrapped:
     """The average over seeds of one method, which are drawn again too, apart from the problems (both levels count).
 
     A draw's distance to the plain average over seeds is widened by sqrt(n / (n - 1)), as n drawn seeds vary by 1 - 1/n of
@@ -94,7 +96,9 @@ def over_seeds(parts: Sequence[Sampled], *, seed: Sequence[int] = (1,)) -> Sampl
     rng = np.random.default_rng([*seed, len(parts)])
     size = len(parts[0].draws)
     weights = seed_weights(rng.multinomial(len(parts), [1 / len(parts)] * len(parts), size=size))
-    return Sampled(mean(part.mean for part in parts), (weights * np.stack([part.draws for part in parts], 1)).sum(1))
+    return Bootstrapped(
+        mean(part.mean for part in parts), (weights * np.stack([part.draws for part in parts], 1)).sum(1)
+    )
 
 
 def seed_weights(counts: Any) -> Any:
@@ -113,16 +117,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return out
 
 
-def average(parts: Sequence[Sampled | None]) -> Sampled | None:
+def average(parts: Sequence[Bootstrapped | None]) -> Bootstrapped | None:
     """The macro average over benchmarks; None unless every one of them was measured."""
     known = [part for part in parts if part is not None and not math.isnan(part.mean)]
     if not known or len(known) < len(parts):
         return None
-    return Sampled(mean(part.mean for part in known), sum(part.draws for part in known) / len(known))
+    return Bootstrapped(mean(part.mean for part in known), sum(part.draws for part in known) / len(known))
 
 
-def nothing(draws: int = DRAWS) -> Sampled:
+def nothing(draws: int = DRAWS) -> Bootstrapped:
     """What was not measured."""
     import numpy as np
 
-    return Sampled(math.nan, np.full(draws, math.nan))
+    return Bootstrapped(math.nan, np.full(draws, math.nan))

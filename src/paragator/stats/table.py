@@ -66,6 +66,18 @@ class EvalTable:
         return rounds_sheets({"": self})
 
 
+def bar_cells(table: EvalTable) -> tuple[Interval, ...]:
+    """Initial pass@1, initial maj@k, and pass@1 of the last aggregation round (nothing without one)."""
+    last = table.cell("pass_at_1", table.last) if table.last > 0 else NOTHING
+    return table.cell("pass_at_1", 0), table.cell("maj_at_k", 0), last
+
+
+def temperature_cells(table: EvalTable) -> tuple[Interval, ...]:
+    """Initial pass@1 and pass@k, and pass@1 of the last aggregation round (nothing without one)."""
+    first, _, last = bar_cells(table)
+    return first, table.cell("pass_at_k", 0), last
+
+
 def rounds_sheets(tables: Mapping[str, EvalTable], of: str = "", name: str = "") -> list[Sheet]:
     """The rounds of one or several evaluations (by label), one sheet a section; a section without a number is left out."""
     out = []

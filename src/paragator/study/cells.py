@@ -1,11 +1,11 @@
-"""A study as data: cells (a method with what else it changes) by seeds, each a whole run config, checked to be comparable."""
+"""Study configuration: cells (a method and what it changes) by seeds, resolved to run configs that are checked to be comparable."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -42,7 +42,7 @@ class Cell(Section):
 
 
 class Primary(Section):
-    """The outcome that the study is about, fixed before its first run; a begun study refuses another."""
+    """The outcome that the study is about, fixed before its first run; a study that has begun refuses another."""
 
     measure: Literal["pass_at_1", "pass_at_k", "maj_at_k"] = "pass_at_1"
     """What is measured."""
@@ -96,7 +96,7 @@ class Study(Section):
         if self.reference not in labels:
             raise ValueError(f"reference = {self.reference!r} is not a cell; cells: {', '.join(labels)}")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds = {list(self.seeds)} holds one twice; name each once")
+            raise ValueError(f"seeds = {list(self.seeds)} repeats one; list each once")
         if self.primary.round > self.evaluation.rounds:
             raise ValueError(
                 f"primary.round = {self.primary.round} is after the last of evaluation.rounds = {self.evaluation.rounds}"
@@ -128,8 +128,8 @@ class Unit:
     seed: int
     config: Config
     folder: Path
-    pools_count: int
-    """How many problems to record candidates of, where it trains on such."""
+    recorded_count: int
+    """How many problems to record candidates of, where it trains on recorded ones."""
 
     @property
     def name(self) -> str:
@@ -141,7 +141,7 @@ class Unit:
         return bool(method.generate or method.aggregate)
 
     @property
-    def pools(self) -> Path | None:
+    def recorded(self) -> Path | None:
         """The recorded candidates that this run trains on; None for a method that samples its own."""
         return Path(str(self.config.method.recorded)) if METHODS[self.config.method.name].source == "offline" else None
 
@@ -165,7 +165,7 @@ def base_values(study: Study, beside: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"base file {path}: {error.strerror or error}; name a run's TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"base file {path} is not TOML: {error}; mend it") from None
+        raise UsageError(f"base file {path} is not TOML: {error}; fix it") from None
     return merged(from_file, values)
 
 
@@ -206,22 +206,22 @@ def unit(study: Study, base: Mapping[str, Any], cell: Cell, seed: int) -> Unit:
         1, min(config.train.distinct_problems, config.train.steps * config.train.problems)
     )
     if offline and config.method.recorded == "to be sampled":
-        values["method"]["recorded"] = str(study.folder / pools_name(config, count))
+        values["method"]["recorded"] = str(study.folder / recorded_name(config, count))
         config = validate(Config, values)
     return Unit(cell, seed, config, folder, count)
 
 
-def pools_name(config: Config, count: int) -> str:
-    """One file for all that would sample the same candidates of as many problems."""
+def recorded_name(config: Config, count: int) -> str:
+    """The file of recorded candidates, shared by all runs that would sample the same ones of as many problems."""
     stage = {f"generate.{name}" for name in SHARED_OF_A_STAGE} | {"rollout.candidates"}
     values = flat(config.model_dump(mode="json"))
     own = [item for item in sorted(values.items()) if item[0] in stage or item[0].startswith(("model.", "task."))]
     text = json.dumps([own, behind(config)])
-    return f"pools-seed{config.seed}-{count}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl"
+    return f"candidates-seed{config.seed}-{count}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl"
 
 
 def behind(config: Config) -> list[str]:
-    """What lies behind the paths of a config now: weights, and the files of a task. Nothing where there is none yet."""
+    """Hashes of what a config's paths hold now: weights, and the files of a task. Nothing where there is none yet."""
     weights = ""
     if config.engine.kind in OWN_WEIGHTS:
         with suppress(UsageError):
@@ -248,12 +248,11 @@ def file_of(path: str, stamps: tuple[tuple[int, int], ...]) -> str:
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values, those of `over` first."""
+    """Nested values; where both have one, that of `over`."""
     out = dict(under)
     for key, value in over.items():
         old = out.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        out[key] = merged(old, value) if both else merged({}, value) if isinstance(value, Mapping) else value  # type: ignore[arg-type]
+        out[key] = merged(old if isinstance(old, Mapping) else {}, value) if isinstance(value, Mapping) else value
     return out
 
 
@@ -268,8 +267,8 @@ SHARED = (
     "train.precision",
 )
 SHARED_OF_A_STAGE = ("max_tokens", "temperature", "top_p", "top_k")
-NO_EVALUATION = {"problems": 1, "around_training": False}
-"""`eval` of what only trains."""
+NO_EVALUATION = "{ problems = 1, around_training = false }"
+"""The section `eval` of a training, as TOML: the evaluation is a process of its own."""
 
 
 def is_shared(key: str, cell: Cell) -> bool:
@@ -309,7 +308,7 @@ def rollouts(config: Config) -> int:
 
 
 def tokens_at_most(config: Config) -> int:
-    """Most tokens that a step samples."""
+    """The most tokens that a step samples."""
     method = METHODS[config.method.name]
     if not (method.generate or method.aggregate):
         return 0
@@ -318,50 +317,36 @@ def tokens_at_most(config: Config) -> int:
 
 
 def training(config: Config) -> Config:
-    """A run's config as its training takes it, which never evaluates: so that another evaluation is no other training."""
-    return config.model_copy(update={"eval": EvalConfig.model_validate(NO_EVALUATION)})
+    """A run's config as its training takes it, without an evaluation: to change the evaluation leaves the training as it is."""
+    never = tomllib.loads(f"eval = {NO_EVALUATION}")["eval"]
+    return config.model_copy(update={"eval": EvalConfig.model_validate(never)})
 
 
 def digest(one: Unit, *more: object) -> str:
-    """Tells whether what is finished is what the study asks for now; where and how fast it runs is left out.
+    """A hash of the settings that decide a phase's result: whether what is finished is what the study asks for now.
 
-    `more` is what an evaluation has of its own; without any, it is of the training.
+    Where and how fast it runs is left out. `more` is what an evaluation has of its own; without any, it is of the training.
     """
     config = one.config if more else training(one.config)
     ignored = MAY_CHANGE - {"train.steps"}
-    if one.pools and one.pools.parent == one.folder.parent:
+    if one.recorded and one.recorded.parent == one.folder.parent:
         ignored.add("method.recorded")  # the study's own file, wherever it lies
     values = {k: v for k, v in flat(config.model_dump(mode="json")).items() if k not in ignored}
     if not one.trained:
         values = {k: v for k, v in values.items() if not k.startswith(("train.", "optimizer.", "method."))}
-    recorded = one.pools_count if one.pools else 0
+    recorded = one.recorded_count if one.recorded else 0
     text = json.dumps([sorted(values.items()), behind(config), recorded, *more], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Nested plain values as TOML: keys first, then a table each; None is left out."""
-    plain = {k: v for k, v in values.items() if not isinstance(v, Mapping) and v is not None}
-    tables = {k: v for k, v in values.items() if isinstance(v, Mapping) and v}
-    lines = [f"{toml_key(k)} = {toml_value(v)}" for k, v in plain.items()]
-    for name, table in tables.items():
-        lines += ["", f"[{toml_key(name)}]", *(f"{toml_key(k)} = {toml_value(v)}" for k, v in known(table))]
-    return "\n".join(lines) + "\n"
+    """Nested plain values as TOML, which has no None: such keys are left out."""
+    import tomli_w
+
+    return tomli_w.dumps(without_none(values))
 
 
-def known(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    return ((k, v) for k, v in table.items() if v is not None)
-
-
-def toml_key(key: str) -> str:
-    return key if key.isascii() and key.replace("_", "").replace("-", "").isalnum() else json.dumps(key)
-
-
-def toml_value(value: Any) -> str:
+def without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{toml_key(k)} = {toml_value(v)}" for k, v in known(value)) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(toml_value, value)) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value)
+        return {key: without_none(one) for key, one in value.items() if one is not None}
+    return [without_none(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""The finished runs of a study as its folder holds them: read for the analysis, and written as CSV.
+"""The finished runs of a study: read from its folder, and written as CSV.
 
 A study's folder: study.json, and CELL-seedN/{train,eval,eval-tT} with finished.json and config.toml.
 """
@@ -15,10 +15,9 @@ from typing import Any
 
 from paragator.core.errors import DataError
 from paragator.core.estimators import mean
-from paragator.report.plots import is_number
-from paragator.report.runs import Run, load_run, read_json, read_metrics
+from paragator.stats.curves import Metrics, is_number, read_metrics
 from paragator.stats.measures import Scores
-from paragator.study.bands import Metrics
+from paragator.stats.runs import Run, load_run, read_json
 
 NOTE, FINISHED, CONFIG = "study.json", "finished.json", "config.toml"
 """A study's note of itself, in its folder; what is finished of a run, and the run's config, in the run's folder."""
@@ -47,8 +46,8 @@ def is_study(folder: Path) -> bool:
 
 
 def finished(unit: Path) -> dict[str, str]:
-    """What a run's folder says is finished: work -> the digest of the settings that it was finished with."""
-    return {work: str(entry["digest"]) for work, entry in read_json(unit / FINISHED).items() if "seconds" in entry}
+    """What a run's folder says is finished: phase -> the digest of the settings that it was finished with."""
+    return {phase: str(entry["digest"]) for phase, entry in read_json(unit / FINISHED).items() if "seconds" in entry}
 
 
 def read_study(folder: Path) -> tuple[dict[str, Any], list[Entry]]:
@@ -74,7 +73,7 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Entry]]:
 
 
 def is_wanted(name: str, asked: Mapping[str, str], done: Mapping[str, str]) -> bool:
-    """Whether a work is an evaluation that was finished with the settings asked for now."""
+    """Whether a phase is an evaluation that was finished with the settings asked for now."""
     return name.startswith("eval") and name in asked and done[name] == asked[name]
 
 

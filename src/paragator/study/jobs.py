@@ -1,4 +1,4 @@
-"""The processes of a study: what each run still needs by what its folder holds, and running that a few at a time."""
+"""Plans and runs a study's remaining processes: the phases that each run still needs, a few runs at a time."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
 from paragator.core.errors import UsageError
-from paragator.report.runs import read_json
 from paragator.runs.folder import LOCK, check_same, write_whole
 from paragator.settings import to_json
-from paragator.study.cells import NO_EVALUATION, Study, Unit, digest, to_toml, toml_value, training
+from paragator.stats.runs import read_json
+from paragator.study.cells import NO_EVALUATION, Study, Unit, digest, to_toml, training
 from paragator.study.finished import CONFIG, FINISHED, finished
 
 State = Literal["finished", "begun", "missing"]
@@ -30,27 +30,27 @@ INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """One process of a run: `paragator` with these words; in `folder`, or for pools into that file."""
+class Phase:
+    """One process of a run, `paragator` with these words: "candidates", "train", "eval" and further evaluations."""
 
     name: str
     words: tuple[str, ...]
-    folder: Path
+    target: Path
+    """The folder that it works in; of candidates, the file that it writes."""
     digest: str
     count: int = 0
-    """pools: how many records make it whole."""
+    """candidates: how many records the file holds once it is finished."""
 
 
-def works(unit: Unit, study: Study) -> list[Work]:
-    """What a run takes, in order: pools where it trains on recorded ones, training, and its evaluations."""
-    out: list[Work] = []
-    toml = str(unit.folder / CONFIG)
-    if unit.pools:
-        words = ("sample", toml, "--output", str(unit.pools), "--count", str(unit.pools_count))
-        out.append(Work("pools", words, unit.pools, "", unit.pools_count))
+def phases(unit: Unit, study: Study) -> list[Phase]:
+    """What a run takes, in order: recorded candidates where it trains on such, training, and its evaluations."""
+    out: list[Phase] = []
+    toml, file = str(unit.folder / CONFIG), unit.recorded
+    if file:
+        words = ("sample", toml, "--output", str(file), "--count", str(unit.recorded_count))
+        out.append(Phase("candidates", words, file, "", unit.recorded_count))
     if unit.trained:
-        more = f"--eval={toml_value(NO_EVALUATION)}"
-        out.append(Work("train", ("train", toml, more), unit.folder / "train", digest(unit)))
+        out.append(Phase("train", ("train", toml, f"--eval={NO_EVALUATION}"), unit.folder / "train", digest(unit)))
     own = unit.config.generate.temperature
     out.append(evaluation(unit, "eval"))
     for t in dict.fromkeys(study.evaluation.temperatures):
@@ -60,27 +60,27 @@ def works(unit: Unit, study: Study) -> list[Work]:
     return out
 
 
-def evaluation(unit: Unit, name: str, *more: str) -> Work:
+def evaluation(unit: Unit, name: str, *more: str) -> Phase:
     """`paragator eval` of what the run trained, or of the base model."""
     words = ["eval", str(unit.folder / CONFIG), f"--name={name}", *more]
     if unit.config.engine.kind == "vllm":
         words.append("--engine.kind=transformers")
     if unit.trained:
         words += [f"--model.path={unit.folder / 'train' / 'model'}", "--model.lora_rank=0"]
-    return Work(name, tuple(words), unit.folder / name, digest(unit, name, more))
+    return Phase(name, tuple(words), unit.folder / name, digest(unit, name, more))
 
 
 # ---- what is there ----
 
 
-def state(work: Work, unit: Unit) -> State:
-    """finished: as the study asks for it now; begun: there is something to go on from, or of another meaning."""
-    if work.name == "pools":
-        lines = count_lines(work.folder)
-        return "finished" if lines >= work.count else "begun" if lines else "missing"
-    if not (work.folder / "config.json").is_file():
+def state(phase: Phase, unit: Unit) -> State:
+    """finished: as the study asks for it now; begun: unfinished, or with other settings."""
+    if phase.name == "candidates":
+        lines = count_lines(phase.target)
+        return "finished" if lines >= phase.count else "begun" if lines else "missing"
+    if not (phase.target / "config.json").is_file():
         return "missing"
-    return "finished" if finished(unit.folder).get(work.name) == work.digest else "begun"
+    return "finished" if finished(unit.folder).get(phase.name) == phase.digest else "begun"
 
 
 def count_lines(path: Path) -> int:
@@ -90,14 +90,15 @@ def count_lines(path: Path) -> int:
         return sum(line.endswith(b"\n") for line in file)
 
 
-def left(unit: Unit, study: Study) -> list[Work]:
-    """What a run still needs; pools only as long as it has to train."""
-    todo = [work for work in works(unit, study) if state(work, unit) != "finished"]
-    return [work for work in todo if work.name != "pools" or any(other.name == "train" for other in todo)]
+def left(unit: Unit, study: Study) -> list[Phase]:
+    """What a run still needs; candidates only as long as it has to train."""
+    todo = [phase for phase in phases(unit, study) if state(phase, unit) != "finished"]
+    trains = any(phase.name == "train" for phase in todo)
+    return [phase for phase in todo if trains or phase.name != "candidates"]
 
 
 def check_trained(unit: Unit) -> None:
-    """Refuse to go on from a training that began with other settings; one that is finished as asked for is no matter."""
+    """Refuse to resume a training that began with other settings; one that is finished as asked for is ignored."""
     folder = unit.folder / "train"
     began = read_json(folder / "config.json")
     if not unit.trained or not began or finished(unit.folder).get("train") == digest(unit):
@@ -115,9 +116,8 @@ def state_of(unit: Unit, study: Study) -> State:
     todo = left(unit, study)
     if not todo:
         return "finished"
-    begun = (unit.folder / FINISHED).is_file() or any(
-        state(work, unit) == "begun" for work in todo if work.name != "pools"
-    )
+    own = [phase for phase in todo if phase.name != "candidates"]  # others may have recorded those
+    begun = (unit.folder / FINISHED).is_file() or any(state(phase, unit) == "begun" for phase in own)
     return "begun" if begun else "missing"
 
 
@@ -126,7 +126,7 @@ def state_of(unit: Unit, study: Study) -> State:
 
 @dataclass
 class Job:
-    """A run under way, as it is shown."""
+    """A run in progress: its status, and the phase that it is in."""
 
     unit: Unit
     status: Literal["waiting", "running", "finished", "failed", "interrupted"] = "waiting"
@@ -160,16 +160,17 @@ class Job:
 
 @dataclass
 class Runner:
-    """Runs jobs, `at_once` of them; `say(job)` hears of every change. `stop()` interrupts all that are under way."""
+    """Runs jobs, `at_once` of them; `changed(job)` is called with each change. `stop()` interrupts all processes."""
 
     study: Study
+    jobs: Sequence[Job]
     at_once: int
-    say: Callable[[Job], None]
-    live: dict[int, tuple[asyncio.subprocess.Process, Work]] = field(default_factory=dict)
+    changed: Callable[[Job], None]
+    live: dict[int, tuple[asyncio.subprocess.Process, Phase]] = field(default_factory=dict)
     stopping: bool = False
 
-    async def run(self, jobs: Sequence[Job]) -> None:
-        """All jobs, in their order; one that fails leaves the others alone."""
+    async def run(self) -> None:
+        """All jobs, in their order; when one fails, the others go on."""
         slots = asyncio.Semaphore(self.at_once)
 
         async def one(job: Job) -> None:
@@ -177,7 +178,7 @@ class Runner:
                 if not self.stopping:
                     await self.job(job)
 
-        await asyncio.gather(*map(one, jobs))
+        await asyncio.gather(*map(one, self.jobs))
 
     async def job(self, job: Job) -> None:
         """What a run still needs, one process after another; its folder is locked, so that no two studies work in it."""
@@ -188,40 +189,40 @@ class Runner:
             code = 0 if await self.locked(lock) else INTERRUPTED
             todo = [] if code else left(job.unit, self.study)
             write_whole(folder / CONFIG, to_toml(job.unit.config.model_dump(mode="json", exclude_unset=True)))
-            for work in todo:
-                job.doing = work.name
-                self.say(job)
-                if code := await self.work(work, job.unit, log, lock) or (INTERRUPTED if self.stopping else 0):
+            for phase in todo:
+                job.doing = phase.name
+                self.changed(job)
+                if code := await self.phase(phase, job.unit, log, lock) or (INTERRUPTED if self.stopping else 0):
                     break
         job.seconds = time.monotonic() - job.started
         done = not left(job.unit, self.study)
         job.status = "finished" if done else "interrupted" if self.stopping or code == INTERRUPTED else "failed"
-        self.say(job)
+        self.changed(job)
 
-    async def work(self, work: Work, unit: Unit, log: IO[bytes], lock: IO[bytes]) -> int:
+    async def phase(self, phase: Phase, unit: Unit, log: IO[bytes], lock: IO[bytes]) -> int:
         """One process from start to end, and the note that it is finished; returns its exit code."""
-        if work.name == "pools":
-            return await self.pools(work, unit, log, lock)
-        begin(work, unit)
+        if phase.name == "candidates":
+            return await self.candidates(phase, unit, log, lock)
+        begin(phase, unit)
         start = time.monotonic()
-        code = await self.process(work, unit, log, lock.fileno())
+        code = await self.process(phase, unit, log, lock.fileno())
         if code == 0:
-            note(work, unit, {"seconds": round(time.monotonic() - start, 1)})
+            note(phase, unit, {"seconds": round(time.monotonic() - start, 1)})
         return code
 
-    async def pools(self, work: Work, unit: Unit, log: IO[bytes], lock: IO[bytes]) -> int:
+    async def candidates(self, phase: Phase, unit: Unit, log: IO[bytes], lock: IO[bytes]) -> int:
         """Sample a file that several runs may read, once."""
-        with work.folder.with_suffix(".lock").open("ab") as shared:
+        with phase.target.with_suffix(".lock").open("ab") as shared:
             if not await self.locked(shared):
                 return INTERRUPTED
-            if count_lines(work.folder) >= work.count:
+            if count_lines(phase.target) >= phase.count:
                 return 0
-            return await self.process(work, unit, log, lock.fileno(), shared.fileno())
+            return await self.process(phase, unit, log, lock.fileno(), shared.fileno())
 
-    async def process(self, work: Work, unit: Unit, log: IO[bytes], *locks: int) -> int:
-        """Start and await it. It keeps the locks should this process die, and hears of Ctrl-C from here only."""
-        resume = ["--resume"] if work.name != "pools" and (work.folder / "config.json").is_file() else []
-        words = [*work.words, *resume]
+    async def process(self, phase: Phase, unit: Unit, log: IO[bytes], *locks: int) -> int:
+        """Start and await it. It keeps the locks should this process die, and gets Ctrl-C only from here."""
+        resume = ["--resume"] if phase.name != "candidates" and (phase.target / "config.json").is_file() else []
+        words = [*phase.words, *resume]
         log.write(f"$ paragator {' '.join(words)}\n".encode())
         log.flush()
         process = await asyncio.create_subprocess_exec(
@@ -233,10 +234,10 @@ class Runner:
             start_new_session=True,
             pass_fds=locks,
         )
-        self.live[process.pid] = (process, work)
+        self.live[process.pid] = (process, phase)
         try:
             if self.stopping:  # asked while it was being started
-                interrupt(process, work)
+                interrupt(process, phase)
             return await process.wait()
         finally:
             if process.returncode is None:
@@ -259,27 +260,27 @@ class Runner:
     def stop(self) -> None:
         """Ask every process to stop; asked again, end them."""
         again, self.stopping = self.stopping, True
-        for process, work in list(self.live.values()):
-            interrupt(process, work, signal.SIGKILL if again else None)
+        for process, phase in list(self.live.values()):
+            interrupt(process, phase, signal.SIGKILL if again else None)
 
 
-def interrupt(process: asyncio.subprocess.Process, work: Work, kind: signal.Signals | None = None) -> None:
-    """Send a signal, by default the one that lets it be resumed; one that has just ended is no matter."""
+def interrupt(process: asyncio.subprocess.Process, phase: Phase, kind: signal.Signals | None = None) -> None:
+    """Send a signal, by default the one after which it can be resumed; a process that has just ended is ignored."""
     with suppress(ProcessLookupError):
-        process.send_signal(kind or (signal.SIGTERM if work.name == "pools" else signal.SIGINT))
+        process.send_signal(kind or (signal.SIGTERM if phase.name == "candidates" else signal.SIGINT))
 
 
-def begin(work: Work, unit: Unit) -> None:
-    """Note what a work is begun as; an evaluation that was begun as something else starts again."""
-    began = read_json(unit.folder / FINISHED).get(work.name, {}).get("digest")
-    if began != work.digest and work.name != "train":
-        shutil.rmtree(work.folder, ignore_errors=True)
-    note(work, unit, {})
+def begin(phase: Phase, unit: Unit) -> None:
+    """Note with what settings a phase begins; an evaluation that began with others starts again."""
+    began = read_json(unit.folder / FINISHED).get(phase.name, {}).get("digest")
+    if began != phase.digest and phase.name != "train":
+        shutil.rmtree(phase.target, ignore_errors=True)
+    note(phase, unit, {})
 
 
-def note(work: Work, unit: Unit, more: dict[str, float]) -> None:
-    """A work's entry in finished.json: the digest of what was begun, with its seconds once it is finished."""
-    entry = {work.name: {"digest": work.digest, **more}}
+def note(phase: Phase, unit: Unit, more: dict[str, float]) -> None:
+    """A phase's entry in finished.json: the digest of its settings, and its seconds once it is finished."""
+    entry = {phase.name: {"digest": phase.digest, **more}}
     write_whole(unit.folder / FINISHED, json.dumps(read_json(unit.folder / FINISHED) | entry, indent=2) + "\n")
 
 
@@ -295,26 +296,6 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def default_jobs(threads: int) -> int:
-    """Runs at once that the processor cores carry."""
+    """How many runs at once the processor cores allow."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // threads)
-
-
-@contextmanager
-def interruptible(pool: Runner) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the pool while inside."""
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def ask() -> None:
-        more = "; Ctrl-C again ends them at once" if not pool.stopping else ""
-        print(f"stopping {len(pool.live)} processes{more}", file=sys.stderr)
-        pool.stop()
-
-    for one in signals:
-        loop.add_signal_handler(one, ask)
-    try:
-        yield
-    finally:
-        for one in signals:
-            loop.remove_signal_handler(one)

@@ -1,13 +1,8 @@
-"""A study's analysis: `compare` over cells and seeds, its primary outcome with Holm's correction, and equal steps and tokens.
-
-What is compared comes from the folders that `paragator study` left; see study_runs.
-"""
+"""A study's numbers: comparisons over cells and seeds, the primary outcome with Holm's correction, equal steps and tokens."""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +10,15 @@ from typing import Any
 
 from paragator.core.errors import DataError
 from paragator.core.estimators import Interval, mean
-from paragator.report import bars
-from paragator.report.compare import AVERAGE, COMPARED, Comparison
-from paragator.report.folder import check_folder
-from paragator.report.runs import Run, gather, read_json
+from paragator.stats import curves
+from paragator.stats.compare import AVERAGE, COMPARED, Comparison
 from paragator.stats.measures import MEASURES
 from paragator.stats.resample import holm
-from paragator.stats.sheet import Column, Sheet, to_csv
+from paragator.stats.runs import Run, gather
+from paragator.stats.sheet import Column, Sheet
 from paragator.stats.table import NOTHING
-from paragator.study import bands
-from paragator.study.finished import CONFIG, NOTE, Entry, metrics_csv, outcome, read_study, runs_csv
+from paragator.study.finished import Entry, outcome, read_study
 
-BANDS = ("reward_by_step", "reward_by_tokens", "dead_zone")
-"""The pictures of training, one each a benchmark."""
 FEWEST_SEEDS = 3
 """Of either side of a comparison, for its p: with fewer it is far too small (docs/study.md)."""
 
@@ -207,19 +198,19 @@ class Results:
             labels = [*twins, *(cell for cell in labels if self.method(cell) not in replaced)]
         metrics = {label: self.metrics(place, label) for label in labels}
         trained = [rows for runs in metrics.values() for rows in runs if rows]
-        steps = min((bands.last_step(rows) for rows in trained), default=0)
-        tokens = min((bands.total_tokens(rows) for rows in trained), default=0.0)
+        steps = min((curves.last_step(rows) for rows in trained), default=0)
+        tokens = min((curves.total_tokens(rows) for rows in trained), default=0.0)
         rows = []
         for i, row in enumerate(self.short.rows):
             if row.label not in metrics or not row.runs.get(place):
                 continue
             runs = [one for one in metrics[row.label] if one]
-            until = [steps if by == "steps" else bands.step_at(one, tokens) for one in runs]
+            until = [steps if by == "steps" else curves.step_at(one, tokens) for one in runs]
             rewards = [
-                mean(bands.recent(one, f"{stage}/reward", at) for one, at in zip(runs, until, strict=True))
+                mean(curves.recent(one, f"{stage}/reward", at) for one, at in zip(runs, until, strict=True))
                 for stage in ("generate", "aggregate")
             ]
-            spent = [mean(bands.last_step(one) for one in runs), mean(map(bands.total_tokens, runs)), mean(until)]
+            spent = [mean(curves.last_step(one) for one in runs), mean(map(curves.total_tokens, runs)), mean(until)]
             table = self.short.tables[i, place]
             held_out = (table.cell("pass_at_1", 0), table.cell(self.measure, self.round))
             rows.append((row.label, (*map(number, spent), *held_out, *map(number, rewards))))
@@ -235,23 +226,15 @@ class Results:
         """A cell's method."""
         return next(note["cells"][cell]["method"] for note, _ in self.studies if cell in note["cells"])
 
-    def metrics(self, place: str, label: str) -> list[bands.Metrics]:
+    def metrics(self, place: str, label: str) -> list[curves.Metrics]:
         """The training metrics of a cell's runs."""
         return [entry.metrics for entry in self.at(place) if entry.cell == label]
 
     def temperatures(self) -> Comparison | None:
         """All runs of cells that were evaluated at several initial temperatures, up to the primary outcome's round."""
-        runs = [
-            (entry.cell, cut(run, self.round))
-            for entry in self.entries
-            if entry.warm
-            for run in (entry.run, *entry.warm)
-        ]
-        if not runs:
-            return None
-        runs.sort(key=lambda pair: (pair[0] != self.reference, [c for c, _ in self.cells].index(pair[0])))
-        rows = gather([run for _, run in runs], [cell for cell, _ in runs])
-        return Comparison([replace(row, label=row.label.partition(" (seeds")[0]) for row in rows], self.k)
+        warm = [(e.cell, cut(run, self.round)) for e in self.entries if e.warm for run in (e.run, *e.warm)]
+        found = self.comparison(warm) if warm else None
+        return found if found and found.by_temperature() else None
 
     def sheets(self) -> list[Sheet]:
         """Everything, what matters most first."""
@@ -261,7 +244,7 @@ class Results:
             *self.short.main(),
             *self.by_seed(),
             *self.matched(),
-            *(warm.temperature() if warm and warm.by_temperature() else ()),
+            *(warm.temperature() if warm else ()),
             *self.whole.differences(COMPARED),
             *self.whole.rounds(),
         ]
@@ -297,20 +280,6 @@ class Results:
         groups = {seeds: [c for c, some in own.items() if some == seeds] for seeds in dict.fromkeys(own.values())}
         return [f"{seeds} of {'every cell' if len(groups) == 1 else ', '.join(some)}" for seeds, some in groups.items()]
 
-    def pictures(self) -> dict[str, bytes | None]:
-        """PNGs by file name."""
-        out: dict[str, bytes | None] = {}
-        for place in self.whole.benchmarks:
-            methods = {row.label: [m for m in self.metrics(place, row.label) if m] for row in self.whole.rows}
-            end = f"_{place.replace('/', '-')}.png" if len(self.whole.benchmarks) > 1 else ".png"
-            steps, tokens, dead = (name + end for name in BANDS)
-            out[steps] = bands.curves(methods)
-            out[tokens] = bands.curves(methods, against="tokens")
-            out[dead] = bands.curves(methods, panels=bands.DEAD_ZONE, ylabel="Groups without credit")
-        if (warm := self.temperatures()) and warm.by_temperature():
-            out["temperature.png"] = bars.temperatures(warm.warmth(), f"round {self.round}")
-        return out
-
 
 def settings(section: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a study's section that several studies share."""
@@ -320,61 +289,3 @@ def settings(section: Mapping[str, Any]) -> dict[str, Any]:
 def number(value: float) -> Interval:
     """A number without bounds."""
     return NOTHING if math.isnan(value) else Interval(value, math.nan, math.nan)
-
-
-# ---- files ----
-
-
-def write_results(folders: Sequence[Path], out_dir: Path) -> Results:
-    """Write tables.md, tables.csv, runs.csv, metrics.csv, the pictures and every run's config.
-
-    What an earlier analysis wrote there is replaced, anything else is left alone. DataError without a run, UsageError
-    where `out_dir` cannot be written.
-    """
-    check_folder(out_dir)
-    found = Results(folders)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    clear(out_dir)
-    drawn, _ = found.whole.draw(out_dir)
-    names = dict.fromkeys(path.name for path in drawn)
-    for name, data in found.pictures().items():
-        if data is not None:
-            (out_dir / name).write_bytes(data)
-            names[name] = None
-    sheets = found.sheets()
-    text = "\n\n".join(
-        [
-            f"# {', '.join(Path(folder).name for folder in folders)}",
-            *found.notes(),
-            *(sheet.markdown() for sheet in sheets),
-            *(f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in names),
-        ]
-    )
-    (out_dir / "tables.md").write_text(text + "\n", encoding="utf-8")
-    (out_dir / "tables.csv").write_text(to_csv(s for s in sheets if all(c.bounds for c in s.columns)), encoding="utf-8")
-    (out_dir / "runs.csv").write_text(runs_csv(found.entries), encoding="utf-8")
-    (out_dir / "metrics.csv").write_text(metrics_csv(found.entries), encoding="utf-8")
-    copy_configs(found, out_dir)
-    return found
-
-
-def clear(out_dir: Path) -> None:
-    """Remove the pictures and configs of an earlier analysis, whose cells and tasks may have had other names."""
-    for name in BANDS:
-        for path in (out_dir / f"{name}.png", *out_dir.glob(f"{name}_*.png")):
-            path.unlink(missing_ok=True)
-    for note in [*(out_dir / "configs").glob(NOTE), *(out_dir / "configs").glob(f"*/{NOTE}")]:
-        for path in (note, *note.parent.glob("*-seed*.toml")):
-            path.unlink()
-        if not any(note.parent.iterdir()):
-            note.parent.rmdir()
-
-
-def copy_configs(found: Results, out_dir: Path) -> None:
-    """Each run's config and each study's note: what runs it again."""
-    for folder, (_, entries) in zip(found.folders, found.studies, strict=True):
-        target = out_dir / "configs" if len(found.folders) == 1 else out_dir / "configs" / Path(folder).name
-        target.mkdir(parents=True, exist_ok=True)
-        (target / NOTE).write_text(json.dumps(read_json(Path(folder) / NOTE), indent=2) + "\n")
-        for entry in entries:
-            shutil.copyfile(entry.folder / CONFIG, target / f"{entry.folder.name}.toml")

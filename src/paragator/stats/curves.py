@@ -1,69 +1,46 @@
-"""Training metrics over the seeds of a method: curves with bands as PNG bytes, and values at equal steps or tokens."""
+"""Training metrics of runs (metrics.jsonl): read, smoothed, joined over seeds, and taken at equal steps or tokens."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
 
 from paragator.core.estimators import mean
-from paragator.report.plots import (
-    STAGES,
-    as_label,
-    canvas,
-    colour,
-    finish,
-    from_zero,
-    is_number,
-    say_empty,
-    series,
-    shade,
-    smooth,
-    stroke,
-)
+from paragator.records import read_json_lines
 
 Metrics = Sequence[Mapping[str, Any]]
 """The rows of one run's metrics.jsonl, by step."""
 Against = Literal["step", "tokens"]
-DEAD_ZONE = (
-    ("generate/zero_credit", "Candidates (round 0)"),
-    ("aggregate/zero_credit", "Aggregations (round 1)"),
-)
-TITLES = {"step": "Optimiser step", "tokens": "Tokens sampled in training (thousands)"}
 
 
-def curves(
-    methods: Mapping[str, Sequence[Metrics]],
-    *,
-    against: Against = "step",
-    panels: Sequence[tuple[str, str]] = STAGES,
-    ylabel: str = "Mean reward per rollout",
-) -> bytes | None:
-    """Each metric of `panels` over training, smoothed: the mean over a method's seeds, its band from lowest to highest seed.
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl by step; of a step that a resumed run did again, the last. [] without the file."""
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    rows = {row["step"]: row for row in read_json_lines(path) if isinstance(row.get("step"), int)}
+    return [rows[step] for step in sorted(rows)]
 
-    `methods` maps a label to the metrics of each seed; one without any keeps its colour free. Returns a PNG, or None.
-    """
-    figure, axes_list = canvas(len(panels), ylabel, list(methods))
-    any_drawn = False
-    for axes, (key, title) in zip(axes_list, panels, strict=True):
-        axes.set_title(title)
-        axes.set_xlabel(TITLES[against])
-        drawn = False
-        for i, (label, runs) in enumerate(methods.items()):
-            at, values = together(runs, key, against)
-            if not at:
-                continue
-            drawn = True
-            look: dict[str, Any] = {"color": colour(i), "linestyle": stroke(i), "label": as_label(label)}
-            axes.plot(at, [mean(some) for some in values], linewidth=2, **look)
-            low, high = [min(some) for some in values], [max(some) for some in values]
-            axes.fill_between(at, low, high, color=colour(i), alpha=shade(len(methods)), linewidth=0)
-        any_drawn = any_drawn or drawn
-        if not drawn:
-            say_empty(axes, "not recorded")
-    from_zero(axes_list)
-    return finish(figure, axes_list) if any_drawn else None
+
+def series(rows: Metrics, key: str) -> tuple[list[int], list[float]]:
+    """The steps at which a metric is a finite number, and its values."""
+    known = [(row["step"], row[key]) for row in rows if is_number(row.get("step")) and is_number(row.get(key))]
+    return [step for step, _ in known], [float(value) for _, value in known]
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a metric's value counts: neither missing, nor NaN, nor infinite, nor a flag."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Mean over a centred window of about a tenth of the series, cut off at its ends: no lag behind a trend."""
+    half = len(values) // 20
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [math.fsum(window) / len(window) for window in windows]
 
 
 def together(runs: Sequence[Metrics], key: str, against: Against) -> tuple[list[float], list[list[float]]]:

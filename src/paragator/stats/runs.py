@@ -1,4 +1,4 @@
-"""Run directories as a comparison reads them: one evaluation of one task each, gathered into rows of one method."""
+"""Finished runs: read from their directories, one evaluation of one task each, and gathered by method and seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from paragator.core.errors import DataError, UsageError
-from paragator.records import Graded, read, read_json_lines
+from paragator.records import Graded, read
+from paragator.stats.curves import read_metrics
 from paragator.stats.measures import Scores, scores
 
 SECTIONS: dict[str, set[str]] = {
@@ -53,7 +54,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MethodRuns:
     """A method: its runs by benchmark, several where it was run with several seeds.
 
     `method` is its label without more, `panel` its label without temperature and seeds.
@@ -99,7 +100,7 @@ def lacking(config: Mapping[str, Any], manifest: Mapping[str, Any], traces: int)
     return f"only {traces} of {problems * repeats} traces (interrupted, or still going)"
 
 
-def gather(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[Row]:
+def gather(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[MethodRuns]:
     """Runs as rows in the order given: by label, else by method; apart where only a temperature or a name differs.
 
     Several runs of a row on one benchmark are its seeds. UsageError when labels are not one a run, or when runs of one
@@ -125,7 +126,7 @@ def gather(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[Row]:
                     check_seeds(head, found[name])
         method = methods[own[0]]
         panel = method + head.removeprefix(plain[own[0]])
-        rows.append(Row(head + seeds_of(found), method, panel, runs[own[0]].temperature, found))
+        rows.append(MethodRuns(head + seeds_of(found), method, panel, runs[own[0]].temperature, found))
     return rows
 
 
@@ -212,15 +213,6 @@ def read_evaluation(run_dir: Path) -> tuple[str, list[Graded]]:
     )
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl by step; of a step that a resumed run did again, the last. [] without the file."""
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    rows = {row["step"]: row for row in read_json_lines(path) if isinstance(row.get("step"), int)}
-    return [rows[step] for step in sorted(rows)]
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} without the file, DataError when it is something else."""
     if not path.is_file():
@@ -228,9 +220,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); remove or mend the file") from None
+        raise DataError(f"{path}: not JSON ({error}); remove or fix the file") from None
     if not isinstance(value, dict):
-        raise DataError(f"{path}: not a JSON object; remove or mend the file")
+        raise DataError(f"{path}: not a JSON object; remove or fix the file")
     return value
 
 
