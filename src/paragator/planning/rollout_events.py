@@ -188,24 +188,20 @@ class Rollouts:
     flop: float
 
 
+Requests = Sequence[GroupRequest]
+
+
 def roll_out(
-    first: Sequence[GroupRequest],
-    then: Sequence[GroupRequest],
-    cost: Cost,
-    batching: Batching,
-    replicas: int,
-    *,
-    barrier: bool,
+    first: Requests, then: Requests, cost: Cost, batching: Batching, replicas: int, *, barrier: bool
 ) -> Rollouts:
     """Sample `first[i]` for each problem, then its `then[i]` (empty: one stage). A group goes where the least cache is read."""
     engines = [Replica(cost, batching) for _ in range(replicas)]
     in_flight = {"generate": 0, "aggregate": 0}
     parts: dict[str, float] = {}
-    last = 0.0
-    ends = [0.0] * len(first)
+    last, ends = 0.0, [0.0] * len(first)
     due: list[tuple[float, int]] = []
 
-    def send(requests: Sequence[GroupRequest], time: float) -> None:
+    def send(requests: Requests, time: float) -> None:
         for request in requests:
             index = min(range(replicas), key=lambda i: engines[i].load)
             engines[index].waiting.append(request)
@@ -219,34 +215,27 @@ def roll_out(
 
     sent: set[int] = set()
     send(first, 0.0)
-    pools = len(first)
+    pending = len(first)
     while due:
         time, index = heapq.heappop(due)
         engine = engines[index]
         if time != engine.next_end() or not engine.running:
             continue  # it was given more since
         time = max(time, last)
-        done = engine.finish()
-        for request in done:
+        for request in engine.finish():
             part = "both" if all(in_flight.values()) else max(in_flight, key=lambda s: in_flight[s])
             parts[part] = parts.get(part, 0.0) + time - last
             last = time
             in_flight[request.stage] -= 1
             ends[request.problem] = time
-            pools -= request.stage == "generate"
+            pending -= request.stage == "generate"
             if then and request.stage == "generate":
                 if not barrier:
                     send([then[request.problem]], time)
-                elif pools == 0:
+                elif pending == 0:
                     send(then, time)
         if engine.running:
             heapq.heappush(due, (engine.next_end(), index))
-    return Rollouts(
-        last,
-        parts,
-        ends,
-        sum(e.busy_s for e in engines),
-        sum(e.prefilled for e in engines),
-        sum(e.generated for e in engines),
-        sum(e.flop for e in engines),
-    )
+    busy, flop = sum(e.busy_s for e in engines), sum(e.flop for e in engines)
+    prefilled, generated = sum(e.prefilled for e in engines), sum(e.generated for e in engines)
+    return Rollouts(last, parts, ends, busy, prefilled, generated, flop)

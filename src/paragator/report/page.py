@@ -16,7 +16,7 @@ from paragator.report.markup import STYLE, as_details, as_image, as_table, show
 from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, reward_curves
 from paragator.report.readings import choose_from, readings
 from paragator.stats.curves import is_number, read_metrics
-from paragator.stats.runs import lacking, method_of, read_json
+from paragator.stats.runs import lacking, method_of, part, read_json
 from paragator.stats.table import EvalTable, rounds_sheets, table
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def render(run_dir: Path) -> str:
     config = attempt(read_json, run_dir / "config.json", notices) or {}
     manifest = attempt(read_json, run_dir / "manifest.json", notices) or {}
     metrics = attempt(lambda path: read_metrics(path.parent), run_dir / "metrics.jsonl", notices) or []
-    k = section(config, "eval").get("k")
+    k = part(config, "eval").get("k")
     tables: dict[str, EvalTable] = {}
     for label, file in EVALUATIONS.items():
         reader = partial(evaluation, k=k if isinstance(k, int) and k > 0 else 4)
@@ -120,7 +120,7 @@ def attempt(load: Callable[[Path], T], path: Path, notices: list[str]) -> T | No
     except (DataError, OSError) as error:
         notices.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        notices.append(f"{path}: a line is not in this version's form ({error!r}); remove or mend it")
+        notices.append(f"{path}: a line is not in this version's form ({error!r}); remove or fix it")
     return None
 
 
@@ -128,11 +128,6 @@ def evaluation(path: Path, k: int) -> EvalTable | None:
     """An evaluation's numbers; None when it holds no record yet."""
     records = list(read(path))
     return table(records, k) if records else None
-
-
-def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = config.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def expected(run_dir: Path) -> tuple[str, ...]:
@@ -150,10 +145,10 @@ def status(
     tables: Mapping[str, EvalTable],
 ) -> str:
     """Method, model, task and how far the run came."""
-    parts = [f"method {method_of(dict(config))}"]
-    parts += [f"{name} {section(config, name)[key]}" for name, key in (("model", "path"), ("task", "name"))
-              if key in section(config, name)]  # fmt: skip
-    planned = section(config, "train").get("steps")
+    parts = [f"method {method_of(config)}"]
+    parts += [f"{name} {part(config, name)[key]}" for name, key in (("model", "path"), ("task", "name"))
+              if key in part(config, name)]  # fmt: skip
+    planned = part(config, "train").get("steps")
     parts.append(f"{len(metrics)}{f' of {planned}' if planned is not None else ''} steps")
     if "status" in manifest:
         parts.append(f"status {manifest['status']}")

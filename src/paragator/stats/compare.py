@@ -128,10 +128,10 @@ class Comparison:
         columns: list[Column] = []
         keys: list[tuple[str, str, int]] = []
         for place in places:
-            look = {"bounds": len(places) == 1, "group": place if len(places) > 1 else ""}
+            alone, group = len(places) == 1, place if len(places) > 1 else ""
             later = range(1, max(self.num_rounds(row, place) for row in range(len(self.rows))))
             titles = ["initial pass@1", f"initial pass@{self.k}", *(f"round {t}" for t in later)]
-            columns += [Column(title, **look) for title in titles]  # type: ignore[arg-type]
+            columns += [Column(title, bounds=alone, group=group) for title in titles]
             keys += [(place, "pass_at_1", 0), (place, "pass_at_k", 0), *((place, "pass_at_1", t) for t in later)]
         rows = [
             (row.label, tuple(self.tables[i, place].cell(name, t) for place, name, t in keys))

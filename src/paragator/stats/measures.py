@@ -23,10 +23,10 @@ VOTERS = 32
 """Most candidates of the votes that are worked out over all subsets; see docs/metrics.md."""
 
 
-class View:
+class RoundView:
     """One round of one graded trace; a round that the trace never reached has no solutions."""
 
-    def __init__(self, record: Graded, round_: int, before: View | None = None) -> None:
+    def __init__(self, record: Graded, round_: int, before: RoundView | None = None) -> None:
         self.record, self.round, self.before = record, round_, before
         self.reached = round_ < record.num_rounds
         self.groups = record.trace.rounds[round_] if self.reached else ()
@@ -113,7 +113,7 @@ class Measure:
     title: str
     section: Section
     unit: Unit
-    of: Callable[[View, int], float]
+    of: Callable[[RoundView, int], float]
 
 
 def diagnostic(title: str, name: str, unit: Unit = "share") -> Measure:
@@ -159,7 +159,7 @@ def is_unscored(solution: Completion, grade: Grade) -> bool:
     return grade.verdict == "unscored"
 
 
-def failed(view: View) -> float:
+def failed(view: RoundView) -> float:
     return 1 - len(view.solutions) / view.asked if view.asked else NAN
 
 
@@ -215,7 +215,7 @@ def scores(records: Sequence[Graded], k: int = 4) -> Scores:
     for record in records:
         name, view = record.trace.problem.id, None
         for t in range(num_rounds):
-            view = View(record, t, view)
+            view = RoundView(record, t, view)
             for measure, one in MEASURES.items():
                 found.setdefault((measure, t), {}).setdefault(name, []).append(one.of(view, k))
             for n in sizes if t == 0 else ():

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -82,17 +82,24 @@ class Sheet:
 
 def to_csv(sheets: Iterable[Sheet]) -> str:
     """One number with its bounds a line, shares as shares of 1; an empty field was not measured."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["table", "of", "row", "column", "unit", "mean", "low", "high"])
+    lines: list[Sequence[object]] = [("table", "of", "row", "column", "unit", "mean", "low", "high")]
     for sheet in sheets:
         for label, cells in sheet.rows:
             for column, cell in zip(sheet.columns, cells, strict=True):
                 bounds = [cell.mean, cell.low, cell.high] if cell else [math.nan] * 3
-                numbers = ["" if math.isnan(x) else f"{x:.6f}" for x in bounds]
                 title = f"{column.group} {column.title}".strip()
-                writer.writerow([sheet.name, sheet.of, label, title, column.unit, *numbers])
+                lines.append((sheet.name, sheet.of, label, title, column.unit, *map(csv_number, bounds)))
+    return csv_text(lines)
+
+
+def csv_text(lines: Iterable[Sequence[object]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
     return out.getvalue()
+
+
+def csv_number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6f}"
 
 
 def show_interval(cell: Interval | None, column: Column = Column("")) -> str:

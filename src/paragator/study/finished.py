@@ -6,8 +6,6 @@ A study's folder: study.json, and CELL-seedN/{train,eval,eval-tT} with finished.
 from __future__ import annotations
 
 import csv
-import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from paragator.core.estimators import mean
 from paragator.stats.curves import Metrics, is_number, read_metrics
 from paragator.stats.measures import Scores
 from paragator.stats.runs import Run, load_run, read_json
+from paragator.stats.sheet import csv_number, csv_text
 
 NOTE, FINISHED, CONFIG = "study.json", "finished.json", "config.toml"
 """A study's note of itself, in its folder; what is finished of a run, and the run's config, in the run's folder."""
@@ -26,7 +25,7 @@ SHOWN = ("pass_at_1", "pass_at_k", "maj_at_k", "oracle", "tokens", "truncated")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class FinishedRun:
     """A finished run of a cell: its evaluation, those at further initial temperatures, and its training's metrics."""
 
     cell: str
@@ -50,7 +49,7 @@ def finished(unit: Path) -> dict[str, str]:
     return {phase: str(entry["digest"]) for phase, entry in read_json(unit / FINISHED).items() if "seconds" in entry}
 
 
-def read_study(folder: Path) -> tuple[dict[str, Any], list[Entry]]:
+def read_study(folder: Path) -> tuple[dict[str, Any], list[FinishedRun]]:
     """A study's note with its cells by label, and the runs that are finished as it asks for; DataError when it is no study."""
     note = read_json(folder / NOTE)
     try:
@@ -68,7 +67,7 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Entry]]:
             runs = {name: replace(run, lacking="") for name, run in known.items()}  # finished: the task has no more
             if run := runs.pop("eval", None):
                 metrics = read_metrics(unit / "train")
-                entries.append(Entry(cell, settings["matched"], seed, run, tuple(runs.values()), metrics))
+                entries.append(FinishedRun(cell, settings["matched"], seed, run, tuple(runs.values()), metrics))
     return {**note, "k": k, "primary": primary, "cells": cells}, entries
 
 
@@ -85,18 +84,15 @@ def outcome(scores: Scores, measure: str, round_: int) -> float:
 # ---- CSV ----
 
 
-def runs_csv(entries: Sequence[Entry]) -> str:
+def runs_csv(entries: Sequence[FinishedRun]) -> str:
     """One line a run, initial temperature and round."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["task", "cell", "seed", "temperature", "round", *SHOWN])
+    lines: list[Sequence[object]] = [("task", "cell", "seed", "temperature", "round", *SHOWN)]
     for entry in entries:
         for run in (entry.run, *entry.warm):
             for t in range(run.scores.num_rounds):
-                numbers = [outcome(run.scores, name, t) for name in SHOWN]
-                shown = ["" if math.isnan(x) else f"{x:.6f}" for x in numbers]
-                writer.writerow([run.task[0], entry.cell, entry.seed, run.temperature, t, *shown])
-    return out.getvalue()
+                numbers = (csv_number(outcome(run.scores, name, t)) for name in SHOWN)
+                lines.append((run.task[0], entry.cell, entry.seed, run.temperature, t, *numbers))
+    return csv_text(lines)
 
 
 def recorded(results: Path, cell: str, seed: int, temperature: float, measure: str, round_: int) -> float | None:
@@ -112,7 +108,7 @@ def recorded(results: Path, cell: str, seed: int, temperature: float, measure: s
     return None
 
 
-def metrics_csv(entries: Sequence[Entry]) -> str:
+def metrics_csv(entries: Sequence[FinishedRun]) -> str:
     """One line a training step, with every number that it recorded; seconds are left out, as they are the machine's."""
     rows: list[Mapping[str, Any]] = [
         {"task": entry.run.task[0], "cell": entry.cell, "seed": entry.seed}
@@ -121,8 +117,4 @@ def metrics_csv(entries: Sequence[Entry]) -> str:
         for row in entry.metrics
     ]
     columns = list(dict.fromkeys(key for row in rows for key in row)) or ["task", "cell", "seed"]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_text([columns, *([row.get(key, "") for key in columns] for row in rows)])

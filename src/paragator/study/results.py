@@ -17,7 +17,7 @@ from paragator.stats.resample import holm
 from paragator.stats.runs import Run, gather
 from paragator.stats.sheet import Column, Sheet
 from paragator.stats.table import NOTHING
-from paragator.study.finished import Entry, outcome, read_study
+from paragator.study.finished import FinishedRun, outcome, read_study
 
 FEWEST_SEEDS = 3
 """Of either side of a comparison, for its p: with fewer it is far too small (docs/study.md)."""
@@ -74,7 +74,7 @@ class Results:
             if (other := seen.setdefault((e.cell, e.run.task, e.seed), e.folder)) != e.folder:
                 raise DataError(f"{e.folder} and {other} are one cell, task and seed; leave one study out")
 
-    def at(self, place: str) -> list[Entry]:
+    def at(self, place: str) -> list[FinishedRun]:
         """The finished runs of a benchmark."""
         paths = {run.path for row in self.whole.rows for run in row.runs.get(place, ())}
         return [entry for entry in self.entries if entry.run.path in paths]
@@ -224,7 +224,7 @@ class Results:
 
     def method(self, cell: str) -> str:
         """A cell's method."""
-        return next(note["cells"][cell]["method"] for note, _ in self.studies if cell in note["cells"])
+        return next(str(note["cells"][cell]["method"]) for note, _ in self.studies if cell in note["cells"])
 
     def metrics(self, place: str, label: str) -> list[curves.Metrics]:
         """The training metrics of a cell's runs."""

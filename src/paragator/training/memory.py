@@ -328,4 +328,4 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> float:
         except (OSError, ValueError):  # no such control group, or no limit ("max")
             continue
         left.append(most - now + int(stat.get("inactive_file", 0)))  # files that were read can be dropped
-    return max(0, min(left))
+    return max(0.0, float(min(left)))
