@@ -447,7 +447,7 @@ def test_a_folder_that_cannot_hold_pictures(tmp_path: Path, run: Path, monkeypat
     file.write_text("")
     monkeypatch.setattr(found, "metrics", lambda: pytest.fail("drawn before the folder was looked at"))
     for folder in (file, file / "below" / "it"):
-        with pytest.raises(UsageError, match=f"{folder}: cannot hold results, as {file} is no folder"):
+        with pytest.raises(UsageError, match=f"{folder}: cannot hold results, as {file} is not a folder"):
             draw(found, folder)
 
 

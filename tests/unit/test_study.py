@@ -318,7 +318,7 @@ def test_results_that_cannot_be_written_are_refused_first(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("")
     Path("s.toml").write_text('name = "s"\nresults = "taken"\ncells = [{ method = "paragator" }]\n')
-    with pytest.raises(UsageError, match=r"taken: cannot hold results, as .*taken is no folder; name another"):
+    with pytest.raises(UsageError, match=r"taken: cannot hold results, as .*taken is not a folder; name another"):
         run(["study", "s.toml"])
 
 

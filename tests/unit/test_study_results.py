@@ -246,7 +246,7 @@ def test_json_holds_no_nan(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_hold_results(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"file: cannot hold results, as .* is no folder; name another"):
+    with pytest.raises(UsageError, match=r"file: cannot hold results, as .* is not a folder; name another"):
         write_results([tmp_path / "not looked at"], tmp_path / "file")
 
 

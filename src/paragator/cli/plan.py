@@ -78,7 +78,7 @@ def arguments_of() -> Parser:
     add("--signal", type=float, default=1.0, help="share of groups with credit that is not all zero (default 1)")
     kinds = ("block", "dense")
     add("--attention", default="block", choices=kinds, help="of padded rows: block skips what the mask hides (default)")
-    add("--no-prefix-cache", action="store_true", help="every sibling reads its prompt anew")
+    add("--no-prefix-cache", action="store_true", help="each sibling reads the prompt again")
     assume = "another peak or efficiency; may be repeated"
     add("--assume", action="append", default=[], metavar="NAME=VALUE", help=assume)
     add("--price", type=float, help="of one GPU for one hour, in any currency; without it no cost is printed")

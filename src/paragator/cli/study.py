@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
 
 
 class Show:
-    """A line for each change and, once a minute, for each run in progress; on a terminal a table drawn anew."""
+    """A line for each change and, once a minute, for each run in progress; on a terminal a live table."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet, self.live = quiet, not quiet and sys.stdout.isatty()

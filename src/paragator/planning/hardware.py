@@ -1,7 +1,7 @@
 """Devices, and the seconds that one piece of work takes on them: a roofline with stated efficiencies. No torch.
 
 Peaks are data sheets' figures. Efficiencies are assumptions until somebody measures them: `benchmarks/plan.py` does so on a CPU.
-docs/plan.md tells the model in words.
+docs/plan.md explains the model.
 """
 
 from __future__ import annotations

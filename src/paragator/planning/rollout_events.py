@@ -1,4 +1,4 @@
-"""Rollouts as events: replicas with continuous batching answer groups until every problem's two stages are done.
+"""Discrete-event simulation of rollouts: replicas with continuous batching sample groups until every problem is done.
 
 Two ways to order a step. Pipelined: a problem's aggregations start when its own N candidates have ended. Barrier: when all are.
 Times are seconds since the step began. Deterministic: lengths are given, nothing is drawn here.
@@ -137,7 +137,7 @@ class Replica:
         self.gone += (self.held - rows) * steps
 
     def catch_up(self, time: float) -> None:
-        """Decode until `time`, or idle to it; the step that is under way then is finished first."""
+        """Decode until `time`, or idle to it; a step in progress then is finished first."""
         if not self.running:
             self.now = max(self.now, time)
             return

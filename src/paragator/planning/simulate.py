@@ -1,8 +1,8 @@
-"""A training step that this machine cannot hold: tokens, FLOPs and seconds by part, from sizes alone. No torch, no weights.
+"""Simulated training steps on devices that are not here: tokens, FLOPs and seconds by part. No torch, no weights.
 
 Rollouts are simulated event by event (`rollout_events.py`), everything else is FLOPs or bytes over a rate (`hardware.py`).
 Four ways to take the same step, on the same drawn lengths: rollouts pipelined or with a barrier, updates packed or padded.
-docs/plan.md tells the model, its parameters and its limits.
+docs/plan.md explains the model, its parameters and its limits.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def groups_of(workload: Workload, rng: Random) -> Groups:
 def sampled(
     workload: Workload, groups: Groups, shape: Shape, cluster: Cluster, kv_tokens: float, barrier: bool
 ) -> Rollouts:
-    """The rollouts of one step; recorded pools (offline aggregation) are not sampled."""
+    """The rollouts of one step; recorded candidates (offline aggregation) are not sampled."""
     cost = Cost(shape, cluster.hardware, cluster.efficiency, cluster.parallel)
     again = [fresh(b) for _, b in groups if b is not None]
     first = [fresh(a) for a, _ in groups]
@@ -342,8 +342,8 @@ def tokens_of(
 ) -> dict[str, float]:
     """Mean tokens of a step: sampled and prefilled, and what each update computes, padding included."""
     out = {"generated": fmean(r.generated for r in rollouts), "prefilled": fmean(r.prefilled for r in rollouts)}
-    pools = [b.prompt for groups in drawn for _, b in groups if b is not None]
-    out["aggregation_prompt"] = fmean(pools) if pools else 0.0
+    prompts = [b.prompt for groups in drawn for _, b in groups if b is not None]
+    out["aggregation_prompt"] = fmean(prompts) if prompts else 0.0
     out["trained"] = fmean(u.predicted for u in updates["packed"])
     return out | {f"computed_{name}": fmean(u.computed for u in found) for name, found in updates.items()}
 

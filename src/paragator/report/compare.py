@@ -37,9 +37,9 @@ def draw(found: Comparison, out_dir: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def check_folder(folder: Path) -> None:
-    """UsageError unless files can be written into a folder, which need not exist yet: asked before there is work to lose."""
+    """UsageError unless files can be written into a folder, which need not exist yet: checked before there is work to lose."""
     found = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not found.is_dir():
-        raise UsageError(f"{folder}: cannot hold results, as {found} is no folder; name another")
+        raise UsageError(f"{folder}: cannot hold results, as {found} is not a folder; name another")
     if not os.access(found, os.W_OK | os.X_OK):
-        raise UsageError(f"{folder}: cannot hold results, as {found} may not be written to; name another")
+        raise UsageError(f"{folder}: cannot hold results, as {found} is not writable; name another")

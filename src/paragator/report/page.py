@@ -92,7 +92,9 @@ def render(run_dir: Path) -> str:
         if chosen := attempt(choose_from, run_dir / source, notices) or []:
             break
     if absent := [name for name in expected(run_dir) if not (run_dir / name).is_file()]:
-        notices.append(f"No {', '.join(absent)} (yet): the run was interrupted, is still going, or does not write it.")
+        notices.append(
+            f"No {', '.join(absent)} (yet): the run was interrupted, is still running, or does not write it."
+        )
     name = str(config.get("name", run_dir.resolve().name))
     body = [
         f"<header><h1>{show(name)}</h1>{status(config, manifest, metrics, tables)}</header>",

@@ -97,7 +97,7 @@ def lacking(config: Mapping[str, Any], manifest: Mapping[str, Any], traces: int)
     repeats = settings.get("repeats") if isinstance(settings, dict) else None
     if not isinstance(problems, int) or not isinstance(repeats, int) or traces >= problems * repeats:
         return ""
-    return f"only {traces} of {problems * repeats} traces (interrupted, or still going)"
+    return f"only {traces} of {problems * repeats} traces (interrupted, or still running)"
 
 
 def gather(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[MethodRuns]:
@@ -165,7 +165,7 @@ def tell_apart(runs: Sequence[Run], heads: Sequence[str]) -> list[str]:
 
 
 def check_distinct(runs: Sequence[Run], heads: Sequence[str]) -> None:
-    """A directory that stands twice in one row would count as two seeds."""
+    """A directory that is given twice in one row would count as two seeds."""
     seen = Counter((head, run.path.resolve()) for head, run in zip(heads, runs, strict=True))
     for (head, path), n in seen.items():
         if n > 1:

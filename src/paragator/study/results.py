@@ -49,7 +49,7 @@ class Results:
         self.short = self.comparison([(entry.cell, cut(entry.run, self.round)) for entry in self.entries])
 
     def check_alike(self) -> None:
-        """DataError unless the studies have one outcome, cells of one label are alike, and no run stands twice."""
+        """DataError unless the studies have one outcome, cells of one label are alike, and no run is given twice."""
         cells: dict[str, Any] = {}
         for folder, (note, _) in zip(self.folders, self.studies, strict=True):
             for key in ("primary", "reference", "k"):
@@ -66,9 +66,7 @@ class Results:
                     )
             for label, cell in note["cells"].items():
                 if cells.setdefault(label, cell) != cell:
-                    raise DataError(
-                        f"{folder}: cell {label} is {cell}, but {cells[label]} before; name one of them anew"
-                    )
+                    raise DataError(f"{folder}: cell {label} is {cell}, but {cells[label]} before; rename one of them")
         seen: dict[Any, Path] = {}
         for e in self.entries:
             if (other := seen.setdefault((e.cell, e.run.task, e.seed), e.folder)) != e.folder:
