@@ -212,6 +212,30 @@ def test_countdown_problems_are_distinct_reproducible_and_in_range(small_countdo
         assert problem.text == f"{' '.join(map(str, numbers))} -> {target}"
 
 
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        {"min_numbers": 3, "max_numbers": 4},  # configs/quickstart.toml and the studies
+        {"min_numbers": 2, "max_numbers": 8, "min_target": 1},
+        {"min_numbers": 4, "max_numbers": 6, "max_value": 100, "min_target": 100, "max_target": 999},
+        {"min_numbers": 2, "max_numbers": 2, "max_value": 2, "min_target": 4, "max_target": 4},
+    ],
+    ids=str,
+)
+def test_draws_are_those_of_reasoning_gym(ranges: dict[str, int]) -> None:
+    """Recorded runs and the golden loss curve hold its problems: the same numbers, in the same order, for every seed."""
+    import reasoning_gym
+
+    names = ("min_numbers", "max_numbers", "min_value", "max_value", "min_target", "max_target")
+    config = TaskConfig(**ranges)  # type: ignore[arg-type]
+    for seed in (0, 10**9):
+        settings = {name: getattr(config, name) for name in names}
+        oracle = reasoning_gym.create_dataset("countdown", **settings, seed=seed, size=10**9)
+        for index in range(20):
+            meta = oracle[index]["metadata"]
+            assert countdown.draw(config, seed + index) == (meta["numbers"], meta["target"])
+
+
 def test_splits_share_nothing_whatever_the_seed(small_countdown: Task) -> None:
     train = {numbers_of(p) for seed in (0, 1) for p in small_countdown.problems("train", 40, seed)}
     held_out = {numbers_of(p) for seed in (0, 1) for p in small_countdown.problems("held-out", 10, seed)}

@@ -1,4 +1,4 @@
-"""Countdown: reach a target with every given number used once (reasoning-gym's `countdown` problems, our own checker).
+"""Countdown: reach a target with every given number used once. The problems of reasoning-gym's `countdown`, our own checker.
 
 A solution is an expression, "(3 + 5) * 7 - 1", or steps, "3+5=8, 8*7=56, 56-1=55", each using two numbers still on the
 table and putting its result there. The checker reads a whitelisted grammar with exact fractions; it evaluates nothing.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from random import Random
 
 from paragator.config import TaskConfig
 from paragator.core.errors import UsageError
@@ -18,6 +19,8 @@ from paragator.tasks.base import Split, Task, take
 
 TOKEN = re.compile(r"\s*(\d{1,9}|[-+*/()])")
 MAX_ANSWER_CHARS = 400
+ATTEMPTS = 100
+"""Random expressions that are tried for one problem."""
 WORDS = (
     "Use each of the numbers {numbers} exactly once, with +, -, * and /, to make {target}. "
     "Answer with one arithmetic expression and no equals sign."
@@ -36,36 +39,52 @@ def build(config: TaskConfig) -> Task:
 
 def generate(config: TaskConfig, split: Split, count: int, seed: int) -> list[Problem]:
     """`count` distinct problems; a problem is its sorted numbers and target, and belongs to one split for good."""
-    import reasoning_gym
-
-    stream = reasoning_gym.create_dataset(
-        "countdown",
-        min_numbers=config.min_numbers,
-        max_numbers=config.max_numbers,
-        min_value=config.min_value,
-        max_value=config.max_value,
-        min_target=config.min_target,
-        max_target=config.max_target,
-        seed=seed,
-        size=10**9,
-    )
     template = COMPACT if config.style == "compact" else WORDS
     separator = " " if config.style == "compact" else ", "
 
-    def draw(index: int) -> tuple[str, Problem]:
-        try:
-            meta = stream[index]["metadata"]
-        except ValueError:  # a hundred random expressions, and none in range
-            raise UsageError(
-                f"task.min_target = {config.min_target}, task.max_target = {config.max_target}: hardly any expression of numbers "
-                f"up to task.max_value = {config.max_value} makes that; widen the targets, or the numbers"
-            ) from None
-        numbers, target = [int(n) for n in meta["numbers"]], int(meta["target"])
+    def numbered(index: int) -> tuple[str, Problem]:
+        numbers, target = draw(config, seed + index)
         text = template.format(numbers=separator.join(map(str, numbers)), target=target)
         problem = Problem(f"countdown-{seed}-{index}", text, {"numbers": numbers, "target": target})
         return content_key(numbers, target), problem
 
-    return take(split, count, draw, what="task countdown")
+    return take(split, count, numbered, what="task countdown")
+
+
+def draw(config: TaskConfig, seed: int) -> tuple[list[int], int]:
+    """The numbers and the target that reasoning-gym's `countdown` has for a seed, in integers: it spends 12 ms in sympy.
+
+    Both must take the same random numbers in the same order, or every recorded run's problems change: a test compares them.
+    """
+    rng = Random(seed)
+    count = rng.randint(config.min_numbers, config.max_numbers)
+    for _ in range(ATTEMPTS):
+        numbers = [rng.randint(config.min_value, config.max_value) for _ in range(count)]
+        target = numbers[0]
+        for i in range(1, count):
+            operator = rng.choice("+-*/")
+            if operator == "/":
+                divisors = numbers[i:]
+                rng.shuffle(divisors)
+                divisor = next((n for n in divisors if target % n == 0), None)
+                if divisor is None:
+                    operator = "-"
+                else:
+                    numbers[i] = divisor  # the number that stood here is lost, and a later one may be there twice
+                    target //= divisor
+            if operator == "+":
+                target += numbers[i]
+            elif operator == "-":
+                target -= numbers[i]
+            elif operator == "*":
+                target *= numbers[i]
+        if config.min_target <= target <= config.max_target:
+            rng.shuffle(numbers)
+            return numbers, target
+    raise UsageError(
+        f"task.min_target = {config.min_target}, task.max_target = {config.max_target}: hardly any expression of numbers "
+        f"up to task.max_value = {config.max_value} makes that; widen the targets, or the numbers"
+    )
 
 
 def content_key(numbers: Sequence[int], target: int) -> str:
