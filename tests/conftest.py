@@ -1,4 +1,4 @@
-"""Here so that this folder is importable: `from servers import Server, running`."""
+"""What every test runs under."""
 
 import signal
 

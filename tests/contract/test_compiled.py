@@ -12,9 +12,10 @@ from torch._dynamo import lookup_backend
 
 transformers = pytest.importorskip("transformers")
 
-from paragator.config import Config, load  # noqa: E402
+from paragator.config import Config  # noqa: E402
 from paragator.core.errors import UsageError  # noqa: E402
 from paragator.engines.local.loading import add_lora  # noqa: E402
+from paragator.settings import load  # noqa: E402
 from paragator.training import compiled  # noqa: E402
 from paragator.training.policy import Policy  # noqa: E402
 from paragator.training.rows import Branch, Tree  # noqa: E402

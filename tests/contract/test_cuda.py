@@ -13,11 +13,12 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
 
-from paragator.config import Config, ModelConfig, validate  # noqa: E402
+from paragator.config import Config, ModelConfig  # noqa: E402
 from paragator.core.types import Group, Prompt  # noqa: E402
 from paragator.engines.local.loading import load  # noqa: E402
 from paragator.engines.local.transformers import TransformersEngine  # noqa: E402
 from paragator.engines.sampling import Sampling  # noqa: E402
+from paragator.settings import validate  # noqa: E402
 from paragator.training import flex, packed, warmup  # noqa: E402
 from paragator.training.packed import collate, log_probs, padded_log_probs  # noqa: E402
 from paragator.training.policy import Policy  # noqa: E402

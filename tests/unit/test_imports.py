@@ -69,6 +69,26 @@ assert pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests/uni
     assert "torch" not in loaded
 
 
+def test_test_files_of_one_name_are_collected_together(tmp_path: Path) -> None:
+    """As tests/unit/test_study.py and tests/e2e/test_study.py are by a plain `pytest`."""
+    for folder in ("unit", "e2e"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test_same.py").write_text(f"def test_{folder}(): pass\n")
+    command = (
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        ROOT / "pyproject.toml",
+    )
+    done = subprocess.run([*command, tmp_path], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 0 and "test_unit" in done.stdout and "test_e2e" in done.stdout, done.stdout
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda path: path.stem)
 def test_every_import_is_declared(path: Path) -> None:
     """A third-party import is in pyproject's dependencies, or in the extra that its feature needs."""

@@ -6,7 +6,6 @@ import base64
 import csv
 import json
 import math
-import random
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fakes import fake_evaluation, fake_metrics
 from paragator.cli.compare import main
 from paragator.core.errors import DataError, UsageError
 from paragator.core.estimators import Interval
@@ -36,43 +36,6 @@ from paragator.stats.table import table
 PNG = b"\x89PNG\r\n\x1a\n"
 HOSTILE = '<script>alert("x")</script>\x1b[31m\x00 \u202eevil'
 VOID = {"meta", "img", "br", "link", "input"}
-
-
-def fake_evaluation(gain: float, problems: int = 12, seed: int = 0, text: str = "problem") -> list[Graded]:
-    """Traces of 4 candidates and 2 aggregation rounds, better by `gain` a round."""
-    rng = random.Random(seed)
-    out = []
-    for i in range(problems):
-        ease = rng.random()
-        rounds, grades = [], []
-        for t in range(3):
-            some = [rng.random() < 0.6 * ease + gain * t for _ in range(4)]
-            pool = () if t == 0 else (2, 0, 3, 1)
-            outputs = tuple(Completion(f"{i}+{j}={right}", token_ids=(1,) * (5 + j)) for j, right in enumerate(some))
-            rounds.append((Group(Prompt(f"{text} {i}"), outputs, pool=pool),))
-            grades.append((tuple(Grade("correct" if r else "incorrect", str(int(r))) for r in some),))
-        trace = Trace(Problem(f"p{i}", f"{text} {i}"), Plan.method(4, 2), 0, tuple(rounds))
-        out.append(Graded(trace, tuple(grades)))
-    return out
-
-
-def fake_metrics(steps: int = 30) -> list[dict[str, Any]]:
-    rng = random.Random(1)
-    return [
-        {
-            "step": step,
-            "generate/reward": 0.2 + 0.004 * step + rng.uniform(-0.05, 0.05),
-            "aggregate/reward": 0.2 + 0.009 * step + rng.uniform(-0.05, 0.05),
-            "generate/zero_credit": 0.4,
-            "aggregate/zero_credit": 0.25,
-            "grad_norm": 0.5,
-            "seconds": 4.0,
-            "seconds/generate": 2.5,
-            "seconds/update": 1.5,
-            "tokens": 12345,
-        }
-        for step in range(1, steps + 1)
-    ]
 
 
 def make_run(path: Path, method: str = "paragator", gain: float = 0.1, text: str = "problem") -> Path:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report import fake_evaluation, fake_metrics
 
+from fakes import fake_evaluation, fake_metrics
 from paragator.cli.compare import main as compare_main
 from paragator.core.errors import DataError, UsageError
 from paragator.records import append, append_json_lines
