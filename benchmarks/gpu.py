@@ -27,7 +27,7 @@ import update
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from paragator.config import Config
-from paragator.engines.local.generation import Row, sample_rows
+from paragator.engines.local.generation import SequenceRequest, sample_rows
 from paragator.engines.local.loading import EMBEDDED, add_lora
 from paragator.engines.sampling import Sampling
 from paragator.settings import validate
@@ -194,7 +194,7 @@ def rollouts(tokens: int, prompts: int, longest: int, tail: bool, model: Any, fl
     """8 siblings of each prompt; generate gets each as its own row."""
     rng, siblings = random.Random("rollout"), 8
     ids = [tuple(rng.randrange(4, 150) for _ in range(tokens)) for _ in range(prompts)]
-    rows = [Row(p, f"{i}:{j}") for i, p in enumerate(ids) for j in range(siblings)]
+    rows = [SequenceRequest(p, f"{i}:{j}") for i, p in enumerate(ids) for j in range(siblings)]
     lengths = common.heavy_tailed(rng, len(rows), longest) if tail else [longest] * len(rows)
     end = 2 if tail else rollout.NO_TOKEN
     every = torch.tensor([row.prompt_ids for row in rows], device=DEVICE)

@@ -20,7 +20,7 @@ import torch
 from update import Work, policy_of, trees_of
 
 from paragator.config import ModelConfig
-from paragator.engines.local.loading import load
+from paragator.engines.local.loading import load_model
 
 HELD = "rollouts, loss, float32, threads, AdamW, norm clipping; one group of equal branches, prompt of 14 + 40 m tokens"
 PICTURE = common.ROOT / "docs" / "update-growth.png"
@@ -72,7 +72,7 @@ def draw(cases: Sequence[common.Case], path: Path) -> None:
 def main() -> int:
     flags = common.parser(__doc__).parse_args()
     common.use_threads(flags.threads)
-    model, _ = load(ModelConfig(path="embedded", device="cpu"))
+    model, _ = load_model(ModelConfig(path="embedded", device="cpu"))
     points = [(M, n) for n in (2, 4, 8, 16)] + [(m, N) for m in (1, 2, 8)]
     cases = [measure(f"embedded, N = {n}, m = {m}", m, n, model, flags) for m, n in points]
     if not flags.quick:

@@ -89,7 +89,7 @@ def measure(name: str) -> dict[str, Any]:
     import transformers
 
     from paragator.config import Config, ModelConfig
-    from paragator.engines.local.loading import add_lora, load
+    from paragator.engines.local.loading import add_lora
     from paragator.settings import validate
     from paragator.training.memory import Load, from_json, memory
     from paragator.training.policy import Policy
@@ -124,7 +124,7 @@ def measure(name: str) -> dict[str, Any]:
     for small in small_models(transformers):  # whatever is imported late is imported now
         trained(add_lora(small, 1) if lora else small, 16, 2, 1)
     before = resident()
-    model = load(ModelConfig(device="cpu"))[0] if "kind" not in case else build(transformers, case)
+    model = load_model(ModelConfig(device="cpu"))[0] if "kind" not in case else build(transformers, case)
     shape = from_json(model.config.to_dict(), name)
     count = sum(p.numel() for p in model.parameters())
     trained(add_lora(model, lora) if lora else model, shape.vocabulary, part, groups)

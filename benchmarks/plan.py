@@ -110,7 +110,7 @@ class Bench:
         from paragator.tasks import load_task
 
         config = self.config(8, 8, 4, 24, 40)
-        self.model, self.tokenizer = computed_now(loading.load, config.model)
+        self.model, self.tokenizer = computed_now(loading.load_model, config.model)
         self.task = load_task(config.task)
         self.problems = self.task.problems("train", 512, 0)
         self.number = 0
@@ -248,12 +248,12 @@ class Bench:
         """Seconds to sample `tokens` tokens of n siblings of each of some prompts of `length` random tokens."""
         from random import Random
 
-        from paragator.engines.local.generation import Row, sample_rows
+        from paragator.engines.local.generation import SequenceRequest, sample_rows
         from paragator.engines.sampling import Sampling
 
         rng = Random(0)
         prompts = [tuple(rng.randrange(3, 170) for _ in range(length)) for _ in range(problems)]
-        rows = [Row(prompt, f"{p}:{i}") for p, prompt in enumerate(prompts) for i in range(n)]
+        rows = [SequenceRequest(prompt, f"{p}:{i}") for p, prompt in enumerate(prompts) for i in range(n)]
         options: dict[str, Any] = {"max_batch_tokens": 10**9, "device": self.model.device}
         return best(lambda: sample_rows(self.model, rows, Sampling(1.0, tokens), (), **options))
 

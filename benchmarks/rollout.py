@@ -32,7 +32,7 @@ from paragator.core.scaffold import Scaffold, run
 from paragator.core.types import Group, Plan, Problem, Prompt, Stage
 from paragator.engines.local import generation
 from paragator.engines.local.compute import computed_now
-from paragator.engines.local.loading import load
+from paragator.engines.local.loading import load_model
 from paragator.engines.local.transformers import TransformersEngine
 from paragator.engines.sampling import Sampling
 
@@ -224,7 +224,7 @@ def main() -> int:
     flags = parser.parse_args()
     common.use_threads(flags.threads)
     paths = {"smollm2": str(common.SMOLLM2), "embedded": "embedded"}
-    models = {name: computed_now(load, ModelConfig(path=path, device="cpu")) for name, path in paths.items()}
+    models = {name: computed_now(load_model, ModelConfig(path=path, device="cpu")) for name, path in paths.items()}
     cases = []
     for size in sizes(flags.quick):
         cases.append(in_process(size, models, flags))

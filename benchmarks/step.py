@@ -31,7 +31,7 @@ from paragator.config import Config, ModelConfig
 from paragator.core.packing import Packer
 from paragator.core.types import Completion, Grade, Group, Problem, Prompt, Stage
 from paragator.engines.local.compute import computed_now
-from paragator.engines.local.loading import load
+from paragator.engines.local.loading import load_model
 from paragator.engines.local.transformers import TransformersEngine
 from paragator.engines.sampling import Sampling
 from paragator.settings import validate
@@ -238,7 +238,7 @@ def main() -> int:
     chosen = sizes(flags.quick, flags.full)
     paths = {"smollm2": str(common.SMOLLM2), "embedded": "embedded"}
     models = {
-        name: computed_now(load, ModelConfig(path=paths[name], device="cpu"))
+        name: computed_now(load_model, ModelConfig(path=paths[name], device="cpu"))
         for name in {size.model for size in chosen}
     }
     cases = []

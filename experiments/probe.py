@@ -16,7 +16,7 @@ from paragator.config import Config
 from paragator.core.packing import strip_thinking
 from paragator.core.scaffold import Scaffold, run
 from paragator.core.types import Plan
-from paragator.engines.local.loading import load as load_model
+from paragator.engines.local.loading import load_model
 from paragator.runs import connect, resolve
 from paragator.settings import load
 

@@ -54,7 +54,7 @@ async def probe(config: Config) -> None:
     checked = resolve.resolve(config, training=True)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    model, tokenizer = await computed(loading.load, config.model)
+    model, tokenizer = await computed(loading.load_model, config.model)
     policy = await computed(Policy, model, tokenizer, config)
     engine = connect.local_engine(config, policy.raw, tokenizer, autocast=policy.accelerator.autocast)
     held_out = checked.task.problems("held-out", PROBLEMS, 1)

@@ -53,7 +53,7 @@ def main() -> int:
     config = load(Config, options.config)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    model, tokenizer = loading.load(ModelConfig(path=options.source))
+    model, tokenizer = loading.load_model(ModelConfig(path=options.source))
     settings = {"lr": options.lr, "schedule": "cosine", "betas": (0.9, 0.99)}
     steps = options.examples // BATCH
     config = config.model_copy(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from paragator.engines.local.branching import Branches, branch_attention
+from paragator.engines.local.branching import SharedPrefixCache, branch_attention
 
 HEADS, KEYS, SIZE, WIDTH, ROOM = 4, 2, 8, 7, 6
 PROMPTS = [7, 3, 5, 1, 6]
@@ -32,7 +32,7 @@ def test_equals_every_rows_own_attention_as_rows_and_prompts_leave(counts: list[
     cache.update(prompt_keys, prompt_values, 0)
     padded = torch.arange(WIDTH) < WIDTH - torch.tensor(PROMPTS)[:, None]
     owner = torch.repeat_interleave(torch.arange(len(PROMPTS)), torch.tensor(counts))
-    branches = Branches(cache, owner, padded, ROOM)
+    branches = SharedPrefixCache(cache, owner, padded, ROOM)
     own_keys = own_values = torch.zeros(len(owner), KEYS, 0, SIZE)
     for step in range(ROOM):
         if 0 < step <= len(keeps):

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from paragator.config import Config, ModelConfig  # noqa: E402
 from paragator.core.types import Group, Prompt  # noqa: E402
-from paragator.engines.local.loading import load  # noqa: E402
+from paragator.engines.local.loading import load_model  # noqa: E402
 from paragator.engines.local.transformers import TransformersEngine  # noqa: E402
 from paragator.engines.sampling import Sampling  # noqa: E402
 from paragator.settings import validate  # noqa: E402
@@ -122,7 +122,7 @@ def test_chunks_of_the_output_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def embedded(device: str) -> tuple[Any, Any]:
-    return load(ModelConfig(device=device))
+    return load_model(ModelConfig(device=device))
 
 
 async def sampled(model: Any, tokenizer: Any) -> list[Group]:
@@ -197,7 +197,7 @@ def test_compiled_layers(tmp_path: Path, checkpointed: bool, rank: int, monkeypa
     found, norms = [], []
     for wanted in (False, True):
         torch.manual_seed(0)
-        model, tokenizer = load(ModelConfig(device="cuda", lora_rank=rank))
+        model, tokenizer = load_model(ModelConfig(device="cuda", lora_rank=rank))
         more = {"model": ModelConfig(gradient_checkpointing=checkpointed, lora_rank=rank)}
         policy = Policy(
             model, tokenizer, config_of(tmp_path, precision="bfloat16", compile=wanted).model_copy(update=more)

@@ -25,8 +25,9 @@ from transformers import (
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt
+from paragator.engines.encoding import encode
 from paragator.engines.local import generation
-from paragator.engines.local.generation import Branched, Row, batches, draw
+from paragator.engines.local.generation import Branched, SequenceRequest, batches, draw
 from paragator.engines.local.loading import add_lora
 from paragator.engines.local.transformers import TransformersEngine
 from paragator.engines.sampling import Sampling
@@ -241,7 +242,9 @@ def test_prompt_ids_and_count(make_engine, tokenizer, ask):
     engine = make_engine()
     (group,) = ask(engine, (SHORT, 1, 0))
     assert (
-        list(group.prompt_ids) == engine.encode(Prompt(SHORT)) == [1, *tokenizer.convert_tokens_to_ids(SHORT.split())]
+        list(group.prompt_ids)
+        == encode(engine.tokenizer, Prompt(SHORT))
+        == [1, *tokenizer.convert_tokens_to_ids(SHORT.split())]
     )
     assert engine.count(Prompt(SHORT)) == 4
 
@@ -296,7 +299,7 @@ def test_requests_of_nested_tasks_share_one_batch(make_engine, forward_shapes):
 
 
 def test_batches_keep_the_budget_and_siblings_together():
-    rows = [Row((7,) * length, f"{length}:{i}") for length in (4, 2, 9) for i in range(5)]
+    rows = [SequenceRequest((7,) * length, f"{length}:{i}") for length in (4, 2, 9) for i in range(5)]
     parts = list(batches(rows, max_tokens=1, max_batch_tokens=40))
     assert sorted(i for part in parts for i in part) == list(range(15))
     for part in parts:
@@ -362,7 +365,9 @@ def test_a_chat_prompt_needs_a_chat_template(make_engine, tokenizer):
         "{% for m in messages %}w20 {{ m.content }} {% endfor %}{% if add_generation_prompt %}w21{% endif %}"
     )
     try:
-        assert engine.encode(Prompt("w1", chat=True)) == tokenizer.convert_tokens_to_ids(["w20", "w1", "w21"])
+        assert encode(engine.tokenizer, Prompt("w1", chat=True)) == tokenizer.convert_tokens_to_ids(
+            ["w20", "w1", "w21"]
+        )
     finally:
         tokenizer.chat_template = None
 

@@ -48,7 +48,7 @@ def traces(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    model, _ = loading.load(ModelConfig(path=str(folder)))
+    model, _ = loading.load_model(ModelConfig(path=str(folder)))
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
@@ -71,7 +71,7 @@ def test_a_run_leaves_what_it_promises(cli: Cli, toy: Path, capsys: pytest.Captu
     assert "<html" in (run_dir / "report.html").read_text() and (run_dir / "logs" / "attempt_1.log").is_file()
     before, after = weights(toy / "model"), weights(run_dir / "model")
     assert before.keys() == after.keys() and any(not torch.equal(before[n], after[n]) for n in before)
-    assert loading.load(ModelConfig(path=str(run_dir / "model")))[1].encode("1 -> 2 solve:")
+    assert loading.load_model(ModelConfig(path=str(run_dir / "model")))[1].encode("1 -> 2 solve:")
 
 
 def test_the_same_config_gives_the_same_run(cli: Cli) -> None:
@@ -211,7 +211,7 @@ def test_other_weights_behind_the_path_are_not_gone_on_with(cli: Cli, toy: Path,
     shutil.copytree(toy / "model", tmp_path / "model")
     words = ("train", "--model.path", str(tmp_path / "model"), "--train.steps")
     assert cli(*words, "1") == 0
-    model, _ = loading.load(ModelConfig(path=str(tmp_path / "model")))
+    model, _ = loading.load_model(ModelConfig(path=str(tmp_path / "model")))
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight[0, 0] += 1
     model.save_pretrained(tmp_path / "model")
@@ -340,7 +340,7 @@ def warmup_file(folder: Path, steps: int, task: str) -> Path:
 def test_warmup_writes_a_model_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = warmup_file(tmp_path, 3, "min_numbers = 2\nmax_numbers = 3\nmax_value = 4\n")
     assert run(["warmup", str(path)]) == 0
-    model, tokenizer = loading.load(ModelConfig(path=str(tmp_path / "model")))
+    model, tokenizer = loading.load_model(ModelConfig(path=str(tmp_path / "model")))
     ids = tokenizer("1 2 -> 3\nsolve:", return_tensors="pt")["input_ids"]
     assert torch.isfinite(model(ids).logits).all() and 3 not in ids  # 3 is <unk>
     first = weights(tmp_path / "model")
@@ -353,7 +353,7 @@ def test_warmup_writes_a_model_that_loads(tmp_path: Path, capsys: pytest.Capture
 def test_warmup_on_sums_knows_their_numbers(tmp_path: Path) -> None:
     path = warmup_file(tmp_path, 1, 'name = "arithmetic"\nmin_numbers = 3\nmax_numbers = 3\nmax_value = 20\n')
     assert run(["warmup", str(path)]) == 0
-    _, tokenizer = loading.load(ModelConfig(path=str(tmp_path / "model")))
+    _, tokenizer = loading.load_model(ModelConfig(path=str(tmp_path / "model")))
     text = "12 - 40 + 3\nsolve: 12 - 40 = -28 , -28 + 3 = -25"
     ids = tokenizer(text)["input_ids"]
     assert 3 not in ids  # <unk>

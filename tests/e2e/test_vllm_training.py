@@ -41,7 +41,7 @@ class Sampler(VllmServer):
     def load(self, folder: str) -> None:
         super().load(folder)
         with LOADING:
-            self.policy, self.tokenizer = loading.load(ModelConfig(path=folder))
+            self.policy, self.tokenizer = loading.load_model(ModelConfig(path=folder))
         settings = json.loads((Path(folder) / "generation_config.json").read_text())["eos_token_id"]
         self.ends = set(settings if isinstance(settings, list) else [settings])
 
@@ -89,7 +89,7 @@ def rows(run_dir: Path, name: str) -> list[dict[str, Any]]:
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return loading.load(ModelConfig(path=str(run_dir / "model")))[0].state_dict()
+    return loading.load_model(ModelConfig(path=str(run_dir / "model")))[0].state_dict()
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:

@@ -42,7 +42,7 @@ def fixed_trees(step: int, vocabulary: int) -> list[Tree]:
 def curve() -> list[dict[str, float]]:
     torch.manual_seed(0)
     config = Config.model_validate(CONFIG)
-    model, tokenizer = loading.load(config.model)
+    model, tokenizer = loading.load_model(config.model)
     policy = Policy(model, tokenizer, config)
     rows = []
     for step in range(1, STEPS + 1):

@@ -119,9 +119,9 @@ def connection_of(
 async def loaded(config: Config) -> Any:
     """The model that a config names, in this process."""
     from paragator.engines.local.compute import computed
-    from paragator.engines.local.loading import load
+    from paragator.engines.local.loading import load_model
 
-    return local_engine(config, *await computed(load, config.model))
+    return local_engine(config, *await computed(load_model, config.model))
 
 
 def local_engine(config: Config, model: Any, tokenizer: Any, **options: Any) -> Any:

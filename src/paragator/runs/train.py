@@ -82,13 +82,13 @@ def data_of(config: Config, resolved: resolve.Resolved) -> Data:
 async def trained(config: Config, task: Task, data: Data, run_dir: Path, events: Logged, own: Sample | None) -> bool:
     """Load, evaluate, train, evaluate, report; False when stopped, which skips to the report."""
     from paragator.engines.local.compute import computed
-    from paragator.engines.local.loading import load
+    from paragator.engines.local.loading import load_model
     from paragator.report.page import write_report
     from paragator.training.loop import train as train_steps
     from paragator.training.policy import Policy, as_begun
 
     config = as_begun(config, run_dir)
-    model, tokenizer = await computed(load, config.model)
+    model, tokenizer = await computed(load_model, config.model)
     policy = await computed(Policy, model, tokenizer, config)
     size = sum(p.numel() for p in model.parameters())
     events.say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")

@@ -21,16 +21,16 @@ from paragator.core.errors import UsageError
 NAME = "paragator_branches"
 """As transformers' attn_implementation, while rows are decoded."""
 NO_MASK = torch.zeros(1, 1, 1, 0)
-"""Given as a mask, transformers passes it on and makes none; nothing can attend with it but what brings its own."""
+"""A mask that makes transformers build none. Only attention that masks for itself can use it."""
 DROP_BELOW = 0.75
 """Prompts without rows are dropped once fewer than this share of the stored prompts has any."""
 
 
-class BranchedLayer(DynamicLayer):
+class SharedPrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values: of the prompts [P, K, W, D], and of what the rows sampled, [B, K, at most `room`, D]."""
 
     def __init__(self, filled: DynamicLayer, rows: int, room: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         keys, values = filled.keys, filled.values
         assert keys is not None and values is not None, "a prefilled layer has keys and values"
         self.lazy_initialization(keys, values)
@@ -55,7 +55,7 @@ class BranchedLayer(DynamicLayer):
             self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
 
 
-class Branches:
+class SharedPrefixCache:
     """Which of P stored prompts each of B rows continues, and a cache in which only the rows grow.
 
     cache   as the prefill of the prompts left it; its layers are replaced
@@ -66,7 +66,7 @@ class Branches:
 
     def __init__(self, cache: Any, prompt: Tensor, padded: Tensor, room: int) -> None:
         self.cache = cache
-        self.cache.layers = [BranchedLayer(layer, len(prompt), room) for layer in cache.layers]
+        self.cache.layers = [SharedPrefixLayer(layer, len(prompt), room) for layer in cache.layers]
         self.prompt, self.padded = prompt, padded
         self.arrange()
 
@@ -83,9 +83,9 @@ class Branches:
         self.mask = self.padded[:, None, None] if bool(self.padded.any()) else None
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows [at most B], in order."""
+        """Keep these rows [at most B], in this order, and drop the others."""
         self.prompt = self.prompt[rows]
-        used, prompt = self.prompt.unique(return_inverse=True)
+        used, prompt = torch.unique(self.prompt, return_inverse=True)
         drop = len(used) < DROP_BELOW * len(self.padded)
         for layer in self.cache.layers:
             layer.keep(rows, used if drop else None)
@@ -100,7 +100,7 @@ class Branches:
 
     def by_row(self, x: Tensor) -> Tensor:
         """The inverse of `by_prompt`."""
-        split = x.unflatten(2, (self.width, -1)).transpose(1, 2).flatten(0, 1)
+        split = x.view(*x.shape[:2], self.width, -1, x.shape[3]).transpose(1, 2).flatten(0, 1)
         return split if self.full else split.index_select(0, self.place)
 
 
@@ -141,7 +141,7 @@ def branch_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    branches: Branches | None = None,
+    branches: SharedPrefixCache | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
     """query [B, H, 1, D], the rows' own key and value [B, K, t, D]: attention to prompt and own, [B, 1, H, D].
@@ -159,7 +159,7 @@ def branch_attention(
         to_prompt = to_prompt.masked_fill(branches.mask, -torch.inf)
     scores = torch.cat([branches.by_row(to_prompt), q @ key.transpose(-1, -2)], -1)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    of_prompt, of_own = weights.split([to_prompt.shape[-1], key.shape[2]], -1)
+    of_prompt, of_own = weights[..., : to_prompt.shape[-1]], weights[..., to_prompt.shape[-1] :]
     found = branches.by_row(branches.by_prompt(of_prompt) @ layer.prompt_values) + of_own @ value
     return found.reshape(rows, 1, heads, size), None
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paragator.engines.local.branching import NO_MASK, Branches, attending, can_branch
+from paragator.engines.local.branching import NO_MASK, SharedPrefixCache, attending, can_branch
 from paragator.engines.local.products import narrow_products
 from paragator.engines.sampling import Sampling
 
@@ -26,7 +26,7 @@ COMPACT_BELOW = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SequenceRequest:
     """One completion to sample: its prompt, and the name of its stream of uniform numbers."""
 
     prompt_ids: tuple[int, ...]
@@ -34,7 +34,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class SampledSequence:
     """token_ids [T] and logprobs [T] as sampled; `stopped` when the last token is an end-of-sequence token."""
 
     token_ids: tuple[int, ...]
@@ -44,20 +44,20 @@ class Sampled:
 
 def sample_rows(
     model: Any,
-    rows: Sequence[Row],
+    rows: Sequence[SequenceRequest],
     sampling: Sampling,
     eos_ids: Sequence[int],
     *,
     max_batch_tokens: int,
     device: torch.device,
     cancelled: Callable[[], bool] = lambda: False,
-) -> list[Sampled]:
+) -> list[SampledSequence]:
     """Sample every row, in order, in batches of at most `max_batch_tokens` (rows times their longest length).
 
     Runs in evaluation mode without gradients and restores the model's mode. `cancelled` is asked at every token;
     InterruptedError when it says yes.
     """
-    results: dict[int, Sampled] = {}
+    results: dict[int, SampledSequence] = {}
     mode = model.training
     model.eval()
     try:
@@ -71,8 +71,8 @@ def sample_rows(
     return [results[i] for i in range(len(rows))]
 
 
-def batches(rows: Sequence[Row], max_tokens: int, max_batch_tokens: int) -> Iterator[list[int]]:
-    """Row indices, like lengths together. Siblings are split only where one prompt's rows exceed the budget."""
+def batches(rows: Sequence[SequenceRequest], max_tokens: int, max_batch_tokens: int) -> Iterator[list[int]]:
+    """SequenceRequest indices, like lengths together. Siblings are split only where one prompt's rows exceed the budget."""
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt_ids), rows[i].prompt_ids))
     batch: list[int] = []
     for prompt_ids, group in groupby(order, key=lambda i: rows[i].prompt_ids):
@@ -91,12 +91,12 @@ def batches(rows: Sequence[Row], max_tokens: int, max_batch_tokens: int) -> Iter
 
 def sample_batch(
     model: Any,
-    rows: Sequence[Row],
+    rows: Sequence[SequenceRequest],
     sampling: Sampling,
     eos_ids: Sequence[int],
     device: torch.device,
     cancelled: Callable[[], bool],
-) -> list[Sampled]:
+) -> list[SampledSequence]:
     """Sample one batch of B rows, each at most T = max_tokens long."""
     count, max_tokens = len(rows), sampling.max_tokens
     uniforms = torch.tensor([stream(row.stream, max_tokens) for row in rows], dtype=torch.float64, device=device)
@@ -124,7 +124,9 @@ def sample_batch(
     return cut(tokens, logprobs, eos)
 
 
-def prefill(model: Any, rows: Sequence[Row], max_tokens: int, device: torch.device) -> tuple[Tensor, Branched | Copied]:
+def prefill(
+    model: Any, rows: Sequence[SequenceRequest], max_tokens: int, device: torch.device
+) -> tuple[Tensor, Branched | Copied]:
     """Run each distinct prompt once, padded on the left: the rows' first logits [B, V], and how to get the next ones."""
     index: dict[tuple[int, ...], int] = {}
     for row in rows:
@@ -146,7 +148,7 @@ def prefill(model: Any, rows: Sequence[Row], max_tokens: int, device: torch.devi
     cache, position = output.past_key_values, (width - first)[prompt]
     following: Branched | Copied
     if can_branch(model, cache):
-        following = Branched(model, Branches(cache, prompt, mask[:, :width] == 0, max_tokens), position)
+        following = Branched(model, SharedPrefixCache(cache, prompt, mask[:, :width] == 0, max_tokens), position)
     else:
         cache.reorder_cache(prompt)  # unlike batch_select_indices, linear-attention layers have it too
         following = Copied(model, cache, mask[prompt], width, position)
@@ -158,7 +160,7 @@ class Branched:
     """The next logits [B, V] of rows that share their prompts' keys and values; position [B, 1] is of the first token."""
 
     model: Any
-    branches: Branches
+    branches: SharedPrefixCache
     position: Tensor
 
     def __call__(self, token: Tensor, step: int) -> Tensor:
@@ -241,10 +243,10 @@ def stream(name: str, count: int) -> list[float]:
     return [rng.random() for _ in range(count)]
 
 
-def cut(tokens: Tensor, logprobs: Tensor, eos: Tensor) -> list[Sampled]:
+def cut(tokens: Tensor, logprobs: Tensor, eos: Tensor) -> list[SampledSequence]:
     """Each row of tokens [B, T] up to and with its first end-of-sequence token."""
     ends = torch.isin(tokens, eos)
     stopped = ends.any(1)
     lengths = torch.where(stopped, ends.int().argmax(1) + 1, tokens.shape[1])
     rows = zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
-    return [Sampled(tuple(ids[:length]), tuple(logs[:length]), stop) for ids, logs, length, stop in rows]
+    return [SampledSequence(tuple(ids[:length]), tuple(logs[:length]), stop) for ids, logs, length, stop in rows]

@@ -89,14 +89,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def load(config: ModelConfig) -> tuple[Any, Any]:
+def load_model(config: ModelConfig) -> tuple[Any, Any]:
     """(model, tokenizer) in float32 with sdpa attention, on the configured device; LoRA adapters added if asked for."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     folder = folder_of(config)
     source = config.path if folder is None else str(folder)
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
@@ -114,7 +114,7 @@ def load(config: ModelConfig) -> tuple[Any, Any]:
 
 
 def placed(model: Any, wanted: str, name: str) -> Any:
-    """The model on the device that setting `name` wants; UsageError for one that is not known, not here or too small."""
+    """The model on the device that setting `name` wants; UsageError for one that is unknown, missing or too small."""
     try:
         return model.to(pick_device(wanted))
     except (RuntimeError, AssertionError) as error:

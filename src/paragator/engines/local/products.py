@@ -1,4 +1,4 @@
-"""Products of weights and few rows on a CPU, as decoding makes them."""
+"""Linear layers on a CPU while decoding: the transposed product, which is faster for a few rows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FEWEST, MOST = 2, 32
-"""Rows for which the product is turned round."""
+"""Rows for which the transposed product is used."""
 
 
 @contextmanager
 def narrow_products(model: Any) -> Iterator[None]:
     """Linear layers of `model` compute W x' for x W' where x has few rows.
 
-    The library that torch uses on CPUs shares x W' out to threads by the rows of x, of which decoding has a handful; W x' by
-    those of W. With two threads and 8 rows that is 2 to 3 times as fast for a large W. Nothing changes with one thread, for
-    other arithmetic than float32, or off the CPU.
+    The library that torch uses on CPUs splits x W' between threads by the rows of x, of which decoding has a handful, and
+    W x' by the rows of W. With two threads and 8 rows that is 2 to 3 times as fast for a large W. Nothing changes with
+    one thread, in other arithmetic than float32, or off the CPU.
     """
     layers = [m for m in model.modules() if is_plain(m)] if torch.get_num_threads() > 1 else []
     for layer in layers:
@@ -44,7 +44,7 @@ def is_plain(module: Any) -> bool:
 
 
 def narrow(layer: nn.Linear, x: Tensor) -> Tensor:
-    """layer(x), for x [..., in], by the product that is faster."""
+    """layer(x), for x [..., in], by whichever product is faster."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()  # the product is slow on the transpose of a result of its own
     few = FEWEST <= len(rows) <= MOST and layer.out_features >= layer.in_features
     if not few or torch.is_autocast_enabled("cpu"):

@@ -1,4 +1,4 @@
-"""The in-process engine: when the event loop is idle, it runs whatever requests wait as one batch."""
+"""The in-process engine: batched sampling of whatever requests are waiting when the event loop is idle."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
+from paragator.engines.encoding import encode, misfit
 from paragator.engines.local.compute import submit
-from paragator.engines.local.generation import Row, Sampled, sample_rows
+from paragator.engines.local.generation import SampledSequence, SequenceRequest, sample_rows
 from paragator.engines.sampling import Sampling
 
 QUIET_PASSES = 4
@@ -23,14 +24,14 @@ request in fewer."""
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class QueuedRequest:
     """A waiting call: `future` gets its n samples."""
 
     prompt_ids: tuple[int, ...]
     n: int
     seed: int
     sampling: Sampling
-    future: asyncio.Future[list[Sampled]] = field(repr=False)
+    future: asyncio.Future[list[SampledSequence]] = field(repr=False)
 
 
 class TransformersEngine:
@@ -67,7 +68,7 @@ class TransformersEngine:
         self.autocast = autocast
         self.eos_ids = end_tokens(model, tokenizer)
         self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._waiting: list[Request] = []
+        self._waiting: list[QueuedRequest] = []
         self._drain: asyncio.Task[None] | None = None
         self._batch: Future[Any] | None = None
 
@@ -76,11 +77,11 @@ class TransformersEngine:
         if stage not in self.sampling:
             raise UsageError(f"no sampling settings for stage {stage!r}: this engine has {sorted(self.sampling)}")
         sampling = self.sampling[stage]
-        prompt_ids = tuple(self.encode(prompt))
+        prompt_ids = tuple(encode(self.tokenizer, prompt))
         if reason := self.misfit(len(prompt_ids), sampling.max_tokens):
             return Group(prompt, (Failure(reason),) * n, prompt_ids, stage)
         loop = asyncio.get_running_loop()
-        request = Request(prompt_ids, n, seed, sampling, loop.create_future())
+        request = QueuedRequest(prompt_ids, n, seed, sampling, loop.create_future())
         self._waiting.append(request)
         if self._drain is None or self._drain.done():
             self._drain = loop.create_task(self._answer_waiting())
@@ -88,32 +89,15 @@ class TransformersEngine:
         # Decoded here, in the loop's thread: a fast tokenizer must not be used from two threads at once.
         return Group(prompt, tuple(self.completion(s) for s in sampled), prompt_ids, stage)
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """A prompt's token ids: through the chat template, or as the tokenizer encodes plain text."""
-        if not prompt.chat:
-            return list(self.tokenizer(prompt.text)["input_ids"])
-        if getattr(self.tokenizer, "chat_template", None) is None:
-            raise UsageError(
-                'the tokenizer has no chat template: set model.template = "compact", or use a tokenizer with a template'
-            )
-        message = [{"role": "user", "content": prompt.text}]
-        return list(self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
-
     def count(self, prompt: Prompt) -> int:
         """A prompt's length in tokens."""
-        return len(self.encode(prompt))
+        return len(encode(self.tokenizer, prompt))
 
     def misfit(self, prompt_tokens: int, max_tokens: int) -> str | None:
         """Why a prompt of this length cannot be sampled, or None."""
-        if prompt_tokens == 0:
-            return "the prompt has no tokens"
-        if self.context is not None and prompt_tokens + max_tokens > self.context:
-            return (
-                f"prompt of {prompt_tokens} tokens plus max_tokens {max_tokens} exceeds the context of {self.context}"
-            )
-        return None
+        return misfit(prompt_tokens, max_tokens, self.context)
 
-    def completion(self, sampled: Sampled) -> Completion:
+    def completion(self, sampled: SampledSequence) -> Completion:
         """A sampled row with its text, which leaves out the end-of-sequence token and special tokens."""
         shown = sampled.token_ids[:-1] if sampled.stopped else sampled.token_ids
         text = self.tokenizer.decode(list(shown), skip_special_tokens=True)
@@ -152,12 +136,12 @@ class TransformersEngine:
             passes = passes + 1 if len(self._waiting) == seen else 0
             seen = len(self._waiting)
 
-    def _sample(self, requests: Sequence[Request]) -> list[list[Sampled]]:
+    def _sample(self, requests: Sequence[QueuedRequest]) -> list[list[SampledSequence]]:
         """The samples of each request. Requests with the same settings share batches, whatever their stage.
 
-        Requests that were all given up get none, and the others go on.
+        Requests with the same settings that were all cancelled get none; the others are still sampled.
         """
-        results: dict[Request, list[Sampled]] = {}
+        results: dict[QueuedRequest, list[SampledSequence]] = {}
         for sampling in dict.fromkeys(r.sampling for r in requests):
             chosen = [r for r in requests if r.sampling == sampling]
             try:
@@ -168,11 +152,11 @@ class TransformersEngine:
             results.update((r, [next(sampled) for _ in range(r.n)]) for r in chosen)
         return [results[r] for r in requests]
 
-    def _sample_alike(self, requests: Sequence[Request], sampling: Sampling) -> list[Sampled]:
+    def _sample_alike(self, requests: Sequence[QueuedRequest], sampling: Sampling) -> list[SampledSequence]:
         with self.autocast():
             return sample_rows(
                 self.model,
-                [Row(r.prompt_ids, f"{r.seed}:{i}") for r in requests for i in range(r.n)],
+                [SequenceRequest(r.prompt_ids, f"{r.seed}:{i}") for r in requests for i in range(r.n)],
                 sampling,
                 self.eos_ids,
                 max_batch_tokens=self.max_batch_tokens,
