@@ -89,7 +89,7 @@ def measure(name: str) -> dict[str, Any]:
     import transformers
 
     from paragator.config import Config, ModelConfig
-    from paragator.engines.local.loading import add_lora
+    from paragator.engines.local.loading import add_lora, load_model
     from paragator.settings import validate
     from paragator.training.memory import Load, from_json, memory
     from paragator.training.policy import Policy

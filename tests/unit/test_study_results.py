@@ -258,7 +258,7 @@ def test_one_run_in_two_studies_is_refused(tmp_path: Path) -> None:
     assert Results([a, more]).seeds() == ["0, 1, 2 of every cell"]
     cells = [{"method": "paragator", "name": "", "matched": "steps", "set": {"method": {"k": 2}}}]
     change(more, cells=cells)
-    with pytest.raises(DataError, match=r"more: cell paragator is .*'k': 2.*, but .* before; name one of them anew"):
+    with pytest.raises(DataError, match=r"more: cell paragator is .*'k': 2.*, but .* before; rename one of them"):
         Results([a, more])
 
 
