@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from paragator.core.text import printable
+from paragator.core.text import one_line, printable
 from paragator.runs.solve import Round, Solution, Watch
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ def counts(round_: Round) -> str:
 
 def short(text: str) -> str:
     """One line of printable characters, cut where it is long."""
-    text = printable(" ".join(text.split()))
-    return text if len(text) <= ANSWER_CHARS else text[: ANSWER_CHARS - 1] + "…"
+    return one_line(" ".join(text.split()), ANSWER_CHARS)
 
 
 def final(solution: Solution, watch: Watch) -> str:

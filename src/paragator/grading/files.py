@@ -110,7 +110,7 @@ class FileGrading:
         return row | {self.prefix + name: getattr(found, name) for name in ADDED}
 
 
-class Tally:
+class VerdictCounts:
     """Counts of verdicts, and of agreement with the rows' own field `equal`; unscored counts as not accepted."""
 
     def __init__(self) -> None:
@@ -137,16 +137,16 @@ def grade_file(asked: FileGrading, say: Callable[[str], None] = lambda line: Non
     `say` hears about progress every ten seconds. An interruption loses at most a second of rows; resume the rest.
     """
     total = asked.check()
-    tally = Tally()
+    counts = VerdictCounts()
     resumed = 0
     for row, found in asked.finished():
-        tally.add(row, found)
+        counts.add(row, found)
         resumed += 1
     number, start = resumed, time.perf_counter()
     said = start
     with closing(written(asked, resumed)) as rows:
         for number, (row, found) in enumerate(rows, resumed + 1):
-            tally.add(row, found)
+            counts.add(row, found)
             now = time.perf_counter()
             if now - said > SAY_S:
                 left = (now - start) / (number - resumed) * (total - number)
@@ -155,7 +155,7 @@ def grade_file(asked: FileGrading, say: Callable[[str], None] = lambda line: Non
     seconds = time.perf_counter() - start
     rate = round((number - resumed) / seconds, 1)
     head = {"output": str(asked.output), "rows": total, "resumed": resumed}
-    return head | {"seconds": round(seconds, 3), "rows_per_second": rate} | tally.to_dict()
+    return head | {"seconds": round(seconds, 3), "rows_per_second": rate} | counts.to_dict()
 
 
 def written(asked: FileGrading, skip: int) -> Generator[tuple[dict[str, Any], Grade], None, None]:

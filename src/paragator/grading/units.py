@@ -55,24 +55,7 @@ PLAIN = frozenset(name for name in FACTORS if len(name) > 2) | frozenset(
     ["cm", "mm", "km", "kg", "ft", "lb", "ml", "mL", "Hz", "kJ", "hr"]
 )
 COUNTED = frozenset(
-    [
-        "units",
-        "unit",
-        "square",
-        "cubic",
-        "times",
-        "people",
-        "ways",
-        "students",
-        "points",
-        "apples",
-        "marbles",
-        "balls",
-        "books",
-        "pages",
-        "coins",
-        "rectangles",
-    ]
+    "units unit square cubic times people ways students points apples marbles balls books pages coins rectangles".split()  # noqa: SIM905
 )
 TRAILING = re.compile(
     r"^(?P<number>.*[\d})])\s*(?P<unit>(?:(?:square|cubic|sq|per|[A-Za-z]{2,})[ ./]*)+(?:\^\{?\d\}?|/[hs])?)$", re.S
