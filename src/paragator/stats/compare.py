@@ -134,10 +134,10 @@ class Comparison:
             columns += [Column(title, bounds=alone, group=group) for title in titles]
             keys += [(place, "pass_at_1", 0), (place, "pass_at_k", 0), *((place, "pass_at_1", t) for t in later)]
         rows = [
-            (row.label, tuple(self.tables[i, place].cell(name, t) for place, name, t in keys))
+            (row.label, [self.tables[i, place].cell(name, t) for place, name, t in keys])
             for i, row in enumerate(self.rows)
         ]
-        return Sheet("accuracy", of, "method", tuple(columns), tuple(rows))
+        return Sheet("accuracy", of, "method", columns, rows)
 
     def differences(self, measures: Sequence[str] = COMPARED) -> list[Sheet]:
         """Each row minus the first, on the same problems: round by round, and each one's own last round."""
@@ -151,9 +151,9 @@ class Comparison:
         for row, cells in found.items():
             last = (self.num_rounds(row, place) - 1, self.num_rounds(0, place) - 1)
             pairs = [(name, *pair) for pair in [*((t, t) for t in later), last]]
-            rows.append((self.rows[row].label, tuple(cells.get((place, pair)) for pair in pairs)))
+            rows.append((self.rows[row].label, [cells.get((place, pair)) for pair in pairs]))
         title = MEASURES[name].title.format(k=self.k)
-        return Sheet(f"{title} - {self.rows[0].label}", place, "method", columns, tuple(rows))
+        return Sheet(f"{title} - {self.rows[0].label}", place, "method", columns, rows)
 
     def rounds(self) -> list[Sheet]:
         """Every measure by round, with the differences between rounds."""
@@ -167,28 +167,20 @@ class Comparison:
         """Initial pass@1, initial majority and the last round's pass@1, by benchmark, one sheet a row."""
         columns = (Column("initial pass@1"), Column(f"initial maj@{self.k}"), Column("aggregation, last round"))
         return [
-            Sheet("bars", row.label, "benchmark", columns, tuple((p, bar_cells(self.tables[i, p])) for p in self.places))
+            Sheet("bars", row.label, "benchmark", columns, [(p, bar_cells(self.tables[i, p])) for p in self.places])
             for i, row in enumerate(self.rows)
-        ]  # fmt: skip
+        ]
 
     def temperature(self) -> list[Sheet]:
         """Initial pass@1 and pass@k and the last round's pass@1 by initial temperature. UsageError when none differ."""
         if not (rows := self.by_temperature()):
-            raise UsageError(
-                "the runs do not differ in generate.temperature: compare runs that do, or leave --table out"
-            )
-        titles = ("initial pass@1", f"initial pass@{self.k}", "aggregation, last round")
-        columns = tuple(Column(title) for title in titles)
-        return [
-            Sheet(
-                "initial temperature",
-                place,
-                "method and temperature",
-                columns,
-                tuple((self.rows[i].label, temperature_cells(self.tables[i, place])) for i in rows),
-            )
-            for place in self.places
-        ]
+            raise UsageError("the runs have one generate.temperature: compare runs that differ, or leave --table out")
+        columns = (Column("initial pass@1"), Column(f"initial pass@{self.k}"), Column("aggregation, last round"))
+        sheets = []
+        for place in self.places:
+            cells = [(self.rows[i].label, temperature_cells(self.tables[i, place])) for i in rows]
+            sheets.append(Sheet("initial temperature", place, "method and temperature", columns, cells))
+        return sheets
 
     def by_temperature(self) -> list[int]:
         """The rows whose method was run at several initial temperatures, by method and temperature; [] without any."""
@@ -232,10 +224,7 @@ class Comparison:
         return "\n\n".join([*(f"% {note}" for note in self.notes()), *(sheet.latex() for sheet in self.sheets(table))])
 
     def csv(self, table: str = "") -> str:
-        """Tidy rows; the means side by side of the main table are left out, as they would stand twice."""
-        return to_csv(sheet for sheet in self.sheets(table) if all(column.bounds for column in sheet.columns)).rstrip(
-            "\n"
-        )
+        return to_csv(self.sheets(table)).rstrip("\n")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: every row's tables by place, and its differences to the first row."""

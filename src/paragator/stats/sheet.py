@@ -32,8 +32,8 @@ class Sheet:
     name: str
     of: str
     corner: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, tuple[Interval | None, ...]], ...]
+    columns: Sequence[Column]
+    rows: Sequence[tuple[str, Sequence[Interval | None]]]
 
     @property
     def title(self) -> str:
@@ -81,9 +81,12 @@ class Sheet:
 
 
 def to_csv(sheets: Iterable[Sheet]) -> str:
-    """One number with its bounds a line, shares as shares of 1; an empty field was not measured."""
+    """One number with its bounds a line, shares as shares of 1; an empty field was not measured.
+
+    Sheets that show means without their bounds are left out: another sheet has both.
+    """
     lines: list[Sequence[object]] = [("table", "of", "row", "column", "unit", "mean", "low", "high")]
-    for sheet in sheets:
+    for sheet in (sheet for sheet in sheets if all(column.bounds for column in sheet.columns)):
         for label, cells in sheet.rows:
             for column, cell in zip(sheet.columns, cells, strict=True):
                 bounds = [cell.mean, cell.low, cell.high] if cell else [math.nan] * 3

@@ -95,7 +95,7 @@ def rounds_sheets(tables: Mapping[str, EvalTable], of: str = "", name: str = "")
             for t in range(table.num_rounds)
         ]
         if not all(math.isnan(cell.mean) for _, cells in rows for cell in cells):
-            out.append(Sheet(name or title, f"{of}: {title}" if name else of, "round", tuple(columns), tuple(rows)))
+            out.append(Sheet(name or title, f"{of}: {title}" if name else of, "round", columns, rows))
     return out
 
 

@@ -44,7 +44,7 @@ def write_results(folders: Sequence[Path], out_dir: Path) -> Results:
         ]
     )
     (out_dir / "tables.md").write_text(text + "\n", encoding="utf-8")
-    (out_dir / "tables.csv").write_text(to_csv(s for s in sheets if all(c.bounds for c in s.columns)), encoding="utf-8")
+    (out_dir / "tables.csv").write_text(to_csv(sheets), encoding="utf-8")
     (out_dir / "runs.csv").write_text(runs_csv(found.entries), encoding="utf-8")
     (out_dir / "metrics.csv").write_text(metrics_csv(found.entries), encoding="utf-8")
     copy_configs(found, out_dir)

@@ -121,22 +121,16 @@ class Results:
 
     def primary_sheets(self) -> list[Sheet]:
         """Per place: each cell's primary outcome, its difference to the reference, p, and Holm's p."""
-        columns = (
-            Column(self.outcome),
-            Column(f"minus {self.reference}", signed=True),
-            Column("p", "probability"),
-            Column("p, Holm", "probability"),
-        )
-        found = {(place, cell): (gap, p, adjusted) for place, cell, gap, p, adjusted in self.primary()}
+        columns = [Column(self.outcome), Column(f"minus {self.reference}", signed=True)]
+        columns += [Column("p", "probability"), Column("p, Holm", "probability")]
+        found = {(place, cell): (gap, number(p), number(adjusted)) for place, cell, gap, p, adjusted in self.primary()}
+        nothing = (NOTHING, NOTHING, NOTHING)
         sheets = []
-        nothing: tuple[Interval | None, float, float] = (None, math.nan, math.nan)
         for place in self.short.places:
-            rows: list[tuple[str, tuple[Interval | None, ...]]] = []
-            for i, row in enumerate(self.short.rows):
-                own = self.short.tables[i, place].cell(self.measure, self.round)
-                difference, p, adjusted = found.get((place, row.label), nothing)
-                rows.append((row.label, (own, difference, number(p), number(adjusted))))
-            sheets.append(Sheet("primary outcome", place, "cell", columns, tuple(rows)))
+            own = [self.short.tables[i, place].cell(self.measure, self.round) for i in range(len(self.short.rows))]
+            labels = [row.label for row in self.short.rows]
+            rows = [(name, (one, *found.get((place, name), nothing))) for name, one in zip(labels, own, strict=True)]
+            sheets.append(Sheet("primary outcome", place, "cell", columns, rows))
         return sheets
 
     @property
@@ -164,14 +158,11 @@ class Results:
         for place in self.whole.benchmarks:
             rows = {row.label: {run.seed: run for run in row.runs.get(place, ())} for row in self.whole.rows}
             seeds = sorted({seed for runs in rows.values() for seed in runs if seed is not None})
-            cells = tuple(
-                (
-                    label,
-                    tuple(number(outcome(runs[s].scores, *self.note["primary"])) if s in runs else None for s in seeds),
-                )
-                for label, runs in rows.items()
-            )
-            columns = tuple(Column(f"seed {seed}") for seed in seeds)
+            cells = []
+            for label, runs in rows.items():
+                own = [number(outcome(runs[s].scores, self.measure, self.round)) if s in runs else None for s in seeds]
+                cells.append((label, own))
+            columns = [Column(f"seed {seed}") for seed in seeds]
             sheets.append(Sheet(f"{self.outcome} by seed", place, "cell", columns, cells))
         return sheets
 
@@ -180,11 +171,7 @@ class Results:
 
         Held-out outcomes are always of the final weights, so of as many tokens only where cells' totals agree.
         """
-        return [
-            sheet
-            for place in self.whole.benchmarks
-            for sheet in (self.equal(place, "steps"), self.equal(place, "tokens"))
-        ]
+        return [self.equal(place, by) for place in self.whole.benchmarks for by in ("steps", "tokens")]
 
     def equal(self, place: str, by: str) -> Sheet:
         """The cells that took as many steps; by tokens, a method's cells that are matched so stand in for its others."""
@@ -213,12 +200,10 @@ class Results:
             held_out = (table.cell("pass_at_1", 0), table.cell(self.measure, self.round))
             rows.append((row.label, (*map(number, spent), *held_out, *map(number, rewards))))
         limit = f"step {steps}" if by == "steps" else f"{tokens:,.0f} tokens"
-        columns = (
-            *(Column(title, "whole") for title in ("steps", "tokens sampled in training", f"steps until {limit}")),
-            *(Column(f"{title}, final weights") for title in ("initial pass@1", self.outcome)),
-            *(Column(f"reward of {stage} at {limit}") for stage in ("candidates", "aggregations")),
-        )
-        return Sheet(f"matched by {by}", place, "cell", columns, tuple(rows))
+        columns = [Column(title, "whole") for title in ("steps", "tokens sampled in training", f"steps until {limit}")]
+        columns += [Column(f"{title}, final weights") for title in ("initial pass@1", self.outcome)]
+        columns += [Column(f"reward of {stage} at {limit}") for stage in ("candidates", "aggregations")]
+        return Sheet(f"matched by {by}", place, "cell", columns, rows)
 
     def method(self, cell: str) -> str:
         """A cell's method."""
