@@ -108,7 +108,7 @@ class Server:
 
     def settled(self) -> Server:
         """From another thread: wait until nothing is in flight, so that the counts are whole."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 120
         while self.in_flight and time.monotonic() < end:
             time.sleep(0.005)
         return self

@@ -23,6 +23,8 @@ from paragator.grading.workers import Workers
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="workers need POSIX")
 SOURCE = Path(__file__).parents[2] / "src"
+HANG_S = 120
+"""No test takes so long, on however busy a machine: what does is stuck."""
 DECIDE = """
 import os, signal, sys, time
 from paragator.core.types import Grade
@@ -132,13 +134,11 @@ def check_innocent(grades: list[Grade]) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("hang", "timeout after 1 s"),
-        ("hang in C", "timeout after 1 s"),
-        ("sleep", "timeout after 1 s"),
+        ("hang", "timeout after "),  # 1 s of CPU time, or 30 s by the clock where the machine is very busy
+        ("hang in C", "timeout after "),
         ("memory", "memory limit"),
         ("hoard", "memory limit"),
         ("exit", "worker died (exit code 3)"),
-        ("exit 0", "timeout after 1 s"),
         ("segfault", "worker died (SIGSEGV)"),
         ("stop", "SystemExit: 1"),
         ("raise", "ArithmeticError: no such number"),
@@ -154,6 +154,13 @@ def test_only_the_guilty_is_unscored(pool: Callable[..., Workers], text: str, re
     assert grades[20].reason.startswith(reason)
     check_innocent(grades[:20])
     check_innocent(grades[21:])
+
+
+@pytest.mark.parametrize("text", ["sleep", "exit 0"])
+def test_what_takes_no_cpu_time_ends_by_the_clock(pool: Callable[..., Workers], text: str) -> None:
+    grades = grading.grade_many([*innocent(5), (text, "1")], workers=pool(timeout_s=0.1))
+    assert grades[5] == Grade("unscored", text, "timeout after 3 s")
+    check_innocent(grades[:5])
 
 
 def test_a_mix_keeps_its_order(pool: Callable[..., Workers]) -> None:
@@ -202,17 +209,20 @@ def test_the_event_loop_never_waits(pool: Callable[..., Workers]) -> None:
     )  # a busy machine stalls an idle loop too; benchmarks/hostile_answers.py has the milliseconds
 
 
-def test_cancelling_withdraws_what_waits(pool: Callable[..., Workers]) -> None:
-    used = pool(workers=1)
+def test_cancelling_withdraws_what_waits(pool: Callable[..., Workers], monkeypatch: pytest.MonkeyPatch) -> None:
+    used, sent = pool(workers=1), list[workers.Job]()
+    send = used._send
+    monkeypatch.setattr(used, "_send", lambda jobs: (sent.extend(jobs), send(jobs)))
 
     async def give_up() -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(grading.grade_many_async([("hang", "1")] * 1000, workers=used), 0.5)
 
     asyncio.run(give_up())
-    start = time.monotonic()
     assert grading.grade_many([("a", "a")], workers=used)[0].verdict == "correct"
-    assert time.monotonic() - start < 60
+    assert (
+        len(sent) <= workers.CHUNKS_A_WORKER * workers.LARGEST_CHUNK + 1
+    )  # what was with a worker by then, and the last
 
 
 def test_from_several_threads(pool: Callable[..., Workers]) -> None:
@@ -275,7 +285,7 @@ def test_closing_fails_what_waits(pool: Callable[..., Workers]) -> None:
     used.close()
     for future in futures:
         with pytest.raises(RunError, match="closed"):
-            future.result(timeout=1)
+            future.result(timeout=HANG_S)
     with pytest.raises(RunError, match="closed"):
         used.submit([("1", "1", None)])
 
@@ -297,7 +307,7 @@ def test_limits_that_cannot_work_are_refused() -> None:
 
 
 SCRIPT = """
-import sys, threading, time
+import os, sys, threading, time
 sys.path[:0] = {path!r}
 import paragator.grading as grading
 from paragator.grading.workers import Workers
@@ -340,7 +350,7 @@ def script(pool: Callable[..., Workers], tmp_path: Path) -> Iterator[Callable[[s
 
 
 def assert_nobody_left(session: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline and same_session(session):
         time.sleep(0.05)
     assert same_session(session) == set()
@@ -361,15 +371,37 @@ def test_the_interpreter_ends_and_its_workers_with_it(
     script: Callable[[str], subprocess.Popen[str]], rest: str
 ) -> None:
     process = script(rest)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=HANG_S)
     assert "rading" not in err and "multiprocessing" not in err, err
     assert_nobody_left(process.pid)
+
+
+def test_a_forked_child_keeps_no_worker_alive(script: Callable[[str], subprocess.Popen[str]]) -> None:
+    process = script("print(*pool.pids(), flush=True)\nos.fork()\ntime.sleep(600)")
+    assert process.stdout
+    workers = {int(pid) for pid in process.stdout.readline().split()}
+    assert len(workers) == 2 and workers < same_session(process.pid)
+    end = time.monotonic() + HANG_S
+    while sum(b"program.py" in line for line in lines(process.pid)) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    while workers & same_session(process.pid):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert any(b"program.py" in line for line in lines(process.pid))  # the child
+
+
+def lines(session: int) -> list[bytes]:
+    """Command lines of a session's processes."""
+    return [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in same_session(session)]
 
 
 def test_an_interrupt_ends_everything(script: Callable[[str], subprocess.Popen[str]]) -> None:
     process = script("grading.grade_many([('hang in C', '1')] * 8, workers=pool)")
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=HANG_S)
     assert err.count("KeyboardInterrupt") == 1
     assert process.returncode != 0
     assert_nobody_left(process.pid)

@@ -30,7 +30,7 @@ KILLS = int(os.environ.get("PARAGATOR_KILLS", "8"))
 IN_FLIGHT = 8
 LATENCY_S = 0.2
 CALLS = 10 * (4 + 2 * 4)
-ORPHAN_S = 10.0
+ORPHAN_S = 60.0
 HANG_S = 120.0
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")]
 
@@ -130,7 +130,7 @@ def assert_no_orphans(group: int) -> None:
             return
         time.sleep(0.02)
     os.killpg(group, signal.SIGKILL)
-    raise AssertionError("children outlived the process by ten seconds")
+    raise AssertionError("children outlived the process by a minute")
 
 
 def test_kill_at_random_instants(tmp_path: Path) -> None:

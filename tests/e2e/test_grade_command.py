@@ -17,6 +17,7 @@ from paragator.cli.main import run
 from paragator.core.errors import DataError, ParagatorError, UsageError
 
 SOURCE = Path(__file__).parents[2] / "src"
+HANG_S = 120
 ROWS = [
     {"id": 1, "gold": "1/2", "prediction": r"so it is \boxed{0.5}", "equal": True, "kind": "extraction"},
     {"id": 2, "gold": 7, "prediction": "8", "equal": False},
@@ -99,14 +100,14 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "paragator", "grade", file, "--output", str(out), "--resume", "--json"]
     env = {**os.environ, "PYTHONPATH": str(SOURCE)}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_S
     while not out.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG_S)
     if process.returncode != 0:  # else it was faster than the signal
         assert (process.returncode, err) == (130, "interrupted\n")
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["resumed"] > 0
     assert [row["verdict"] for row in read(out)] == ["correct"] * 4000

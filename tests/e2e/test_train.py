@@ -29,6 +29,7 @@ from paragator.settings import load
 from paragator.training.policy import Policy
 
 SOURCE = Path(__file__).parents[2] / "src"
+HANG_S = 120
 Cli = Callable[..., int]
 pytestmark = pytest.mark.e2e
 
@@ -245,7 +246,7 @@ def test_ctrl_c_leaves_a_resumable_run_and_a_valid_report(cli: Cli, toy: Path) -
             if line.startswith("step 3/"):
                 process.send_signal(signal.SIGINT)
                 break
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=HANG_S)
     finally:
         process.kill()
     assert process.returncode == 130, err
@@ -271,7 +272,7 @@ from paragator.cli.main import main
 from paragator.training.policy import Policy
 def slow(*args):
     print("updating", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 Policy.update = slow
 sys.argv = ["paragator", "train", sys.argv[1], "--eval.around_training", "false"]
 main()
@@ -290,7 +291,7 @@ def test_ctrl_c_twice_ends_a_run_in_the_middle_of_an_update(toy: Path, tmp_path:
         process.send_signal(signal.SIGINT)
         assert "again stops at once" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=HANG_S) == 130
         assert process.stderr.read().splitlines()[-1] == "interrupted"
     finally:
         process.kill()

@@ -29,7 +29,9 @@ def loaded_by(code: str) -> set[str]:
         "print('\\n' + json.dumps(sorted(new)))"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd=ROOT, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=env, cwd=ROOT, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
 
@@ -85,7 +87,7 @@ def test_test_files_of_one_name_are_collected_together(tmp_path: Path) -> None:
         "-c",
         ROOT / "pyproject.toml",
     )
-    done = subprocess.run([*command, tmp_path], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run([*command, tmp_path], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0 and "test_unit" in done.stdout and "test_e2e" in done.stdout, done.stdout
 
 

@@ -405,7 +405,7 @@ def test_slow_grades_do_not_keep_the_engine_waiting(tmp_path: Path) -> None:
         return [Grade("correct", "1") for _ in texts]
 
     engine = Scripted(echo)
-    found = run(asyncio.wait_for(evaluated(engine, tmp_path, graded_with(slow), at_once=2), 30))
+    found = run(asyncio.wait_for(evaluated(engine, tmp_path, graded_with(slow), at_once=2), 120))
     assert len(found) == 12 and peak <= 4
 
 

@@ -339,7 +339,9 @@ def test_a_verb_used_wrongly(fails: Fails, line: str, wanted: list[str]) -> None
 
 def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_compare_of_what_is_no_run(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import context, forkserver, popen_forkserver, reduction, spawn, util
+from multiprocessing import context, forkserver, popen_forkserver, process, reduction, spawn, util
 from typing import Any
 
 from paragator.core.types import Grade
@@ -25,6 +25,8 @@ Item = tuple[str, str, str | None]
 """Text, reference, kind."""
 SLICE_S = 0.4
 """A worker starts no further item of a chunk after this many seconds; the rest is returned ungraded."""
+PATIENCE = 30.0
+"""Seconds by the clock that an item may take for each second of CPU time: a busy machine must not change a grade."""
 NICENESS = 5
 """The caller's event loop comes first where cores are few."""
 HEAVY = ("sympy", "math_verify")
@@ -47,6 +49,7 @@ def prepare(decide: str, timeout_s: float, memory_bytes: int, progress: Any) -> 
     die_with_the_server()
     os.nice(NICENESS)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Python handler would wait for C code to return
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     module, _, name = decide.partition(":")
     loaded = importlib.import_module(module)
@@ -73,15 +76,17 @@ def die_with_the_server() -> None:
 
 
 def work(slot: int, items: Sequence[Item]) -> list[Grade]:
-    """Grades of the first items, at least one. The kernel kills this process when one takes over the wall limit."""
+    """Grades of the first items, at least one. The kernel kills this process when one takes too long, by CPU time or by the clock."""
     end = time.monotonic() + SLICE_S
     grades: list[Grade] = []
     for index, item in enumerate(items):
         _State.progress[slot] = index
-        signal.setitimer(signal.ITIMER_REAL, _State.timeout_s)
+        signal.setitimer(signal.ITIMER_PROF, _State.timeout_s)
+        signal.setitimer(signal.ITIMER_REAL, _State.timeout_s * PATIENCE)
         try:
             grades.append(grade_one(item))
         finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
         if time.monotonic() > end:
             break
@@ -137,10 +142,16 @@ class WorkerProcess(context.ForkServerProcess):
     """A process of a `Context`."""
 
     server: forkserver.ForkServer | None = None
+    launch: Launch | None = None
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        return Launch(process_obj)
+        process_obj.launch = Launch(process_obj)
+        return process_obj.launch
+
+    def ended(self) -> bool:
+        """Whether its end was noticed; unlike `is_alive`, safe to ask from any thread."""
+        return self.launch is not None and self.launch.returncode is not None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "server"}
@@ -153,12 +164,18 @@ class Context(context.ForkServerContext):
         super().__init__()
         self.server = forkserver.ForkServer()
         self.server.set_forkserver_preload([*HEAVY, module])
+        self.processes: list[WorkerProcess] = []
 
     def Process(self, *args: Any, **kwargs: Any) -> WorkerProcess:  # type: ignore[override]
         """A worker that is not started yet."""
-        process = WorkerProcess(*args, **kwargs)
-        process.server = self.server
-        return process
+        worker = WorkerProcess(*args, **kwargs)
+        worker.server = self.server
+        self.processes = [*(p for p in self.processes if not p.ended()), worker]
+        return worker
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers that run now."""
+        return [p.launch.pid for p in self.processes if p.launch is not None and not p.ended()]
 
     def stop(self) -> None:
         """End the server; its workers must have ended."""
@@ -166,7 +183,8 @@ class Context(context.ForkServerContext):
             self.server._stop()  # type: ignore[attr-defined]
 
     def forget(self) -> None:
-        """In a forked child: forget the parent's server, so that only the parent ends it."""
+        """In a forked child: forget the parent's server and workers, so that only the parent ends them."""
+        process._children.difference_update(self.processes)  # type: ignore[attr-defined]
         if self.server._forkserver_alive_fd is not None:  # type: ignore[attr-defined]
             os.close(self.server._forkserver_alive_fd)  # type: ignore[attr-defined]
         self.server = forkserver.ForkServer()

@@ -78,7 +78,7 @@ class Workers:
     """Worker processes that call `decide` ("module:function", importable) on items.
 
     workers       processes; default the number of cores, at most 4
-    timeout_s     wall limit of one item; its worker is killed by the kernel, whatever it is doing
+    timeout_s     limit of one item in CPU time, and thirty times as much by the clock; the kernel kills its worker, whatever it does
     memory_bytes  limit of a worker's address space, imports included
 
     Thread-safe; starts on the first item; `close` ends every process. UsageError for a limit that cannot work.
@@ -143,8 +143,8 @@ class Workers:
 
     def pids(self) -> list[int]:
         """Process ids of the workers that run now."""
-        processes = self._processes
-        return [] if processes is None else list(processes._pool_manager.worker_manager.workers.copy())
+        context = self._context
+        return [] if context is None else context.pids()
 
     # ---- the thread ----------------------------------------------------------------------------------------------
 
@@ -157,9 +157,9 @@ class Workers:
 
     def _handle_one(self) -> bool:
         """Take new jobs, a chunk's return or the end (false), else try some jobs quickly."""
-        wait = SILENCE_S + 2 * self.timeout_s if self._flying else None
+        wait = 0.0 if self._unread else self._limit() + SILENCE_S if self._flying else None
         try:
-            event = self._inbox.get(timeout=0 if self._unread else wait)
+            event = self._inbox.get(timeout=wait)
         except Empty:
             if self._unread:
                 self._read()
@@ -218,15 +218,20 @@ class Workers:
         slot = self._free.pop()
         self._progress[slot] = -1
         items = [job.item for job in jobs]
-        limit = sandbox.SLICE_S + self.timeout_s + GRACE_S
         try:
-            future = processes.schedule(sandbox.work, args=(slot, items), timeout=limit)
+            future = processes.schedule(sandbox.work, args=(slot, items), timeout=self._limit())
         except RuntimeError:
             self._free.append(slot)
             raise
         chunk = Chunk(jobs, slot, future)
         self._flying.add(chunk)
         future.add_done_callback(lambda _: self._inbox.put(chunk))
+
+    def _limit(self) -> float:
+        """Seconds by the clock after which a chunk's worker, which the kernel should have killed, is killed from here."""
+        from paragator.grading import sandbox
+
+        return sandbox.SLICE_S + self.timeout_s * sandbox.PATIENCE + GRACE_S
 
     def _start(self) -> ProcessPool:
         from pebble import ProcessPool
@@ -283,8 +288,10 @@ class Workers:
                 job.tries += 1
             if index != at:
                 again.append(job)
+            elif code == -signal.SIGPROF:
+                job.unscored(f"timeout after {self.timeout_s:g} s of CPU time")
             elif isinstance(error, TimeoutError) or code == -signal.SIGALRM:
-                job.unscored(f"timeout after {self.timeout_s:g} s")
+                job.unscored(f"timeout after {self.timeout_s * sandbox.PATIENCE:g} s")
             elif code is None:
                 job.unscored(f"{type(error).__name__}: {error}"[:200])
             elif job.deaths:
@@ -342,13 +349,6 @@ class Workers:
     def _forget(self) -> None:
         """In a forked child: the processes belong to the parent; hold nothing that would keep them alive or end them."""
         self.closed, self._thread = True, None
-        if self._processes is not None:
-            from multiprocessing import process
-
-            manager = self._processes._pool_manager.worker_manager
-            process._children.difference_update(manager.workers.values())  # type: ignore[attr-defined]
-            if manager.pool_channel is not None:
-                manager.pool_channel.close()
         if self._context is not None:
             self._context.forget()
 
