@@ -92,7 +92,7 @@ def explain(kind: type[BaseModel], error: Any) -> str:
         close = difflib.get_close_matches(where, keys(kind), n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(siblings(kind, where))}"
         return f"unknown key {where}; {hint}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message
     if where.endswith("key_env"):  # perhaps the key itself, which no message shows
