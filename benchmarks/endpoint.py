@@ -2,6 +2,7 @@
 
 python benchmarks/endpoint.py faults     2,000 problems, 30% of the answers are faults: all end, none is asked twice
 python benchmarks/endpoint.py flight     10,000 requests in flight: memory, event-loop lag, processor time
+python benchmarks/endpoint.py flight --in-flight 64 --latency 0.01     the same at a usual number in flight
 """
 
 from __future__ import annotations
@@ -20,19 +21,17 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-from paragator.core.types import Failure, Group, Prompt, Stage  # noqa: E402
-from paragator.engines.http.openai import OpenAIEngine  # noqa: E402
-from paragator.engines.sampling import Sampling  # noqa: E402
+from paragator.core.types import Failure, Group, Prompt  # noqa: E402
+from paragator.engines.http.openai import Limits, OpenAI  # noqa: E402
 from servers import Server, running  # noqa: E402
 
-SAMPLING: dict[Stage, Sampling] = {"generate": Sampling(max_tokens=64), "aggregate": Sampling(max_tokens=64)}
 LAG_EVERY_S = 0.01
 
 
 def faults(count: int) -> dict[str, Any]:
     """Ask `count` problems of a server that fails three times in ten."""
     with running(Server(faults=0.3, latency_s=0.01, keep=False)) as server:
-        engine = OpenAIEngine(server.url, sampling=SAMPLING, request_timeout_s=0.5, backoff_s=0.05)
+        engine = OpenAI(server.url, key="", limits=Limits(request_timeout_s=0.5, backoff_s=0.05))
         began = time.perf_counter()
         groups, _ = asyncio.run(ask(engine, count))
         wall = time.perf_counter() - began
@@ -53,8 +52,8 @@ def faults(count: int) -> dict[str, Any]:
     }
 
 
-def flight(count: int, latency_s: float) -> dict[str, Any]:
-    """Have `count` requests in flight at a server in another process that answers after `latency_s`."""
+def flight(count: int, in_flight: int, latency_s: float) -> dict[str, Any]:
+    """Send `count` requests, so many in flight, to a server in another process that answers after `latency_s`."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     command = [sys.executable, str(ROOT / "tests/servers.py"), "--latency", str(latency_s)]
@@ -62,7 +61,7 @@ def flight(count: int, latency_s: float) -> dict[str, Any]:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
-            engine = OpenAIEngine(url, sampling=SAMPLING, max_in_flight=count)
+            engine = OpenAI(url, key="", limits=Limits(max_in_flight=in_flight))
             before, began, cpu = (
                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
                 time.perf_counter(),
@@ -86,7 +85,7 @@ def flight(count: int, latency_s: float) -> dict[str, Any]:
     }
 
 
-async def ask(engine: OpenAIEngine, count: int) -> tuple[list[Group], list[float]]:
+async def ask(engine: OpenAI, count: int) -> tuple[list[Group], list[float]]:
     """One sample of each of `count` prompts, all at once; how late the event loop was meanwhile, in seconds."""
     lags: list[float] = []
     watching = asyncio.create_task(watch(lags))
@@ -108,9 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("faults", "flight"))
     parser.add_argument("--count", type=int, help="problems or requests")
+    parser.add_argument("--in-flight", type=int, help="flight: requests at a time; all if not set")
     parser.add_argument("--latency", type=float, default=30.0, help="flight: seconds to each answer")
     args = parser.parse_args()
-    found = faults(args.count or 2000) if args.what == "faults" else flight(args.count or 10_000, args.latency)
+    count = args.count or (2000 if args.what == "faults" else 10_000)
+    found = faults(count) if args.what == "faults" else flight(count, args.in_flight or count, args.latency)
     print(json.dumps(found, indent=2))
 
 

@@ -26,7 +26,7 @@ import vllm_side
 from paragator.core.prompts import Templates
 from paragator.core.scaffold import Scaffold, derive, run
 from paragator.core.types import Plan, Problem, Sample
-from paragator.engines.http.openai import seed_of
+from paragator.engines.http.server import seed_of
 
 HELD = (
     "server, model, requests (prompts, seeds and lengths, checked), requests allowed in flight, empty prefix cache at the start; "

@@ -23,7 +23,8 @@ import common
 from paragator.core.prompts import COMPACT, Templates
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
 from paragator.engines.http.endpoint import Endpoint
-from paragator.engines.http.openai import OpenAIEngine
+from paragator.engines.http.openai import Limits, OpenAI
+from paragator.engines.http.server import Call, Server
 from paragator.engines.http.vllm import served
 from paragator.engines.sampling import Sampling
 
@@ -50,21 +51,14 @@ Request = tuple[tuple[int, ...], int, int]
 """Prompt ids, length, seed."""
 
 
-class Fixed(OpenAIEngine):
+class Fixed(OpenAI):
     """Asks for exactly `length(seed)` tokens, and notes what it asked for."""
 
     def __init__(self, url: str, tokenizer: Any, length: Callable[[int], int], in_flight: int) -> None:
-        sampling: dict[Stage, Sampling] = {"generate": Sampling(1.0, 1), "aggregate": Sampling(1.0, 1)}
-        super().__init__(
-            url, "policy", sampling=sampling, tokenizer=tokenizer, max_in_flight=in_flight, one_by_one=True
-        )
+        super().__init__(url, "policy", sampling=Sampling(1.0, 1), key="", limits=Limits(max_in_flight=in_flight))
+        self.tokenizer = tokenizer
+        self.servers = [FixedServer(self.endpoint, self)]
         self.length, self.requests = length, list[Request]()
-
-    def _body(self, asked: Any, n: int, seed: int) -> dict[str, Any]:
-        tokens = self.length(seed)
-        self.requests.append((tuple(asked.ids), tokens, seed))
-        body = super()._body(asked, n, seed)
-        return body | {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
 
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         """The group with its texts replaced by words that follow from (seed, sibling)."""
@@ -89,6 +83,20 @@ class Fixed(OpenAIEngine):
 
         await asyncio.gather(*map(ask, requests))
         await flood.close()
+
+
+class FixedServer(Server):
+    """The server of a Fixed engine, asked for one completion at a time."""
+
+    def __init__(self, endpoint: Endpoint, engine: Fixed) -> None:
+        super().__init__(endpoint, "policy", {})
+        self.engine, self.takes_n = engine, False
+
+    def body(self, call: Call, n: int, seed: int) -> dict[str, Any]:
+        tokens = self.engine.length(seed)
+        self.engine.requests.append((tuple(call.ids or ()), tokens, seed))
+        body = super().body(call, n, seed)
+        return body | {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
 
 
 def lengths(kind: str, longest: int) -> Callable[[int], int]:
@@ -141,7 +149,7 @@ async def forget(url: str) -> None:
     """Empty the server's prefix cache, so that all measurements start equal."""
     endpoint = Endpoint(url.removesuffix("/v1"))
     await endpoint.post("/reset_prefix_cache", {}, lambda found: None)
-    endpoint.wire.close()
+    await endpoint.client.close()
 
 
 async def in_turns(

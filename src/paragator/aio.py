@@ -169,8 +169,12 @@ def engine_values(engine: Engine) -> dict[str, Any]:
         raise UsageError(
             f"engine = {engine!r:.60}: give a model's name, a server's URL, or an engine; see docs/add-an-engine.md"
         )
-    described = getattr(engine, "settings", dict)()
-    return merged({"engine": {"kind": "own"}}, nested(described))
+    values: dict[str, Any] = {"engine.kind": "own"}
+    sampling = getattr(engine, "sampling", None)
+    for stage, own in sampling.items() if isinstance(sampling, Mapping) else ():
+        known = {"temperature": own.temperature, "max_tokens": own.max_tokens, "top_p": own.top_p, "top_k": own.top_k}
+        values |= {f"{stage}.{name}": value for name, value in known.items() if name != "temperature" or value > 0}
+    return nested(values | dict(engine.settings() if hasattr(engine, "settings") else {}))
 
 
 def engine_object(engine: Engine) -> Sample | None:

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.core.types import Completion, Failure, Group, Prompt, Sample
-from paragator.engines.http.openai import OpenAIEngine
+from paragator.engines.http.openai import OpenAI
 from paragator.engines.local.compute import set_threads
 from paragator.engines.local.transformers import TransformersEngine
 from paragator.engines.sampling import Sampling
@@ -104,7 +104,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Sample]:
     else:
         both = {"generate": Sampling(), "aggregate": Sampling()}
         with running(Server(context=40)) as server:
-            yield OpenAIEngine(server.url, sampling=both, one_by_one=request.param != "openai")
+            engine = OpenAI(server.url, sampling=both)
+            engine.servers[0].takes_n = request.param == "openai"
+            yield engine
 
 
 Ask = Callable[..., list[Group]]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import json
 import logging
 import random
+import resource
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,17 +20,22 @@ import pytest
 from paragator.config import EngineConfig
 from paragator.core.errors import ParagatorError, RunError, UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt
+from paragator.engines.http.client import Broken, Client, Secret, Unreachable
 from paragator.engines.http.endpoint import Endpoint, retry_after
 from paragator.engines.http.gate import STARTS_A_PASS, Gate
-from paragator.engines.http.openai import OpenAIEngine, read_key, seed_of
-from paragator.engines.http.spread import Spread
-from paragator.engines.http.wire import Wire
+from paragator.engines.http.openai import JudgeEngine, Limits, OpenAI, Prices
+from paragator.engines.http.server import seed_of
+from paragator.engines.journal import Journal, Stopped
 from paragator.engines.sampling import Sampling
+from paragator.runs.resolve import environment_key, read_key
 from servers import FAULTS, Server, boxed_digit, running
 
 KEY = "sk-very-secret-123"
 CHAT, TEXT = Prompt("one two three", chat=True), Prompt("one two three")
 ONCE = Sampling(temperature=0.7, max_tokens=50)
+EVALUATED = [1190158984, 781881029, 451748915]
+DIRECT = [1767340615, 1767340615, 1077829842, 1658672349]
+"""What a server gets for seed 12345: of three siblings in an evaluation; of three at once, then of each on its own."""
 
 
 @pytest.fixture
@@ -46,18 +53,25 @@ def serve() -> Iterator[Callable[..., Server]]:
         context.__exit__(None, None, None)
 
 
-def engine_of(server: Server, **settings: Any) -> OpenAIEngine:
+def engine_of(server: Server, *, tokenizer: Any = None, takes_n: bool = True, **settings: Any) -> OpenAI:
+    """An engine of the fake server; fields of Limits may be given by name."""
     both = {"generate": ONCE, "aggregate": Sampling(max_tokens=9, top_p=0.9, top_k=3)}
-    quick = {"sampling": both, "backoff_s": 0.01, "request_timeout_s": 5.0, "total_timeout_s": 20.0}
-    return OpenAIEngine(server.url, **{"model": "fake", **quick, **settings})
+    limits = {"backoff_s": 0.01, "request_timeout_s": 5.0, "total_timeout_s": 20.0}
+    limits |= {name: settings.pop(name) for name in Limits.__slots__ if name in settings}
+    engine = OpenAI(
+        server.url, **{"model": "fake", "sampling": both, "key": "", "limits": Limits(**limits), **settings}
+    )
+    engine.tokenizer = tokenizer
+    engine.servers[0].takes_n = takes_n
+    return engine
 
 
-def ask(engine: OpenAIEngine, prompt: Prompt = CHAT, n: int = 1, *, stage: Any = "generate", seed: int = 1) -> Group:
+def ask(engine: OpenAI, prompt: Prompt = CHAT, n: int = 1, *, stage: Any = "generate", seed: int = 1) -> Group:
     """One call in an event loop of its own."""
     return gathered(engine, lambda: engine(prompt, n, stage=stage, seed=seed))[0]
 
 
-def gathered(engine: OpenAIEngine, *calls: Callable[[], Awaitable[Any]]) -> list[Any]:
+def gathered(engine: OpenAI, *calls: Callable[[], Awaitable[Any]]) -> list[Any]:
     async def together() -> list[Any]:
         try:
             return await asyncio.gather(*(call() for call in calls))
@@ -103,7 +117,7 @@ def test_siblings_come_from_one_request_or_each_from_its_own(serve):
     assert [o.text for o in together.outputs] == [boxed_digit("one two three", seed_of(1, 0), i) for i in range(4)]
     assert [o.num_tokens for o in together.outputs] == [None] * 4 and together.num_prompt_tokens == 3
     server.calls.clear()
-    apart = ask(engine_of(server, one_by_one=True), n=4)
+    apart = ask(engine_of(server, takes_n=False), n=4)
     seeds = [random.Random(f"1:{i}").getrandbits(31) for i in range(4)]
     assert sorted(call.body["seed"] for call in server.calls) == sorted(seeds)
     assert all("n" not in call.body for call in server.calls)
@@ -111,12 +125,34 @@ def test_siblings_come_from_one_request_or_each_from_its_own(serve):
     assert [o.num_tokens for o in apart.outputs] == [7] * 4
 
 
+def test_the_seeds_that_a_server_receives_are_pinned(serve, tmp_path):
+    """Another seed is another answer: results of earlier runs would not come back."""
+
+    async def journaled() -> None:
+        journal = Journal(engine, tmp_path / "calls.jsonl", one_by_one=engine.one_by_one)
+        await journal(CHAT, 3, stage="generate", seed=12345)
+        await journal.close(wait=True)
+        await engine.close()
+
+    server = serve()
+    engine = engine_of(server)
+    asyncio.run(journaled())
+    singles = [random.Random(f"12345:{i}").getrandbits(63) for i in range(3)]
+    assert [call.body["seed"] for call in server.calls] == [seed_of(single, 0) for single in singles]
+    assert [call.body["seed"] for call in server.calls] == EVALUATED
+    server.calls.clear()
+    ask(engine_of(server), n=3, seed=12345)
+    ask(engine_of(server, takes_n=False), n=3, seed=12345)
+    at_once, *alone = (call.body["seed"] for call in server.calls)
+    assert [at_once, *alone] == [seed_of(12345, i) for i in (0, 0, 1, 2)] == DIRECT
+
+
 @pytest.mark.parametrize(("settings", "first"), [({"max_n": 2}, 2), ({"max_n": 1, "refuse_n": True}, 1)])
 def test_a_server_that_takes_no_n_is_asked_one_by_one_from_then_on(serve, settings, first):
     server = serve(**settings)
     engine = engine_of(server)
     outputs = ask(engine, n=4).outputs
-    assert len(outputs) == 4 == len({o.text for o in outputs}) and engine.one_by_one
+    assert len(outputs) == 4 == len({o.text for o in outputs}) and not engine.servers[0].takes_n
     assert len(server.calls) == 1 + (4 - first if first > 1 else 4)
     server.calls.clear()
     assert len(ask(engine, n=3, seed=2).completions) == 3
@@ -127,7 +163,7 @@ def test_a_bad_request_is_not_taken_for_a_refused_n(serve):
     server = serve(script=[(400, "no such thing")] * 2)
     engine = engine_of(server)
     assert ask(engine, n=3).outputs == (Failure("http 400: no such thing"),) * 3
-    assert not engine.one_by_one and len(server.calls) == 2
+    assert engine.servers[0].takes_n and len(server.calls) == 2
 
 
 def test_a_server_that_wants_max_completion_tokens_gets_them(serve):
@@ -147,7 +183,7 @@ def test_siblings_under_way_get_max_completion_tokens_as_well():
             return (400, "use 'max_completion_tokens'") if "max_tokens" in call.body else super().choose(call)
 
     with running(New(latency_s=0.05)) as server:
-        assert len(ask(engine_of(server, one_by_one=True), n=8).completions) == 8
+        assert len(ask(engine_of(server, takes_n=False), n=8).completions) == 8
 
 
 def test_fields_that_the_engine_sets_are_refused_in_extra_body(serve):
@@ -157,7 +193,7 @@ def test_fields_that_the_engine_sets_are_refused_in_extra_body(serve):
 
 def test_usage_counts_tokens_calls_retries_and_cost(serve):
     server = serve(script=["ok", "500"])
-    engine = engine_of(server, price_in=10.0, price_out=100.0)
+    engine = engine_of(server, prices=Prices(10.0, 100.0))
     ask(engine, n=2), ask(engine)
     usage = engine.usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.calls, usage.retries) == (6, 21, 3, 1)
@@ -328,7 +364,7 @@ def test_what_cannot_pass_fails_at_once_with_a_clean_reason(serve, status, text,
 def test_what_every_call_would_meet_ends_the_run(serve, status, what):
     server = serve(script=[(status, f"your key {KEY} is wrong")] * 9)
     with pytest.raises(RunError, match=what) as caught:
-        ask(engine_of(server, key=KEY, one_by_one=True), n=4)
+        ask(engine_of(server, key=KEY, takes_n=False), n=4)
     assert KEY not in str(caught.value) and "***" in str(caught.value)
 
 
@@ -421,9 +457,10 @@ def test_garbage_between_other_faults_may_pass(serve):
 
 def test_why_an_attempt_was_last_in_vain_can_be_read(serve):
     engine = engine_of(serve(script=["garbage", "500"]))
-    assert engine.endpoint.last_reason is None
+    assert engine.endpoint.last_reason is None and engine.trouble() == ""
     assert only(ask(engine)).text and engine.endpoint.retries == 2
-    assert engine.endpoint.last_reason == Spread([engine]).last_reason == "http 500: fault 500"
+    assert engine.endpoint.last_reason == "http 500: fault 500"
+    assert engine.trouble() == "2 retries, the last: http 500: fault 500"
 
 
 def test_three_hundred_problems_against_a_server_that_fails_in_every_way(serve):
@@ -445,7 +482,7 @@ def test_three_hundred_problems_against_a_server_that_fails_in_every_way(serve):
 
 def test_a_cancelled_call_reaches_the_server_within_a_second(serve):
     server = serve(latency_s=60)
-    engine = engine_of(server, one_by_one=True)
+    engine = engine_of(server, takes_n=False)
 
     async def cancel() -> float:
         task = asyncio.create_task(engine(CHAT, 3, stage="generate", seed=1))
@@ -470,7 +507,7 @@ def test_a_refused_key_cancels_the_siblings(serve):
 
     with running(Mixed()) as server:
         with pytest.raises(RunError):
-            ask(engine_of(server, one_by_one=True), n=4)
+            ask(engine_of(server, takes_n=False), n=4)
         assert server.settled().in_flight == 0
 
 
@@ -484,7 +521,7 @@ def test_the_first_listed_model_is_taken_once(serve):
     assert [call.path for call in server.calls].count("/v1/models") == 1
     assert server.calls[-1].body["model"] == "some/model" == engine.model
     named = engine_of(server, model="mine")
-    assert asyncio.run(named.served_model()) == "some/model" and named.model == "mine"
+    assert gathered(named, named.servers[0].first_model) == ["some/model"] and named.model == "mine"
 
 
 def free_port() -> int:
@@ -497,7 +534,7 @@ def free_port() -> int:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_no_server_is_one_clear_line(host, model):
     url = f"http://{host}:{free_port()}/v1"
-    engine = OpenAIEngine(url, model, sampling={"generate": ONCE})
+    engine = OpenAI(url, model, sampling={"generate": ONCE})
     with pytest.raises(UsageError) as caught:
         ask(engine)
     expected = f"engine.url = {url}: no server answers there (connection refused); start it or correct the URL"
@@ -529,18 +566,18 @@ def test_a_server_that_ends_is_waited_for_and_then_ends_the_run(serve, monkeypat
 )
 def test_an_address_that_cannot_work_gets_a_hint(url, hint):
     with pytest.raises(UsageError) as caught:
-        OpenAIEngine(url, sampling={})
+        OpenAI(url)
     assert hint in str(caught.value) and "pass@" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_forgotten_v1_is_found(serve):
     server = serve()
-    engine = OpenAIEngine(server.url.removesuffix("/v1"), sampling={})
+    engine = OpenAI(server.url.removesuffix("/v1"))
     with pytest.raises(UsageError, match=f"the path is wrong; write {server.url}"):
-        asyncio.run(engine.served_model())
-    engine = OpenAIEngine(server.url.removesuffix("/v1") + "/other/v1", sampling={})
+        gathered(engine, engine.connect)
+    engine = OpenAI(server.url.removesuffix("/v1") + "/other/v1")
     with pytest.raises(UsageError, match=r"lists no models \(http 404 for /models\)"):
-        asyncio.run(engine.served_model())
+        gathered(engine, engine.connect)
 
 
 @pytest.mark.parametrize(("scheme", "what"), [("http", "broken answer"), ("https", "try http://")])
@@ -553,7 +590,11 @@ def test_a_server_that_speaks_something_else_is_a_usage_error(scheme, what):
 
         async with await asyncio.start_server(babble, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            await OpenAIEngine(f"{scheme}://127.0.0.1:{port}/v1", sampling={}).served_model()
+            engine = OpenAI(f"{scheme}://127.0.0.1:{port}/v1")
+            try:
+                await engine.connect()
+            finally:
+                await engine.close()
 
     with pytest.raises(UsageError, match=what):
         asyncio.run(talk())
@@ -568,7 +609,7 @@ def test_a_key_comes_from_the_file_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "from-env")
     assert read_key(EngineConfig(key_env="SOME_KEY", key_file=str(path))) == KEY
     assert read_key(EngineConfig(key_env="SOME_KEY")) == "from-env"
-    assert read_key(EngineConfig(key_env="NO_SUCH_KEY")) is None
+    assert read_key(EngineConfig(key_env="NO_SUCH_KEY")) == environment_key("NO_SUCH_KEY") == ""
     for wrong in ("", "two words", "schlüssel"):
         path.write_text(wrong)
         with pytest.raises(UsageError, match="key_file") as caught:
@@ -578,9 +619,21 @@ def test_a_key_comes_from_the_file_or_the_environment(tmp_path, monkeypatch):
         read_key(EngineConfig(key_file=str(tmp_path / "absent")))
 
 
+def test_a_key_that_is_not_given_is_the_environments(serve, monkeypatch):
+    server = serve()
+    for given, sent in ((None, "Bearer from-env"), ("", None), ("mine", "Bearer mine")):
+        monkeypatch.setenv("OPENAI_API_KEY", " from-env\n")
+        engine = OpenAI(server.url, key=given)
+        monkeypatch.delenv("OPENAI_API_KEY")
+        ask(engine)
+        assert server.calls[-1].headers.get("authorization") == sent
+    ask(OpenAI(server.url))
+    assert "authorization" not in server.calls[-1].headers
+
+
 def test_messages_name_the_section_of_the_config(serve):
-    def judge(url: str) -> OpenAIEngine:
-        return OpenAIEngine(url, sampling={"generate": ONCE}, section="judge")
+    def judge(url: str) -> JudgeEngine:
+        return JudgeEngine(url, sampling=ONCE, key="")
 
     with pytest.raises(RunError, match=r"^judge\.url = .* wants a key, and none is set .*; see judge\.key_env$"):
         ask(judge(serve(key=KEY).url))
@@ -680,13 +733,51 @@ def test_the_gate_keeps_its_limit_its_order_and_starts_few_a_pass():
 
 def test_a_busy_server_is_asked_less(serve):
     server = serve(script=["503"] * 30, latency_s=0.01)
-    engine = engine_of(server, max_in_flight=32, one_by_one=True)
+    engine = engine_of(server, max_in_flight=32, takes_n=False)
     group = ask(engine, n=64)
     assert len(group.completions) == 64 and server.most_in_flight <= 32
     assert engine.endpoint.gate.limit < 32 and engine.endpoint.gate.inside == 0
 
 
-# ---- the wire --------------------------------------------------------------------------------------------------------
+def test_the_gate_alone_limits_what_is_in_flight(serve, tmp_path):
+    server = serve(latency_s=0.01)
+    engine = engine_of(server, max_in_flight=3)
+
+    async def job() -> Group:
+        journal = Journal(engine, tmp_path / "c.jsonl", one_by_one=True)
+        group = await journal(CHAT, 20, stage="generate", seed=1)
+        await journal.close(wait=True)
+        await engine.close()
+        return group
+
+    assert len(asyncio.run(job()).completions) == 20 and engine.at_once == server.most_in_flight == 3
+
+
+def test_after_stop_those_in_flight_finish_and_those_that_wait_are_not_sent(serve, tmp_path):
+    server = serve(latency_s=0.1, script=["500", "ok"])  # one of the first two is asked again: it is under way
+    engine = engine_of(server, max_in_flight=2)
+    stopped = False
+
+    async def job() -> int:
+        nonlocal stopped
+        engine.stop_when(lambda: stopped)
+        journal = Journal(engine, tmp_path / "c.jsonl", one_by_one=True, stop=lambda: stopped)
+        waiting = asyncio.ensure_future(journal(CHAT, 9, stage="generate", seed=1))
+        while server.in_flight < 2:
+            await asyncio.sleep(0.005)
+        stopped = True
+        with pytest.raises(Stopped):
+            await waiting
+        await journal.close(wait=True)
+        await engine.close()
+        return journal.asked
+
+    assert asyncio.run(job()) == 2
+    assert server.outcomes == {"500": 1, "ok": 2} and engine.endpoint.gate.inside == 0
+    assert (tmp_path / "c.jsonl").read_bytes().count(b"\n") == 2
+
+
+# ---- the client --------------------------------------------------------------------------------------------------------
 
 
 def test_connections_are_used_again_and_stale_ones_are_not(serve):
@@ -702,30 +793,135 @@ def test_connections_are_used_again_and_stale_ones_are_not(serve):
             writer.close()
 
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-            wire = Wire(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-            bodies = [(await wire.send("GET", "/", [])).body for _ in range(3)]
+            client = Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            bodies = [(await client.send("GET", "/", [])).body for _ in range(3)]
             assert bodies == [b"hi yo"] * 3 and len(made) == 1
             made[0].close()
             await asyncio.sleep(0.05)
-            assert (await wire.send("GET", "/", [])).body == b"hi yo" and len(made) == 2
-            wire.close()
+            assert (await client.send("GET", "/", [])).body == b"hi yo" and len(made) == 2
+            await client.close()
             await asyncio.sleep(0.01)
 
     asyncio.run(play())
 
 
-def test_an_engine_works_in_one_event_loop_after_another(serve):
+def test_an_engine_works_in_one_event_loop_after_another_and_nobody_complains(serve, caplog):
     engine = engine_of(serve())
     for seed in range(3):
         assert only(asyncio.run(engine(CHAT, 1, stage="generate", seed=seed))).text
+    del engine
     gc.collect()
+    assert "Unclosed" not in caplog.text
+
+
+Talk = Callable[[bytes], bytes]
+"""What a server says to a request's head."""
+
+
+def said(talk: Talk, job: Callable[[str], Awaitable[Any]]) -> Any:
+    """The result of `job(host and port)` at a server that answers as `talk` says and then closes the connection."""
+
+    async def play() -> Any:
+        async def answer(reader, writer):
+            writer.write(talk(await reader.readuntil(b"\r\n\r\n")))
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            return await job(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+    return asyncio.run(play())
+
+
+async def got(url: str, method: str = "GET", headers: Any = ()) -> Any:
+    """The answer to one request, or the error's class and words."""
+    client = Client(url)
+    try:
+        return await client.send(method, "/v1", headers)
+    except (Broken, Unreachable) as error:
+        assert error.__cause__ is error.__context__ is None  # aiohttp's error would hold the headers
+        return type(error), str(error)
+    finally:
+        await client.close()
+
+
+def test_a_zipped_body_is_read_and_a_redirect_is_not_followed():
+    body = gzip.compress(b"hello")
+    head = f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\nX-Y: z\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    answer = said(lambda _: head + body, lambda at: got(f"http://{at}"))
+    assert (answer.status, answer.body, answer.headers["x-y"]) == (200, b"hello", "z")
+    moved = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
+    assert said(lambda _: moved, lambda at: got(f"http://{at}")).status == 302
+
+
+@pytest.mark.parametrize(
+    ("talk", "words"),
+    [
+        (b"", "the connection ended before the answer"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf", "the connection ended before the answer"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n" + b"x" * 99, "the answer is longer than 50 bytes"),
+        (b"HTTP/1.1 two OK\r\n\r\n", "broken answer: "),
+        (b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nhalf", "broken answer: "),
+    ],
+)
+def test_what_is_no_whole_answer_is_broken(monkeypatch, talk, words):
+    monkeypatch.setattr("paragator.engines.http.client.MOST_BYTES", 50)
+    kind, text = said(lambda _: talk, lambda at: got(f"http://{at}", headers=[("authorization", Secret(KEY))]))
+    assert kind is Broken and text.startswith(words) and KEY not in text and "\n" not in text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_too_many_open_files_is_said_so(serve, monkeypatch, host):
+    engine = OpenAI(serve().url.replace("127.0.0.1", host), "fake")
+
+    async def job() -> None:
+        task = asyncio.ensure_future(engine(CHAT, 1, stage="generate", seed=1))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        await asyncio.get_running_loop().getaddrinfo("localhost", 80)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            await task
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await engine.close()
+
+    with pytest.raises(UsageError, match=r"lower engine\.max_in_flight, or raise the limit with ulimit -n"):
+        asyncio.run(job())
 
 
 def test_a_proxy_of_the_environment_is_used_except_for_this_machine(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://me:pass@proxy.example:3128")
     monkeypatch.setenv("no_proxy", "inside.example")
-    assert Wire("http://127.0.0.1:1/v1").proxy is None and Wire("http://inside.example/v1").proxy is None
-    assert Wire("http://outside.example/v1").proxy.hostname == "proxy.example"
+    assert Client("http://127.0.0.1:1/v1").proxy is None and Client("http://inside.example/v1").proxy is None
+    assert Client("http://outside.example/v1").proxy.hostname == "proxy.example"
+    assert Client("https://outside.example/v1").proxy is None
+    monkeypatch.setenv("all_proxy", "proxy.example:1")
+    assert Client("https://outside.example/v1").proxy.port == 1
+
+
+def test_a_proxy_of_another_kind_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setenv("https_proxy", "socks5://me:pass@127.0.0.1:9")
+    with pytest.raises(
+        UsageError, match=r"socks5:// proxy for outside\.example, .* set HTTPS_PROXY .* or add .* to NO_PROXY"
+    ) as no:
+        OpenAI("https://outside.example/v1")
+    assert "pass@" not in str(no.value) and OpenAI("https://localhost/v1").endpoint.client.proxy is None
+
+
+def test_tls_goes_through_a_proxy_that_may_refuse(monkeypatch):
+    heads: list[bytes] = []
+
+    def refuse(head: bytes) -> bytes:
+        heads.append(head)
+        return b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n"
+
+    async def job(at: str) -> Any:
+        monkeypatch.setenv("https_proxy", f"http://me:pass@{at}")
+        return await got("https://outside.example/v1", headers=[("authorization", Secret(KEY))])
+
+    assert said(refuse, job) == (Unreachable, "the proxy refused to connect (http 403)")
+    assert heads[0].startswith(b"CONNECT outside.example:443 HTTP/1.1\r\n") and KEY.encode() not in heads[0]
+    assert b"\r\nproxy-authorization: basic bwu6cgfzcw==\r\n" in heads[0].lower()
 
 
 def test_a_request_through_a_proxy_names_its_server_in_full(monkeypatch):
@@ -738,11 +934,11 @@ def test_a_request_through_a_proxy_names_its_server_in_full(monkeypatch):
 
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             monkeypatch.setenv("http_proxy", f"http://me:pass@127.0.0.1:{server.sockets[0].getsockname()[1]}")
-            wire = Wire("http://outside.example:81/v1")
-            assert (await wire.send("GET", "/v1/models", [])).body == b"ok"
-            wire.close()
+            client = Client("http://outside.example:81/v1")
+            assert (await client.send("GET", "/v1/models", [])).body == b"ok"
+            await client.close()
         return heads[0]
 
     head = asyncio.run(play())
     assert head.startswith(b"GET http://outside.example:81/v1/models HTTP/1.1\r\n")
-    assert b"\r\nproxy-authorization: Basic bWU6cGFzcw==\r\n" in head
+    assert b"\r\nproxy-authorization: basic bwu6cgfzcw==\r\n" in head.lower()

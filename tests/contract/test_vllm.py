@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ from safetensors.torch import load_file, save_file
 from paragator.config import Config
 from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Prompt
-from paragator.engines.http.openai import OpenAIEngine
-from paragator.engines.http.spread import Spread
+from paragator.engines.http.openai import Limits, OpenAI
 from paragator.engines.http.vllm import VllmEngine, ended, environment, served, written
 from paragator.engines.sampling import Sampling
 from paragator.runs.connect import training_engine
 from paragator.settings import validate
-from servers import VllmServer, running
+from servers import Server, VllmServer, running
 
 ROOT = Path(__file__).parents[2]
 PYTHON, MODEL = ROOT / ".venv-vllm" / "bin" / "python", ROOT / "models" / "smollm2-135m"
@@ -49,8 +48,7 @@ def fleet(*servers: VllmServer, folder: Path) -> Iterator[VllmEngine]:
     """An engine over some servers that run until the block ends."""
     with ExitStack() as stack:
         urls = [stack.enter_context(running(server)).url for server in servers]
-        engines = [OpenAIEngine(url, "policy", sampling=SAMPLING, one_by_one=False) for url in urls]
-        yield VllmEngine(Spread(engines), folder)
+        yield VllmEngine(OpenAI(urls, "policy", sampling=SAMPLING), folder)
 
 
 def test_a_version_is_written_whole_and_untied(tmp_path: Path) -> None:
@@ -155,10 +153,10 @@ def test_a_server_that_is_gone_when_weights_come(tmp_path: Path) -> None:
 
 def test_no_rollout_spans_two_versions(tmp_path: Path) -> None:
     with fleet(VllmServer(), folder=tmp_path) as engine:
-        engine.engines.flying[0] = 1
+        engine.engine.servers[0].in_flight = 1
         with pytest.raises(RunError, match="1 rollouts are under way"):
             asyncio.run(engine.publish(exported, 1))
-        engine.engines.flying[0], engine.publishing = 0, True
+        engine.engine.servers[0].in_flight, engine.publishing = 0, True
         with pytest.raises(RunError, match="two versions"):
             asyncio.run(engine(Prompt("x"), 1, stage="generate", seed=0))
 
@@ -184,14 +182,15 @@ def test_prompts_are_spread_and_siblings_stay_together(tmp_path: Path) -> None:
     assert [sorted(set(prompts_of(server))) for server in servers] == [
         [f"p{i + 3 * j}" for j in range(3)] for i in range(3)
     ]
-    assert [len(prompts_of(server)) for server in servers] == [6, 6, 6] and engine.engines.flying == [0, 0, 0]
-    assert engine.engines.usage.calls == 18
+    assert [len(prompts_of(server)) for server in servers] == [6, 6, 6]
+    assert [server.in_flight for server in engine.engine.servers] == [0, 0, 0]
+    assert engine.engine.usage.calls == 18
 
 
 def test_a_busy_server_gets_less(tmp_path: Path) -> None:
     servers = [VllmServer(), VllmServer()]
     with fleet(*servers, folder=tmp_path) as engine:
-        engine.engines.flying[0] = 9
+        engine.engine.servers[0].in_flight = 9
 
         async def ask() -> None:
             await asyncio.gather(*(engine(Prompt(f"p{i}"), 4, stage="generate", seed=i) for i in range(4)))
@@ -201,20 +200,22 @@ def test_a_busy_server_gets_less(tmp_path: Path) -> None:
 
 
 def test_the_memory_of_homes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paragator.engines.http.spread.MOST_HOMES", 3)
-    spread = Spread([OpenAIEngine("http://a/v1", sampling=SAMPLING)])
+    monkeypatch.setattr("paragator.engines.http.openai.MOST_HOMES", 3)
+    engine = OpenAI("http://a/v1")
     for i in range(9):
-        spread.home(Prompt(str(i)))
-    assert len(spread.homes) == 3
+        engine.home(Prompt(str(i)))
+    assert len(engine.homes) == 3
 
 
 def test_one_server_named_twice_and_servers_of_two_models() -> None:
-    twice = [OpenAIEngine(url, sampling=SAMPLING) for url in ("http://a/v1", "http://a/v1/")]
     with pytest.raises(UsageError, match="names http://a/v1 twice"):
-        Spread(twice)
-    two = Spread([OpenAIEngine(f"http://{name}/v1", name, sampling=SAMPLING) for name in "ab"])
-    with pytest.raises(UsageError, match="serve a, b"):
-        _ = two.model
+        OpenAI(["http://a/v1", "http://a/v1/"])
+    with pytest.raises(UsageError, match="names no server"):
+        OpenAI([])
+    with ExitStack() as stack:
+        engine = OpenAI([stack.enter_context(running(Server(model=name))).url for name in "ab"])
+        with pytest.raises(UsageError, match=r"serve a, b; set engine\.model"):
+            asyncio.run(engine.connect())
 
 
 # ---- a server of one's own -------------------------------------------------------------------------------------------
@@ -246,15 +247,17 @@ def test_a_server_of_ones_own_that_dies_is_told_with_its_last_words(
 
     async def trial() -> None:
         async with served(sys.executable, tmp_path, tmp_path / "vllm.log") as url:
-            engine = OpenAIEngine(url, "policy", sampling=SAMPLING, backoff_s=0.01)
-            with suppress(UsageError):
-                await engine.served_model()
-            await engine(Prompt("x"), 1, stage="generate", seed=0)
+            engine = OpenAI(url, "policy", sampling=SAMPLING, limits=Limits(backoff_s=0.01))
+            await engine.connect()
+            try:
+                await engine(Prompt("x"), 1, stage="generate", seed=0)
+            finally:
+                await engine.close()
 
     with pytest.raises(RunError) as caught:
         asyncio.run(trial())
     assert str(caught.value) == (
-        f"vLLM ended with code 7 (RuntimeError: out of memory); see {tmp_path / 'vllm.log'}; then go on with --resume"
+        f"vLLM ended with code 7 (RuntimeError: out of memory); see {tmp_path / 'vllm.log'}; then --resume"
     )
 
 
@@ -355,9 +358,10 @@ def test_real_vllm_samples_from_the_published_weights(tmp_path: Path) -> None:
     async def trial() -> float:
         first = written(export, tmp_path / "weights", 0)
         async with served(str(PYTHON), first, tmp_path / "vllm.log", arguments) as url:
-            endpoint = OpenAIEngine(url, "policy", sampling=SAMPLING, tokenizer=tokenizer)
-            await endpoint.served_model()
-            engine = VllmEngine(Spread([endpoint]), tmp_path / "weights")
+            server = OpenAI(url, "policy", sampling=SAMPLING)
+            server.tokenizer = tokenizer
+            await server.connect()
+            engine = VllmEngine(server, tmp_path / "weights")
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.mul_(1 + 0.05 * torch.randn_like(parameter))

@@ -18,7 +18,7 @@ from paragator.core.errors import DataError, RunError, UsageError
 from paragator.core.prompts import COMPACT
 from paragator.core.scaffold import Scaffold
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Stage
-from paragator.engines.journal import Journal, Stopped, at_most, one_by_one
+from paragator.engines.journal import Journal, Stopped, one_by_one
 from paragator.engines.scripted import Scripted
 from paragator.runs.evaluate import Evaluation, Tally, measured
 from paragator.runs.events import Events
@@ -218,17 +218,17 @@ def test_memory_holds_no_text(tmp_path: Path) -> None:
     assert int(done.stdout) < 8_000  # kB; the file has 20,000
 
 
-# ---- one by one, and at most so many ---------------------------------------------------------------------------------
+# ---- one by one, and stopped ---------------------------------------------------------------------------------
 
 
 def test_siblings_one_by_one(tmp_path: Path) -> None:
     engine = Scripted(echo, delay=lambda prompt, seed: (seed % 7) / 1000)
-    journal = Journal(engine, tmp_path / "c.jsonl")
+    journal = Journal(engine, tmp_path / "c.jsonl", one_by_one=True)
 
     async def job() -> tuple[Group, Group]:
-        sample = one_by_one(journal)
-        few = await sample(Prompt("a"), 3, stage="aggregate", seed=5)
-        return few, await sample(Prompt("a"), 4, stage="aggregate", seed=5)
+        few = await journal(Prompt("a"), 3, stage="aggregate", seed=5)
+        assert few == await one_by_one(Scripted(echo))(Prompt("a"), 3, stage="aggregate", seed=5)
+        return few, await journal(Prompt("a"), 4, stage="aggregate", seed=5)
 
     few, more = run(job())
     assert [n for _, n, _, _ in engine.calls] == [1, 1, 1, 1]
@@ -269,35 +269,22 @@ def test_an_error_of_one_sibling_ends_the_others() -> None:
     run(job())
 
 
-def test_at_most_so_many_are_under_way() -> None:
-    now, peak = 0, 0
-
-    async def engine(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
-        nonlocal now, peak
-        now += 1
-        peak = max(peak, now)
-        await asyncio.sleep(0.001)
-        now -= 1
-        return Group(prompt, (Completion("x"),) * n)
-
-    group = run(one_by_one(at_most(engine, 3))(Prompt("a"), 10, stage="generate", seed=0))
-    assert len(group.outputs) == 10 and peak == 3
-
-
 def test_after_stop_no_call_is_begun_and_those_under_way_are_kept(tmp_path: Path) -> None:
     engine = Scripted(echo, delay=lambda prompt, seed: 0.02)
     stopped = False
 
     async def job() -> None:
         nonlocal stopped
-        journal = Journal(engine, tmp_path / "c.jsonl")
-        sample = one_by_one(at_most(journal, 2, lambda: stopped))
-        waiting = asyncio.ensure_future(sample(Prompt("a"), 6, stage="generate", seed=0))
+        journal = Journal(engine, tmp_path / "c.jsonl", one_by_one=True, stop=lambda: stopped)
+        waiting = asyncio.ensure_future(journal(Prompt("a"), 2, stage="generate", seed=0))
         await asyncio.sleep(0.01)
         stopped = True
         with pytest.raises(Stopped):
-            await waiting
+            await journal(Prompt("a"), 6, stage="generate", seed=0)  # two of them are under way
+        assert len((await waiting).completions) == 2
+        assert (await journal(Prompt("a"), 2, stage="generate", seed=0)) == await waiting  # what is known is answered
         await journal.close(wait=True)
+        assert journal.asked == 2
 
     run(job())
     assert len(engine.calls) == 2 == (tmp_path / "c.jsonl").read_bytes().count(b"\n")
@@ -332,11 +319,10 @@ async def evaluated(
     stop: Callable[[], bool] = lambda: False,
     at_once: int | None = None,
 ) -> Any:
-    journal = Journal(engine, folder / "calls.jsonl")
-    sample = one_by_one(at_most(journal, 4, stop))
+    journal = Journal(engine, folder / "calls.jsonl", one_by_one=True, stop=stop)
     asked = Evaluation(PROBLEMS, task, Scaffold(PLAN, COMPACT), repeats=2)
     try:
-        return await measured(asked, sample, folder / "eval.jsonl", Tally("eval", Stopping(stop)), at_once=at_once)
+        return await measured(asked, journal, folder / "eval.jsonl", Tally("eval", Stopping(stop)), at_once=at_once)
     finally:
         await journal.close(wait=False)
 

@@ -4,10 +4,8 @@ A journal is a JSONL file, one finished request a line: {"key": "...", "outputs"
 operating system before its group is used. That is enough to survive kill -9 of the process, so nothing waits for the
 disk; a machine that loses its power may lose the last seconds of calls, and they are asked again.
 
-The parts compose, each one a `Sample`:
-
-    one_by_one(at_most(Journal(engine, path), 64))      an endpoint: a request a completion, 64 of them under way
-    Journal(engine, path)                               in-process: the siblings of a prompt stay together
+    Journal(engine, path, one_by_one=True)      an endpoint: a request a completion, so a kill between siblings loses none
+    Journal(engine, path)                       in-process: the siblings of a prompt stay together
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import io
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,16 +31,23 @@ KEY_CHARS = 32
 
 
 class Stopped(Exception):
-    """The caller asked to stop, so a call was not made. Not an error: what is missing can be asked for later."""
+    """The caller asked to stop, so a request was not made. Not an error: what is missing can be asked for later."""
+
+
+def never() -> bool:
+    """Nobody stops this."""
+    return False
 
 
 class Journal:
     """Satisfies `Sample`: answers a request from the file at `path`, else asks `sample` once and writes the answer down.
 
-    settings  names what else decides an answer: the model and how it samples. Another text is another request
-    asked     requests that went to `sample` since this journal was opened, the failed ones included
-    reused    requests answered from the file
-    tokens    completion tokens of the asked ones, where the engine knows them
+    settings    names what else decides an answer: the model and how it samples. Another text is another request
+    one_by_one  ask n times for one completion instead of once for n
+    stop        once it is true, nothing more is asked: a request that the file does not answer raises Stopped
+    asked       requests that went to `sample` since this journal was opened, the failed ones included
+    reused      requests answered from the file
+    tokens      completion tokens of the asked ones, where the engine knows them
 
     The key of a request is a hash of settings, prompt, n, stage and seed. Equal requests at the same time share one
     call. A group with a Failure is used but not written down: a later attempt asks again. Log-probabilities are
@@ -50,10 +55,20 @@ class Journal:
     One process at a time may have a journal open; UsageError for a second one.
     """
 
-    def __init__(self, sample: Sample, path: Path, *, settings: str = "") -> None:
+    def __init__(
+        self,
+        sample: Sample,
+        path: Path,
+        *,
+        settings: str = "",
+        one_by_one: bool = False,
+        stop: Callable[[], bool] = never,
+    ) -> None:
         self.sample = sample
         self.path = path
         self.settings = settings
+        self.one_by_one = one_by_one
+        self.stop = stop
         self.asked = self.reused = self.tokens = 0
         self.in_flight: dict[bytes, asyncio.Task[Group]] = {}
         self.file = open_alone(path)
@@ -61,25 +76,39 @@ class Journal:
         self.end = self.file.seek(0, 2)
 
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
-        """The group of an earlier attempt if there is one, else the engine's."""
+        """The groups of an earlier attempt where there are any, else the engine's."""
+        if not self.one_by_one:
+            return await self.group(prompt, n, stage, seed)
+        return joined(await together(*(self.group(prompt, 1, stage, each) for each in sibling_seeds(seed, n))))
+
+    def group(self, prompt: Prompt, n: int, stage: Stage, seed: int) -> asyncio.Future[Group]:
+        """One request: of the file, else under way. A paid call is written down even when its caller has gone."""
         key = self.key(prompt, n, stage, seed)
         if key in self.offsets:
             self.reused += 1
-            return self.find(key, prompt, stage)
+            found: asyncio.Future[Group] = asyncio.get_running_loop().create_future()
+            found.set_result(self.find(key, prompt, stage))
+            return found
         task = self.in_flight.get(key)
         if task is None:
             task = asyncio.ensure_future(self.ask(key, prompt, n, stage, seed))
             self.in_flight[key] = task
             task.add_done_callback(lambda done: self.forget(key, done))
-        return await asyncio.shield(task)  # a paid call is written down even when its caller has gone
+        return asyncio.shield(task)
 
     def key(self, prompt: Prompt, n: int, stage: Stage, seed: int) -> bytes:
         text = json.dumps([self.settings, prompt.text, prompt.chat, n, stage, seed])
         return hashlib.sha256(text.encode()).digest()[: KEY_CHARS // 2]
 
     async def ask(self, key: bytes, prompt: Prompt, n: int, stage: Stage, seed: int) -> Group:
+        if self.stop():
+            raise Stopped
         self.asked += 1
-        group = await self.sample(prompt, n, stage=stage, seed=seed)
+        try:
+            group = await self.sample(prompt, n, stage=stage, seed=seed)
+        except Stopped:
+            self.asked -= 1
+            raise
         self.tokens += sum(completion.length or 0 for completion in group.completions)
         outputs = tuple(replace(o, logprobs=None) if isinstance(o, Completion) else o for o in group.outputs)
         group = replace(group, outputs=outputs)
@@ -187,30 +216,22 @@ def decode(row: dict[str, Any], prompt: Prompt, stage: Stage) -> Group:
     return Group(prompt, tuple(outputs), ids, stage, num_prompt_tokens=row.get("num_prompt_tokens"))
 
 
-def one_by_one(sample: Sample) -> Sample:
-    """`sample` asked n times for one completion instead of once for n, so that a kill between siblings loses none.
+def sibling_seeds(seed: int, n: int) -> list[int]:
+    """Seeds of n siblings that are asked for one by one."""
+    return [random.Random(f"{seed}:{index}").getrandbits(63) for index in range(n)]
 
-    Sibling i has the seed `random.Random(f"{seed}:{i}").getrandbits(63)`.
-    """
+
+def joined(groups: Sequence[Group]) -> Group:
+    """Groups of one prompt as one, in order."""
+    outputs: tuple[Completion | Failure, ...] = tuple(output for group in groups for output in group.outputs)
+    informed = next((group for group in groups if group.prompt_length is not None), groups[0])
+    return replace(informed, outputs=outputs)
+
+
+def one_by_one(sample: Sample) -> Sample:
+    """`sample` asked n times for one completion instead of once for n, with the seeds of `sibling_seeds`."""
 
     async def split(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
-        seeds = [random.Random(f"{seed}:{index}").getrandbits(63) for index in range(n)]
-        groups = await together(*(sample(prompt, 1, stage=stage, seed=each) for each in seeds))
-        outputs: tuple[Completion | Failure, ...] = tuple(output for group in groups for output in group.outputs)
-        informed = next((group for group in groups if group.prompt_length is not None), groups[0])
-        return replace(informed, outputs=outputs)
+        return joined(await together(*(sample(prompt, 1, stage=stage, seed=each) for each in sibling_seeds(seed, n))))
 
     return split
-
-
-def at_most(sample: Sample, limit: int, stop: Callable[[], bool] = lambda: False) -> Sample:
-    """`sample` with at most `limit` calls under way. Once `stop()`, those under way finish and new ones raise Stopped."""
-    free = asyncio.Semaphore(limit)
-
-    async def gated(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
-        async with free:
-            if stop():
-                raise Stopped
-            return await sample(prompt, n, stage=stage, seed=seed)
-
-    return gated

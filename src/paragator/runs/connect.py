@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from inspect import isawaitable
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paragator.config import Config
-from paragator.core.errors import ParagatorError
 from paragator.core.packing import Packer
 from paragator.core.types import Failure, Group, Problem, Prompt, Sample, Stage
-from paragator.engines.journal import Journal, at_most, one_by_one
+from paragator.engines.journal import Journal, never
 from paragator.engines.replay import Replay
 from paragator.runs import resolve
 from paragator.runs.servers import servers_of
@@ -24,14 +23,12 @@ from paragator.runs.usage import USAGE, UsageLog
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from paragator.engines.http.openai import OpenAIEngine
-    from paragator.engines.http.spread import Spread
+    from paragator.engines.http.openai import OpenAI
     from paragator.training.policy import Policy
 
     Publish = Callable[[int], Awaitable[None]]
 
 CALLS = "calls.jsonl"
-UNLIMITED = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ async def connected(
     config: Config,
     problems: list[Problem],
     run_dir: Path | None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = never,
     engine: Any = None,
 ) -> AsyncIterator[Connection]:
     """Connect `engine`, or else load the model that the config names, for these problems, and close it at the end.
@@ -76,8 +73,6 @@ async def connected(
     try:
         if hasattr(engine, "connect"):
             await engine.connect()
-        elif hasattr(engine, "endpoint"):
-            await reached(engine, config.engine.model)
         connection = connection_of(config, problems, run_dir, stop, engine)
         yield connection
         finished = True
@@ -96,24 +91,24 @@ def connection_of(
     """An engine that is ready, with its journal and limits."""
     if isinstance(engine, Replay):
         return Connection(engine, estimating_packer(config))
-    remote = hasattr(engine, "endpoint")
-    if not remote and hasattr(engine, "misfit"):
+    if hasattr(engine, "misfit"):
         resolve.check_prompts(config, problems, engine)
-    own = engine if config.engine.kind == "own" else None
-    model = str(engine.model) if remote else resolve.facts_of(config, own).fingerprint
-    journal = usage = None
     sample: Sample = engine
+    journal = usage = None
     if run_dir is not None:
-        sample = journal = Journal(engine, run_dir / CALLS, settings=settings_of(config, model))
+        own = engine if config.engine.kind == "own" else None
+        model = str(getattr(engine, "model", None) or resolve.facts_of(config, own).fingerprint)
+        siblings = not getattr(engine, "one_by_one", False)
+        settings = settings_of(config, model)
+        sample = journal = Journal(engine, run_dir / CALLS, settings=settings, one_by_one=not siblings, stop=stop)
+        if hasattr(engine, "stop_when"):
+            engine.stop_when(stop)
         if hasattr(engine, "usage"):
             usage = UsageLog(run_dir / USAGE, model, lambda: asdict(engine.usage))
-    if not remote:
-        packer = packer_of(config, engine)
-        at_once = getattr(engine, "at_once", None)
-        return Connection(at_most(sample, UNLIMITED, stop), packer, at_once, journal, usage)
-    most = config.engine.max_in_flight * len(engine.engines)
-    sample, packer = fitted(config, problems, engine, one_by_one(at_most(sample, most, stop)))
-    return Connection(sample, packer, most, journal, usage, partial(trouble, engine))
+    packer = packer_of(config, engine)
+    if hasattr(engine, "endpoint") and engine.context is not None:
+        sample, packer = fitted(config, problems, engine, sample)
+    return Connection(sample, packer, getattr(engine, "at_once", None), journal, usage, getattr(engine, "trouble", str))
 
 
 async def loaded(config: Config) -> Any:
@@ -133,43 +128,20 @@ def local_engine(config: Config, model: Any, tokenizer: Any, **options: Any) -> 
     return TransformersEngine(model, tokenizer, sampling=resolve.samplings(config), **options)
 
 
-def trouble(engine: Spread) -> str:
-    """Retries so far and the last reason for one."""
-    retries, reason = engine.usage.retries, engine.last_reason
-    return f"{retries:,} retries, the last: {reason}" if retries and reason else ""
+def fitted(config: Config, problems: list[Problem], engine: OpenAI, sample: Sample) -> tuple[Sample, Packer]:
+    """`sample` and a packer that keep to a server's context."""
+    from paragator.engines.http.fitting import Fitted, Fitting, TokenCounter
 
-
-async def reached(engines: Spread, model: str | None) -> None:
-    """Ask every server; they then know their model, and the context if they tell."""
-    for engine in engines.engines:
-        await reach(engine, model)
-
-
-async def reach(engine: OpenAIEngine, model: str | None) -> None:
-    if model is None:
-        await engine.served_model()
-        return
-    with suppress(ParagatorError):  # a server that lists nothing, or nothing under this name, may serve it all the same
-        if await engine.served_model() != model:
-            engine.context = None
-
-
-def fitted(config: Config, problems: list[Problem], engine: Spread, sample: Sample) -> tuple[Sample, Packer]:
-    """`sample` and a packer that keep to the server's context, where it tells that."""
-    from paragator.engines.http.fitting import Fitted, TokenCounter
-
-    if engine.context is None:
-        return sample, estimating_packer(config)
+    rollout = config.rollout
     kept = Fitted(
         sample,
         TokenCounter(engine.endpoint, str(engine.model), config.engine.extra_body),
-        engine.context,
-        max_tokens={"generate": config.generate.max_tokens, "aggregate": config.aggregate.max_tokens},
-        templates=config.model.templates(),
+        int(engine.context or 0),
+        max_tokens={stage: sampling.max_tokens for stage, sampling in engine.sampling.items()},
+        fitting=Fitting(
+            config.model.templates(), config.eval.pool_size, rollout.strip_thinking, rollout.max_prompt_tokens
+        ),
         problems=problems,
-        pool_size=config.eval.pool_size,
-        strip_thinking=config.rollout.strip_thinking,
-        limit=config.rollout.max_prompt_tokens,
     )
     return kept, kept.packer
 
@@ -187,7 +159,7 @@ def settings_of(config: Config, model: str) -> str:
 
 def packer_of(config: Config, engine: Any) -> Packer:
     """Aggregation prompts within the context of an engine that counts tokens, or within rollout.max_prompt_tokens."""
-    return resolve.build_packer(config, engine) if hasattr(engine, "count") else estimating_packer(config)
+    return resolve.build_packer(config, engine) if hasattr(engine, "misfit") else estimating_packer(config)
 
 
 def estimating_packer(config: Config) -> Packer:
@@ -247,11 +219,12 @@ async def vllm_engine(
                 arguments = [*arguments, "--dtype", policy.precision]  # the trainer's own: its log-probabilities match
             url = await stack.enter_async_context(served(settings.vllm_python, model, log, arguments))
             settings = settings.model_copy(update={"url": url, "model": NAME})
-        engines = servers_of(settings, resolve.samplings(config), policy.tokenizer)
-        stack.push_async_callback(engines.close)
-        for engine in engines.engines:
-            await engine.served_model()
-        remote = VllmEngine(engines, weights.resolve())
+        engine = servers_of(settings, resolve.samplings(config))
+        engine.tokenizer = policy.tokenizer
+        stack.push_async_callback(engine.close)
+        for server in engine.servers:
+            await server.first_model()
+        remote = VllmEngine(engine, weights.resolve())
         stack.push_async_callback(remote.close)
 
         async def publish(step: int) -> None:

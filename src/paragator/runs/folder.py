@@ -162,6 +162,8 @@ def check_same(run_dir: Path, text: str) -> None:
 def check_weights(run_dir: Path, config: Config, fingerprint: str) -> None:
     """Refuse to resume a run with other weights behind the same path."""
     before = read_note(run_dir / "manifest.json").get("model")
+    if config.engine.kind == "own" and before != fingerprint:
+        raise UsageError(f"{run_dir} was begun with another engine ({before}, now {fingerprint}); choose another folder")
     if config.engine.kind in OWN_WEIGHTS and before != fingerprint:
         raise UsageError(
             f"{run_dir} was begun with other weights in {config.model.path} ({before}, now {fingerprint}); put them back, "

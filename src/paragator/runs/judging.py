@@ -33,7 +33,9 @@ async def judging(config: Config, task: Task, run_dir: Path, say: Callable[[str]
     earlier = json.loads(path.read_text()) if path.exists() else {}
     engine = judge_engine(settings)
     try:
-        name = f"{settings.model or await engine.served_model()}@{settings.url}"
+        if settings.model is None:
+            await engine.connect()
+        name = f"{engine.model}@{settings.url}"
         judge = Judge(engine, name=name, cache=Path(settings.cache), mode=settings.mode)
         try:
             yield replace(task, grade=judged(task.grade, judge))

@@ -1,8 +1,8 @@
-"""Questions to a server that may be busy, slow or broken: explicit retries, an adaptive limit, errors with a type.
+"""HTTP requests with retries, backoff and adaptive concurrency.
 
-What is tried again: 408, 409, 425, 429, 5xx, timeouts, lost connections, truncated bodies, garbage instead of JSON.
-What is not: any other status, which is Refused at once; 401 and 403 end the run. A server's words are cleaned and cut
-before they become part of a reason, and a reason never enters a prompt.
+Tried again: 408, 409, 425, 429, 5xx, timeouts, lost connections, truncated bodies, garbage instead of JSON. Any other
+status is Refused at once; 401 and 403 end the run. What a server says is cleaned and cut before it becomes part of a
+reason, and a reason never enters a prompt.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
-
 from paragator.core.errors import RunError, UsageError
+from paragator.engines.http.client import Answer, Broken, Client, Secret, Unreachable
 from paragator.engines.http.gate import Gate, Lane, Word
-from paragator.engines.http.wire import Answer, Broken, Unreachable, Wire
+from paragator.engines.journal import Stopped
 
 REASON_CHARS = 300
 LONGEST_PAUSE_S = 60.0
@@ -57,18 +56,25 @@ class Again(Exception):
         self.word: Word = word
 
 
-class Secret(str):
-    """A text that shows itself to nobody who only prints it in a traceback or a repr."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a server is asked at once, and for how long.
 
-    __slots__ = ()
+    max_in_flight      most requests at once; fewer while the server pushes back
+    request_timeout_s  longest one attempt may take
+    total_timeout_s    longest one request may take with its retries, from its first attempt; then it is a Failure
+    backoff_s          longest pause before the first retry; it doubles with each
+    """
 
-    def __repr__(self) -> str:
-        return "'***'"
+    max_in_flight: int = 64
+    request_timeout_s: float = 600.0
+    total_timeout_s: float = 1800.0
+    backoff_s: float = 0.5
 
 
 @dataclass(slots=True)
 class Clock:
-    """Time of one request, from its first attempt on; waiting for a first turn costs nothing."""
+    """Time and attempts of one request, from its first attempt on; waiting for a first turn costs nothing."""
 
     total_s: float
     end: float | None = None
@@ -82,34 +88,29 @@ class Clock:
     def left(self) -> float | None:
         return None if self.end is None else self.end - time.monotonic()
 
-    def is_over(self, state: RetryCallState) -> bool:
-        left = self.left()
-        return left is not None and left <= state.upcoming_sleep
-
 
 @dataclass(slots=True)
 class Endpoint:
     """A server's base URL and how it is asked; `post` and `get` return the JSON object of a good answer.
 
     section      the config's section that the settings come from, for messages
+    stop         once it is true, no request begins: `post` raises Stopped instead of a first attempt
     sent         attempts of all requests
     retries      attempts after a first one
-    last_reason  why an attempt was last in vain, of those that may pass when tried again; None while none was
+    last_reason  why an attempt last failed, of those that are tried again; None while none did
     good         good answers
-    garbage      how many of the last answers in a row were none in spite of their status 200, before a first good one
+    garbage      how many of the last answers in a row were garbage in spite of their status 200, before a first good one
     heard        when the server last took a connection
     lost         since when it takes none; None while it does
     """
 
     url: str
     key: str | None = field(default=None, repr=False)
-    max_in_flight: int = 64
-    request_timeout_s: float = 600.0
-    total_timeout_s: float = 1800.0
-    backoff_s: float = 0.5
+    limits: Limits = Limits()
     section: str = "engine"
+    stop: Callable[[], bool] = lambda: False
     gate: Gate = field(init=False)
-    wire: Wire = field(init=False, repr=False)
+    client: Client = field(init=False, repr=False)
     sent: int = 0
     retries: int = 0
     last_reason: str | None = None
@@ -121,8 +122,8 @@ class Endpoint:
     def __post_init__(self) -> None:
         self.url = checked_url(self.url, self.section)
         self.key = checked_key(self.key, "key") if self.key else None
-        self.gate = Gate(self.max_in_flight)
-        self.wire = Wire(self.url)
+        self.gate = Gate(self.limits.max_in_flight)
+        self.client = Client(self.url)
 
     async def post(
         self, path: str, body: Mapping[str, Any], check: Callable[[Any], str | None], *, lane: Lane = "last"
@@ -132,19 +133,16 @@ class Endpoint:
         Its first attempt waits for its turn in `lane`, further ones in front of all.
         """
         data = json.dumps(body).encode()
-        clock = Clock(self.total_timeout_s)
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(Again), wait=self.pause, stop=clock.is_over, reraise=True
-        )
-        try:
-            found: dict[str, Any] = await retrying(self.attempt, path, data, clock, check, lane)
-        except Again as error:
-            attempts = f"{clock.sent} attempt{'s' if clock.sent != 1 else ''}"
-            why = f"timeout after {self.total_timeout_s:g} s"
-            if error.after is not None and error.after > self.total_timeout_s:
-                why = f"no further attempt within {self.total_timeout_s:g} s"
-            raise Refused(f"{why}: {attempts}, the last: {error}") from None
-        return found
+        clock = Clock(self.limits.total_timeout_s)
+        while True:
+            try:
+                found: dict[str, Any] = await self.attempt(path, data, clock, check, lane)
+                return found
+            except Again as error:
+                pause, left = self.pause(error, clock.sent), clock.left()
+                if left is not None and left <= pause:
+                    raise Refused(self.given_up(error, clock.sent)) from None
+            await asyncio.sleep(pause)
 
     async def attempt(
         self, path: str, data: bytes, clock: Clock, check: Callable[[Any], str | None], lane: Lane
@@ -155,12 +153,15 @@ class Endpoint:
                 ticket = await self.gate.enter("retry" if clock.sent else lane)
         except TimeoutError:
             raise Again("no turn in time") from None
+        if not clock.sent and self.stop():
+            self.gate.leave(ticket, "neither")
+            raise Stopped
         clock.start()
         self.sent += 1
         self.retries += clock.sent > 1
         word: Word = "neither"
         try:
-            found = await self.exchange(path, data, min(self.request_timeout_s, clock.left() or 0), check)
+            found = await self.exchange(path, data, min(self.limits.request_timeout_s, clock.left() or 0), check)
             word = "fine"
         except Again as error:
             word, self.last_reason = error.word, str(error)
@@ -175,7 +176,7 @@ class Endpoint:
     async def exchange(self, path: str, data: bytes, limit_s: float, check: Callable[[Any], str | None]) -> Any:
         try:
             async with asyncio.timeout(limit_s):
-                answer = await self.wire.send("POST", self.path(path), self.headers(), data)
+                answer = await self.client.send("POST", self.path(path), self.headers(), data)
         except TimeoutError:
             raise Again(f"timeout of one attempt after {limit_s:.3g} s", word="pushed back") from None
         except Broken as error:
@@ -200,7 +201,7 @@ class Endpoint:
         """One attempt at a GET; UsageError when nothing answers there."""
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await self.wire.send("GET", self.path(path), self.headers())
+                answer = await self.client.send("GET", self.path(path), self.headers())
         except TimeoutError:
             raise self.nobody("no answer in time") from None
         except (Broken, Unreachable) as error:
@@ -225,14 +226,19 @@ class Endpoint:
             found.append(("authorization", Secret(f"Bearer {self.key}")))
         return found
 
-    def pause(self, state: RetryCallState) -> float:
+    def pause(self, error: Again, attempts: int) -> float:
         """Seconds to the next attempt: what the server asked for, else exponential with jitter."""
-        error = state.outcome.exception() if state.outcome else None
-        after = getattr(error, "after", None)
-        if after is not None:
-            return float(after) * random.uniform(1.0, 1.1)
-        longest = min(LONGEST_PAUSE_S, self.backoff_s * 2.0 ** min(state.attempt_number - 1, 30))
+        if error.after is not None:
+            return error.after * random.uniform(1.0, 1.1)
+        longest = min(LONGEST_PAUSE_S, self.limits.backoff_s * 2.0 ** min(max(attempts, 1) - 1, 30))
         return random.uniform(longest / 2, longest)
+
+    def given_up(self, error: Again, attempts: int) -> str:
+        """Why there is no further attempt after `error`."""
+        total_s = self.limits.total_timeout_s
+        waits = error.after is not None and error.after > total_s
+        why = f"no further attempt within {total_s:g} s" if waits else f"timeout after {total_s:g} s"
+        return f"{why}: {attempts} attempt{'s' if attempts != 1 else ''}, the last: {error}"
 
     def trouble(self, answer: Answer) -> Exception:
         """What an answer other than 200 means: Again, Refused, or an error that ends the run."""
@@ -249,7 +255,7 @@ class Endpoint:
         if status in RETRIED or status >= 500:
             word: Word = "pushed back" if status in (429, 503) else "neither"
             after = retry_after(answer.headers)
-            if after is not None and after > self.total_timeout_s:
+            if after is not None and after > self.limits.total_timeout_s:
                 reason += f"; the server asks to wait {math.ceil(after)} s"
             return Again(reason, after=after, word=word)
         if status in (400, 413, 422) and TOO_LONG.search(said):

@@ -1,8 +1,9 @@
 """Prompts that fit a server's context: texts are counted before they are packed, prompts once more before they are sent.
 
-Where it cannot matter nobody is asked: no byte-level tokenizer makes more tokens of a text than it has UTF-8 bytes, and
-what was sampled comes with its length. Else the server's /tokenize counts (vLLM has it); without that route three bytes a
-token is the estimate. A count depends on the text alone, not on what else was answered, so a resumed run packs the same.
+Short texts are not counted: no byte-level tokenizer makes more tokens of a text than it has UTF-8 bytes, and what was
+sampled comes with its length. Others are counted by the server's /tokenize (vLLM has it), or estimated at three bytes a
+token where it has no such route. A count depends on the text alone, not on what else was answered, so a resumed run packs
+the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,22 +22,22 @@ from paragator.core.prompts import Templates
 from paragator.core.types import Completion, Failure, Group, Problem, Prompt, Sample, Stage
 from paragator.engines.encoding import misfit
 from paragator.engines.http.choices import count_of
+from paragator.engines.http.client import Broken, Unreachable
 from paragator.engines.http.endpoint import Endpoint
-from paragator.engines.http.wire import Broken, Unreachable
 
 BYTES_PER_TOKEN = 3
-"""Few enough that a prompt is rather shorter than estimated: English has four, formulas and digits fewer."""
+"""Low enough that a prompt is usually shorter than estimated: English has four, formulas and digits fewer."""
 SMALL = 8
-"""A text counts as its bytes where they are at most one in so many of the tokens that it may have."""
+"""A text counts as its bytes where these are at most this fraction (one in eight) of the tokens that it may have."""
 CHAT_TOKENS = 64
-"""What a chat template adds, where nobody counts it."""
+"""What a chat template adds, where the server does not count."""
 TIMEOUT_S = 10.0
 ATTEMPTS = 3
 AT_ONCE = 16
 
 
 def estimated_tokens(prompt: Prompt) -> int:
-    """A prompt's length where nobody counts it, rather too long than too short: three bytes a token."""
+    """A prompt's length where the server does not count, too long rather than too short: three bytes a token."""
     return estimate(prompt.text)
 
 
@@ -82,11 +84,11 @@ class TokenCounter:
                 if not self.there:
                     return None
                 if attempt:
-                    await asyncio.sleep(self.endpoint.backoff_s * 2.0**attempt)
+                    await asyncio.sleep(self.endpoint.limits.backoff_s * 2.0**attempt)
                 self.calls += 1
                 try:
                     async with asyncio.timeout(TIMEOUT_S):
-                        answer = await self.endpoint.wire.send("POST", self.path, self.endpoint.headers(), data)
+                        answer = await self.endpoint.client.send("POST", self.path, self.endpoint.headers(), data)
                 except (TimeoutError, Broken, Unreachable):
                     continue
                 if answer.status == 429 or answer.status >= 500:
@@ -106,17 +108,30 @@ def counted(body: bytes) -> int | None:
     return count_of(found.get("count")) if isinstance(found, dict) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """What decides the size of an aggregation prompt.
+
+    pool_size       solutions that an aggregation is shown
+    strip_thinking  whether they are shown without their thinking
+    limit           a budget of tokens below the server's context, or None
+    """
+
+    templates: Templates
+    pool_size: int
+    strip_thinking: bool = True
+    limit: int | None = None
+
+
 class Fitted:
     """Satisfies `Sample` by `sample`, whose server has a context of so many tokens; `packer` fits prompts into it.
 
-    A prompt that does not fit all the same is a Failure that says so, and is not sent. What a solution will take up in
-    an aggregation prompt is found out when it arrives, as packing cannot wait.
+    A prompt that does not fit all the same is a Failure that says so, and is not sent. How much of an aggregation prompt a
+    solution takes up is found out when it arrives, as packing cannot wait.
 
-    context      tokens that prompt and completion may have together
-    max_tokens   of a completion, by stage
-    limit        a lower budget of aggregation prompts, or None
-    pool_size    solutions that an aggregation is shown
-    problems     those that will be asked; of others the text is estimated
+    context     tokens that prompt and completion may have together
+    max_tokens  of a completion, by stage
+    problems    those that will be asked; the text of others is estimated
     """
 
     def __init__(
@@ -126,11 +141,8 @@ class Fitted:
         context: int,
         *,
         max_tokens: Mapping[Stage, int],
-        templates: Templates,
+        fitting: Fitting,
         problems: Iterable[Problem],
-        pool_size: int,
-        strip_thinking: bool = True,
-        limit: int | None = None,
     ) -> None:
         for stage, tokens in max_tokens.items():
             if tokens >= context:
@@ -138,12 +150,12 @@ class Fitted:
                     f"{stage}.max_tokens = {tokens} leaves no room for a prompt in the server's context of {context}; lower it"
                 )
         self.sample, self.counter, self.context, self.max_tokens = sample, counter, context, dict(max_tokens)
-        self.strip = strip_thinking
+        self.strip, templates = fitting.strip_thinking, fitting.templates
         self.bare = {templates.for_candidate(p).text: templates.for_aggregation(p, []) for p in problems}
         self.block = size(templates.attempt) - len("{attempt}") + 1
-        self.budget = min(context - max_tokens["aggregate"], limit or context)
-        self.share = max(1, self.budget // max(1, pool_size))
-        self.packer = Packer(strip_thinking, self.budget, self.count, self.count_attempt)
+        self.budget = min(context - max_tokens["aggregate"], fitting.limit or context)
+        self.share = max(1, self.budget // max(1, fitting.pool_size))
+        self.packer = Packer(self.strip, self.budget, self.count, self.count_attempt)
         self.known: dict[int, int] = {}
         """hash of a text or a Prompt -> its tokens."""
         self.asking: dict[int, asyncio.Task[int | None]] = {}
@@ -167,7 +179,7 @@ class Fitted:
         return (self.known.get(hash(shown)) or estimate(shown)) + self.block
 
     async def misfit(self, prompt: Prompt, stage: Stage) -> str | None:
-        """Why a prompt does not fit, by the server's own count; None where it fits or nobody can say."""
+        """Why a prompt does not fit, by the server's own count; None where it fits or that is not known."""
         longest = self.max_tokens[stage]
         if size(prompt.text) + 4 * CHAT_TOKENS + longest <= self.context:
             return None

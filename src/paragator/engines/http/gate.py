@@ -1,4 +1,4 @@
-"""How many requests may be under way at once: as many as the server bears, found by trying."""
+"""Adaptive concurrency: how many requests a server takes at once, found by trying."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paragator.core.errors import UsageError
 Word = Literal["fine", "pushed back", "neither"]
 Lane = Literal["retry", "next", "last"]
 LANES: tuple[Lane, ...] = ("retry", "next", "last")
-"""Another attempt of a request; what brings a problem under way nearer to its end; what begins one."""
+"""Another attempt of a request; requests of problems already started; requests that start one."""
 
 STARTS_A_PASS = 8
 """Requests let in during one pass of the event loop, so that ten thousand at once do not hold it up."""
@@ -20,10 +20,10 @@ STARTS_A_PASS = 8
 class Gate:
     """Lets at most `limit` in, and moves the limit: additive increase, multiplicative decrease (as in RFC 5681).
 
-    limit   from 1 to `most`, where it starts. As many answers as it allows raise it by 1; a push back halves it
+    limit   from 1 to `most`, where it starts. `limit` good answers raise it by 1; a server that pushes back halves it
     inside  how many are in now, and `most_inside` at most so far
 
-    One congestion halves it once: a push back to a request that came in before the last halving changes nothing.
+    One congestion halves it once: a push back on a request that came in before the last halving changes nothing.
     """
 
     def __init__(self, most: int) -> None:
@@ -38,7 +38,7 @@ class Gate:
         """The loop that will call `_open`; one that has ended never does."""
 
     async def enter(self, lane: Lane = "last") -> int:
-        """Wait for a place; who waits in an earlier lane goes first. The ticket is for `leave`."""
+        """Wait for a place; an earlier lane goes first. The ticket is for `leave`."""
         turn = asyncio.get_running_loop().create_future()
         self._lanes[lane].append(turn)
         self._open_soon()
@@ -51,7 +51,7 @@ class Gate:
         return self.halvings
 
     def leave(self, ticket: int, word: Word) -> None:
-        """Give the place back and tell how the server took it."""
+        """Give the place back, and say how the server took the request."""
         self.inside -= 1
         if word == "fine":
             self.limit = min(self.most, self.limit + 1 / self.limit)

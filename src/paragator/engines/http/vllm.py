@@ -1,4 +1,4 @@
-"""vLLM as the rollout engine of training: exact tokens and log-probabilities out, the policy's weights in after each step.
+"""vLLM as the engine of training: exact tokens and log-probabilities out, the policy's weights in after each step.
 
 The server needs VLLM_SERVER_DEV_MODE=1 (its weight routes) and --logprobs-mode processed_logprobs (after temperature).
 """
@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 from paragator.core.errors import ParagatorError, RunError, UsageError
 from paragator.core.types import Group, Prompt, Stage
 from paragator.engines.encoding import misfit
+from paragator.engines.http.client import Broken, Unreachable
 from paragator.engines.http.endpoint import Endpoint, said_in
-from paragator.engines.http.spread import Spread
-from paragator.engines.http.wire import Broken, Unreachable
+from paragator.engines.http.openai import OpenAI
 
 START_TIMEOUT_S = 900.0
 ROUTE_TIMEOUT_S = 600.0
@@ -42,25 +42,25 @@ Export = Callable[[Path], None]
 class VllmEngine:
     """Satisfies `Sample` with one or more vLLM servers, which take new weights between requests, never during one.
 
-    engines  the servers in token mode; see `Spread` for which prompt goes where
+    engine   the servers in token mode
     folder   where versions of the weights are handed over; the servers read it, so all share this file system
     version  the step whose weights the servers sample from; None before the first `publish`
     """
 
-    def __init__(self, engines: Spread, folder: Path) -> None:
-        self.engines, self.folder = engines, folder
-        self.servers = [Weights(engine.endpoint) for engine in engines.engines]
+    def __init__(self, engine: OpenAI, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
+        self.weights = [Weights(server.endpoint) for server in engine.servers]
         self.version: int | None = None
         self.publishing = False
 
     @property
     def context(self) -> int | None:
         """Tokens that prompt and completion may have together."""
-        return self.engines.context
+        return self.engine.context
 
     def count(self, prompt: Prompt) -> int:
         """A prompt's length in tokens."""
-        return self.engines.count(prompt)
+        return self.engine.count(prompt)
 
     def misfit(self, prompt_tokens: int, max_tokens: int) -> str | None:
         """Why a prompt of this length cannot be sampled, or None."""
@@ -69,23 +69,23 @@ class VllmEngine:
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         if self.publishing:
             raise RunError("a rollout was asked for while weights were being published: it would span two versions")
-        return await self.engines(prompt, n, stage=stage, seed=seed)
+        return await self.engine(prompt, n, stage=stage, seed=seed)
 
     async def publish(self, export: Export, version: int) -> None:
         """Write a version atomically and have every server load it; returns when all report it, else RunError."""
-        if flying := sum(self.engines.flying):
-            raise RunError(f"{flying} rollouts are under way: weights are published between steps")
+        if in_flight := sum(server.in_flight for server in self.engine.servers):
+            raise RunError(f"{in_flight} rollouts are under way: weights are published between steps")
         if version == self.version:
             return
         self.publishing = True
         try:
             target = written(export, self.folder, version)
-            found = await asyncio.gather(*(server.load(target) for server in self.servers), return_exceptions=True)
+            found = await asyncio.gather(*(weights.load(target) for weights in self.weights), return_exceptions=True)
             for error in found:
                 if error is not None:
                     raise error
             self.version = version
-            self.engines.homes.clear()  # the servers forgot their prefixes
+            self.engine.homes.clear()  # the servers forgot their prefixes
             for old in self.folder.iterdir():
                 if old != target:
                     shutil.rmtree(old, ignore_errors=True)
@@ -93,10 +93,10 @@ class VllmEngine:
             self.publishing = False
 
     async def close(self) -> None:
-        """Close the connections; the servers go on."""
-        for server in self.servers:
-            server.admin.wire.close()
-        await self.engines.close()
+        """Close the connections; the servers keep running."""
+        for weights in self.weights:
+            await weights.admin.client.close()
+        await self.engine.close()
 
 
 class Weights:
@@ -113,7 +113,7 @@ class Weights:
 
     async def load(self, target: Path) -> None:
         """Load a folder of weights while no request is being served, forget cached prefixes, and see that it is so."""
-        self.admin.wire.close()  # vLLM drops what was idle while the trainer computed
+        await self.admin.client.close()  # vLLM drops what was idle while the trainer computed
         await self.check()
         paused = await self.ask("POST", "/pause?mode=wait") is not None
         try:
@@ -161,7 +161,7 @@ class Weights:
         data = b"" if body is None else json.dumps(body).encode()
         try:
             async with asyncio.timeout(ROUTE_TIMEOUT_S):
-                answer = await self.admin.wire.send(method, path, self.admin.headers(), data)
+                answer = await self.admin.client.send(method, path, self.admin.headers(), data)
         except TimeoutError:
             reason = f"no answer within {ROUTE_TIMEOUT_S:.0f} s"
         except (Broken, Unreachable) as error:
@@ -200,7 +200,7 @@ def untie(folder: Path) -> None:
     """Write the output layer of a model that shares it with its embeddings.
 
     vLLM's CPU backend packs that layer when it starts and does not pack it again on a reload of tied weights, so the old
-    one would go on to be used (seen with 0.32: log-probabilities off by 1.5, KL 0.09).
+    one would still be used (seen with 0.32: log-probabilities off by 1.5, KL 0.09).
     """
     config = json.loads((folder / "config.json").read_text())
     file = folder / "model.safetensors"
@@ -244,7 +244,7 @@ async def served(python: str, model: Path, log: Path, arguments: Sequence[str] =
                 server.wait(LINGER_S)
             if server.poll() is None:
                 raise
-            raise RunError(f"{ended(server, log)}; then go on with --resume") from error
+            raise RunError(f"{ended(server, log)}; then --resume") from error
     finally:
         stop(server)
         watch.kill()  # after the server: killed in between, this process leaves nothing behind
@@ -269,16 +269,16 @@ def ended(server: subprocess.Popen[bytes], log: Path, when: str = "") -> str:
 async def healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     """Wait until the server answers; RunError with where to look when it ends first, or takes too long."""
     probe = Endpoint(f"http://127.0.0.1:{port}")
-    for _ in range(int(START_TIMEOUT_S)):
-        if server.poll() is not None:
-            raise RunError(ended(server, log, " before it was ready"))
-        try:
-            if (await probe.get("/health", 5)).status == 200:
-                probe.wire.close()
-                return
-        except UsageError:
-            pass
-        await asyncio.sleep(1)
+    try:
+        for _ in range(int(START_TIMEOUT_S)):
+            if server.poll() is not None:
+                raise RunError(ended(server, log, " before it was ready"))
+            with contextlib.suppress(UsageError):
+                if (await probe.get("/health", 5)).status == 200:
+                    return
+            await asyncio.sleep(1)
+    finally:
+        await probe.client.close()
     raise RunError(f"vLLM was not ready after {START_TIMEOUT_S:.0f} s; see {log}")
 
 

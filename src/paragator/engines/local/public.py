@@ -65,6 +65,21 @@ class Local:
         return facts(self.config)
 
     @property
+    def fingerprint(self) -> str:
+        """Tells this model's weights from others."""
+        return self.facts.fingerprint
+
+    def settings(self) -> dict[str, str]:
+        """The model and its prompts, as keys of the config."""
+        chat = self.facts.has_chat_template is not False
+        style = (
+            {"model.template": "chat", "task.style": "words"}
+            if chat
+            else {"model.template": "compact", "task.style": "compact"}
+        )
+        return {"model.path": self.config.path, "model.device": self.config.device, **style}
+
+    @property
     def context(self) -> int | None:
         """Most tokens of prompt and completion together; None while unknown: a hub's model tells once it is loaded."""
         engine = self._engine()

@@ -1,0 +1,192 @@
+"""HTTP to one server over aiohttp: whole answers, and every failure of the network in a few words.
+
+Nothing here knows of language models. aiohttp is imported with the first request, so a run without a server never loads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import socket
+import ssl
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from paragator.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+MOST_BYTES = 2**30
+"""A longer answer is not read to its end."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+Headers = Sequence[tuple[str, str]]
+
+
+class Broken(Exception):
+    """The connection ended, or what came over it is no HTTP, before the answer was whole."""
+
+
+class Unreachable(Exception):
+    """No connection could be made."""
+
+
+class Secret(str):
+    """A text that does not show itself in a traceback or a repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer; header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes = field(repr=False)
+
+
+class Client:
+    """Requests to the server of `url`, each on a connection of its own; finished ones are used again.
+
+    Proxies come from the environment, as for curl (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY); this machine is always
+    reached directly. A cancelled request closes its connection at once. Redirects are answers like others. It can be used
+    in one event loop after another: each has its own connections.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._sessions: dict[asyncio.AbstractEventLoop, ClientSession] = {}
+        self.url = urlsplit(url)
+        self.tls = ssl.create_default_context() if self.url.scheme == "https" else None
+        self.proxy = proxy_for(self.url)
+
+    async def send(self, method: str, path: str, headers: Headers, body: bytes = b"") -> Answer:
+        """One request; Broken or Unreachable when no whole answer came."""
+        from aiohttp import ClientError
+
+        session = self._sessions.get(asyncio.get_running_loop()) or await self._open()
+        try:
+            return await self._exchange(session, method, path, headers, body)
+        except (ClientError, OSError) as error:
+            failure = failure_of(error)
+        raise failure  # outside the block: aiohttp's error holds the request's headers, and so the key
+
+    async def close(self) -> None:
+        """Close the connections of this event loop, and forget those of loops that have ended."""
+        running = asyncio.get_running_loop()
+        for loop in [loop for loop in self._sessions if loop is running or loop.is_closed()]:
+            await self._sessions.pop(loop).close()
+
+    async def _open(self) -> ClientSession:
+        from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
+
+        await self.close()
+        session = ClientSession(
+            connector=TCPConnector(limit=0, ssl=self.tls or True),
+            cookie_jar=DummyCookieJar(),
+            timeout=ClientTimeout(total=None, sock_connect=None),
+        )
+        self._sessions[asyncio.get_running_loop()] = session
+        return session
+
+    async def _exchange(self, session: ClientSession, method: str, path: str, headers: Headers, body: bytes) -> Answer:
+        url, proxy = f"{self.url.scheme}://{self.url.netloc}{path}", None
+        sent, to_proxy = dict(headers), None
+        if self.proxy is not None:
+            proxy, to_proxy = f"{self.proxy.scheme}://{self.proxy.netloc.rpartition('@')[2]}", self._proxy_headers()
+            if self.tls is None:
+                sent |= to_proxy
+        async with session.request(
+            method, url, data=body, headers=sent, allow_redirects=False, proxy=proxy, proxy_headers=to_proxy
+        ) as response:
+            parts, size = [], 0
+            async for part in response.content.iter_any():
+                parts.append(part)
+                size += len(part)
+                if size > MOST_BYTES:
+                    response.close()
+                    raise Broken(f"the answer is longer than {MOST_BYTES} bytes")
+            found = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status, found, b"".join(parts))
+
+    def _proxy_headers(self) -> dict[str, str]:
+        if self.proxy is None or self.proxy.username is None:
+            return {}
+        word = f"{unquote(self.proxy.username)}:{unquote(self.proxy.password or '')}"
+        return {"proxy-authorization": Secret(f"Basic {base64.b64encode(word.encode()).decode()}")}
+
+    def __del__(self) -> None:
+        """Keep aiohttp from complaining about sessions whose loop ended before anybody closed them."""
+        for loop, session in self._sessions.items():
+            if loop.is_closed():
+                closing = session.close()
+                with suppress(StopIteration):
+                    for _ in range(9):  # it has nothing to wait for, and ends
+                        closing.send(None)
+
+
+def proxy_for(url: SplitResult) -> SplitResult | None:
+    """The environment's proxy for a URL, if any; UsageError for one of a kind that is not supported."""
+    host = url.hostname or ""
+    if host in LOOPBACK or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    found = proxies.get(url.scheme) or proxies.get("all")
+    if not found:
+        return None
+    proxy = urlsplit(found if "://" in found else f"http://{found}")
+    if proxy.scheme not in ("http", "https") or not proxy.hostname:
+        raise UsageError(
+            f"the environment names a {proxy.scheme}:// proxy for {host}, which is not supported; "
+            f"set {url.scheme.upper()}_PROXY to one with http://, or add {host} to NO_PROXY"
+        )
+    return proxy
+
+
+def failure_of(error: BaseException) -> Exception:
+    """Broken or Unreachable with the reason in words; UsageError where no more files can be opened."""
+    from aiohttp import ClientConnectorError, ClientHttpProxyError
+
+    if isinstance(error, ClientHttpProxyError):
+        return Unreachable(f"the proxy refused to connect (http {error.status})")
+    if not isinstance(error, ClientConnectorError):
+        return Broken(why(error))
+    cause = getattr(error, "certificate_error", error.os_error)
+    if cause.errno in (errno.EMFILE, errno.ENFILE) or f"[Errno {errno.EMFILE}]" in str(cause):
+        return UsageError("too many open files: lower engine.max_in_flight, or raise the limit with ulimit -n")
+    return Unreachable(why(cause))
+
+
+def why(error: BaseException) -> str:
+    """An error of the network in a few words."""
+    from aiohttp import ClientPayloadError, ClientResponseError, ServerDisconnectedError
+
+    text = str(error)
+    if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in text:
+        return "connection refused"
+    if isinstance(error, socket.gaierror):
+        return "unknown host"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate cannot be trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return "it does not speak TLS; try http:// instead of https://"
+    if isinstance(error, ClientPayloadError) and "decode" in text:
+        return "broken answer: its content-encoding cannot be decoded"
+    if isinstance(error, ClientPayloadError | ServerDisconnectedError):
+        return "the connection ended before the answer"
+    if isinstance(error, ClientResponseError):
+        return f"broken answer: {' '.join(error.message.split())}"
+    if isinstance(error, ConnectionError):
+        return "connection reset"
+    if isinstance(error, OSError):
+        return (error.strerror or text or "connection failed").lower()
+    return f"broken answer: {text}"
