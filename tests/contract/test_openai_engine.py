@@ -27,7 +27,7 @@ from paragator.engines.http.openai import JudgeEngine, Limits, OpenAI, Prices
 from paragator.engines.http.server import seed_of
 from paragator.engines.journal import Journal, Stopped
 from paragator.engines.sampling import Sampling
-from paragator.runs.resolve import environment_key, read_key
+from paragator.runs.servers import environment_key, read_key
 from servers import FAULTS, Server, boxed_digit, running
 
 KEY = "sk-very-secret-123"
