@@ -22,9 +22,6 @@ AT_ONCE = 64
 
 async def sample(config: Config, output: Path, count: int, *, events: Events | None = None) -> dict[str, object]:
     """Sample what `output` lacks of `count` training problems; its records carry the model's fingerprint."""
-    from paragator.engines.local.compute import computed
-    from paragator.engines.local.loading import load_model
-
     events = events or Events()
     if count < 1:
         raise UsageError(f"count = {count}: at least 1 is needed")
@@ -37,8 +34,7 @@ async def sample(config: Config, output: Path, count: int, *, events: Events | N
             raise UsageError(f"--output {output} holds candidates of another model; delete it or choose another file")
         done.add(record.trace.problem.id)
     problems = resolved.task.problems("train", count, config.seed)
-    model, tokenizer = await computed(load_model, config.model)
-    engine = connect.local_engine(config, model, tokenizer)
+    engine = await connect.loaded(config)
     resolve.check_prompts(config, problems, engine)
     missing = [p for p in problems if p.id not in done]
     scaffold = Scaffold(Plan.sampling(config.rollout.candidates), config.model.templates(), seed=config.seed)
