@@ -43,10 +43,11 @@ def child(problems: int, forever: bool) -> None:
     from paragator.config import Config
     from paragator.engines.local.compute import computed_now, set_threads
     from paragator.engines.local.loading import load_model
-    from paragator.runs import resolve
+    from paragator.runs import connect, resolve
     from paragator.settings import load
-    from paragator.tasks import load as load_task
+    from paragator.tasks import load_task
     from paragator.training.policy import Policy
+    from paragator.training.recipe import Recipe
     from paragator.training.step import step
 
     words = ["--train.problems", str(problems), "--optimizer.lr", "1e-9", "--model.device", "cpu"]
@@ -55,14 +56,14 @@ def child(problems: int, forever: bool) -> None:
     model, tokenizer = computed_now(load_model, config.model)
     task = load_task(config.task)
     chosen = task.problems("train", problems, 0)
-    policy = computed_now(Policy, model, tokenizer, config)
-    engine = resolve.build_engine(config, model, tokenizer, autocast=policy.accelerator.autocast)
+    policy = computed_now(Policy.from_config, model, tokenizer, config)
+    engine = connect.local_engine(config, model, tokenizer, autocast=policy.accelerator.autocast)
     set_threads(THREADS)
-    packer = resolve.build_packer(config, engine)
+    recipe = Recipe.from_config(config, resolve.build_packer(config, engine))
 
     def once() -> dict[str, float]:
         start, cpu = time.perf_counter(), time.process_time()
-        found = asyncio.run(step(1, chosen, engine, task, policy, packer, config)).metrics
+        found = asyncio.run(step(1, chosen, engine, task, policy, recipe)).metrics
         seconds = {"seconds": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
         return seconds | {"loss": found["loss"], "tokens": found["tokens"]}
 

@@ -89,7 +89,7 @@ def policy_of(model: Any, more: dict[str, Any] | None = None, lora: int = 0) -> 
         "model": {"lora_rank": lora},
         "optimizer": {"lr": 1e-6, "warmup_steps": 0, "betas": (0.9, 0.999)},
     }
-    return Policy(model, None, validate(Config, settings))
+    return Policy.from_config(model, None, validate(Config, settings))
 
 
 def wait() -> None:

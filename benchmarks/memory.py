@@ -116,7 +116,7 @@ def measure(name: str) -> dict[str, Any]:
         rng = random.Random(0)
         ids = [tuple(rng.randrange(vocabulary) for _ in range(part)) for _ in range(5)]
         branches = tuple(Branch(chosen, (-1.0,) * part, 0.001) for chosen in ids[1:])
-        policy = Policy(model, None, config)
+        policy = Policy.from_config(model, None, config)
         for step in (1, 2):
             policy.update([Tree("generate", ids[0], branches)] * groups, step, {"generate": 0.001})
 

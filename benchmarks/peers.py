@@ -143,7 +143,7 @@ def padded_backward(
         real = inputs["completion_mask"].bool()
         chosen = -functional.cross_entropy(logits[real].float(), inputs["completion_ids"][real], reduction="none")
         credit = (inputs["advantages"] * constant)[:, None].expand(real.shape)[real]
-        loss, _ = objective.loss(chosen, chosen.detach(), credit)
+        loss, _ = objective.loss(chosen, chosen.detach(), credit, objective.LossSettings())
         loss.backward()
         total += float(loss.detach())
     return total

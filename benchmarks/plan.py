@@ -144,11 +144,12 @@ class Bench:
         from paragator.engines.local.compute import computed_now
         from paragator.runs import connect, resolve
         from paragator.training.policy import Policy
+        from paragator.training.recipe import Recipe
         from paragator.training.step import step
 
-        policy = computed_now(Policy, self.model, self.tokenizer, config)
+        policy = computed_now(Policy.from_config, self.model, self.tokenizer, config)
         engine = connect.local_engine(config, self.model, self.tokenizer)
-        packer = resolve.build_packer(config, engine)
+        recipe = Recipe.from_config(config, resolve.build_packer(config, engine))
         seen: dict[str, list[int]] = {"problem": [], "generate": [], "aggregate": []}
         signal = {"generate": 0, "aggregate": 0}
         update, metrics = policy.update, []
@@ -166,7 +167,7 @@ class Bench:
                 seen = {name: [] for name in seen}
             chosen = [self.problems[(self.number * count + i) % len(self.problems)] for i in range(count)]
             self.number += 1
-            found = asyncio.run(step(self.number, chosen, engine, self.task, policy, packer, config))
+            found = asyncio.run(step(self.number, chosen, engine, self.task, policy, recipe))
             metrics.append(found.metrics)
             for record in found.records:
                 for groups in record.trace.rounds:
@@ -268,7 +269,7 @@ class Bench:
         from paragator.training.rows import Branch, Tree
 
         small = config.model_copy(update={"train": config.train.model_copy(update={"batch_tokens": 64})})
-        policy = computed_now(Policy, self.model, self.tokenizer, small)
+        policy = computed_now(Policy.from_config, self.model, self.tokenizer, small)
         tree = Tree("generate", (3,) * 4, (Branch((5,) * 36, (-1.0,) * 36, 1e-6),))
 
         def update(trees: int) -> float:

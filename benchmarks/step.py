@@ -36,9 +36,11 @@ from paragator.engines.local.transformers import TransformersEngine
 from paragator.engines.sampling import Sampling
 from paragator.settings import validate
 from paragator.tasks import Task
-from paragator.training import step as training
+from paragator.training.credited import credited
 from paragator.training.policy import Policy
+from paragator.training.recipe import Recipe
 from paragator.training.rows import Tree
+from paragator.training.step import step
 
 NO_TOKEN = 2**40
 HELD = (
@@ -82,7 +84,7 @@ class Ours:
         self.problems = problems
         row = 2 * size.prompt + (size.pool_size + size.candidates + 1) * (size.max_tokens + 8)
         stage = {"max_tokens": size.max_tokens}
-        self.config: Config = validate(
+        config: Config = validate(
             Config,
             {
                 "method": {"name": "online_multitask"},
@@ -98,7 +100,8 @@ class Ours:
                 "optimizer": {"lr": 1e-6, "warmup_steps": 0, "betas": (0.9, 0.999)},
             },
         )
-        self.policy = Policy(model, tokenizer, self.config)
+        self.policy = Policy.from_config(model, tokenizer, config)
+        self.recipe = Recipe.from_config(config, Packer())
         sampling = Sampling(1.0, size.max_tokens)
         self.engine = TransformersEngine(model, tokenizer, sampling={"generate": sampling, "aggregate": sampling})
         self.engine.eos_ids = (NO_TOKEN,)
@@ -118,11 +121,11 @@ class Ours:
     def step(self) -> None:
         self.number += 1
         self.prompt_tokens = []
-        made = training.step(self.number, self.problems, self.sample, self.task, self.policy, Packer(), self.config)
+        made = step(self.number, self.problems, self.sample, self.task, self.policy, self.recipe)
         done = asyncio.run(made)
         self.parts.append({k: v for k, v in done.metrics.items() if k.startswith("seconds/")})
-        method = training.METHODS[self.config.method.name]
-        self.trees = [t for r in done.records for t in training.credited(r, method, self.config, len(self.problems))]
+        crediting, count = self.recipe.crediting, len(self.problems)
+        self.trees = [t for r in done.records for t in credited(r, crediting, count)]
 
 
 def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:

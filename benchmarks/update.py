@@ -123,7 +123,7 @@ def policy_of(model: Any, trees: list[Tree]) -> Policy:
     budget = max(2048, *(tree.num_tokens for tree in trees))
     train = {"batch_tokens": budget, "precision": "float32", "steps": 10**6}
     config = validate(Config, {"train": train, "optimizer": {"lr": 1e-6, "warmup_steps": 0, "betas": (0.9, 0.999)}})
-    return Policy(model, None, config)
+    return Policy.from_config(model, None, config)
 
 
 def ours_backward(policy: Policy, trees: list[Tree]) -> None:

@@ -26,6 +26,7 @@ from paragator.runs import connect, resolve
 from paragator.settings import load
 from paragator.tasks import grade_trace
 from paragator.training.policy import Policy
+from paragator.training.recipe import Recipe
 from paragator.training.step import step
 
 DISTANCES = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -55,7 +56,7 @@ async def probe(config: Config) -> None:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     model, tokenizer = await computed(loading.load_model, config.model)
-    policy = await computed(Policy, model, tokenizer, config)
+    policy = await computed(Policy.from_config, model, tokenizer, config)
     engine = connect.local_engine(config, policy.raw, tokenizer, autocast=policy.accelerator.autocast)
     held_out = checked.task.problems("held-out", PROBLEMS, 1)
     gradient: dict[str, torch.Tensor] = {}
@@ -65,7 +66,8 @@ async def probe(config: Config) -> None:
 
     policy.optimizer.step = kept  # the raw gradient, not the optimiser's update
     problems = checked.task.problems("train", config.train.problems, config.seed)
-    await step(1, problems, engine, checked.task, policy, resolve.build_packer(config, engine), config)
+    recipe = Recipe.from_config(config, resolve.build_packer(config, engine))
+    await step(1, problems, engine, checked.task, policy, recipe)
     begun = {name: p.detach().clone() for name, p in policy.tensors().items()}
     norm = sum(float(g.square().sum()) for g in gradient.values()) ** 0.5
     print(f"gradient's norm {norm:.4f}, {config.train.problems} problems by {config.rollout.candidates} candidates")

@@ -68,7 +68,7 @@ def main() -> int:
     rng = Random(f"{options.seed}:cold start")
     trees = [demonstration(p, config, tokenizer, rng, aggregation=i % 2 == 1) for i, p in enumerate(problems)]
     target = Path(config.model.path)
-    learn(Policy(model, tokenizer, config), trees[HELD_OUT:], trees[:HELD_OUT], target)
+    learn(Policy.from_config(model, tokenizer, config), trees[HELD_OUT:], trees[:HELD_OUT], target)
     print(f"{target}: {steps * BATCH} demonstrations")
     return 0
 

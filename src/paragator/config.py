@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from paragator.core.errors import UsageError
+from paragator.core.methods import CreditSettings, Method, method_named
 from paragator.core.prompts import BUILTIN, Templates
 from paragator.settings import Section
 
@@ -147,17 +149,8 @@ class JudgeConfig(Section):
 
 
 class MethodConfig(Section):
-    name: Literal[
-        "base",
-        "dr_grpo",
-        "offline_aggregation",
-        "online_aggregation",
-        "online_multitask",
-        "paragator",
-        "paragator_outcome",
-        "paragator_rounds",
-    ] = "paragator"
-    """Which method: see docs/algorithm.md."""
+    name: str = "paragator"
+    """Which method: a row of the table in docs/algorithm.md, or one that was registered."""
     k: int = Field(4, ge=1)
     """pass@k's k."""
     mean: Literal["subset", "reward"] = "subset"
@@ -165,9 +158,27 @@ class MethodConfig(Section):
     scale: Literal["none", "std"] = "none"
     """Divide credit by the group's standard deviation (plain GRPO); Dr.GRPO does not, nor pass@k of rewards other than 0 and 1."""
     recorded: str | None = None
-    """offline_aggregation: the file that `paragator sample` wrote from the initial model."""
+    """Offline methods: the file of candidates that `paragator sample` wrote from the initial model."""
     hard_share: float = Field(0.5, ge=0, le=1)
-    """offline_aggregation: share of pools whose majority is wrong; the rest are easy ones."""
+    """Offline methods: share of recorded pools whose majority is wrong; the rest are easy ones."""
+
+    @field_validator("name")
+    @classmethod
+    def known(cls, name: str) -> str:
+        try:
+            return method_named(name).name
+        except UsageError as error:
+            raise ValueError(f"method.name = {error}") from None
+
+    @property
+    def definition(self) -> Method:
+        """The method of that name."""
+        return method_named(self.name)
+
+    @property
+    def credit(self) -> CreditSettings:
+        """What credit functions take of this section."""
+        return CreditSettings(self.k, self.mean, "std" if self.scale == "std" else None)
 
 
 class StageConfig(Section):
@@ -289,11 +300,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Config:
-        if self.method.k >= self.rollout.candidates and self.method.name in ("paragator", "paragator_rounds"):
-            raise ValueError(
-                f"method.k = {self.method.k} must be below rollout.candidates = {self.rollout.candidates}: "
-                "with k >= N every pass@k credit is zero; lower k or sample more"
-            )
         if self.rollout.pool_size > self.rollout.candidates:
             raise ValueError(
                 f"rollout.pool_size = {self.rollout.pool_size} is above rollout.candidates = {self.rollout.candidates}"
@@ -302,20 +308,20 @@ class Config(Section):
             raise ValueError(
                 f"rollout.pools = {self.rollout.pools} does not divide rollout.candidates = {self.rollout.candidates}"
             )
-        if self.method.name == "paragator_outcome" and self.rollout.pools == 1:
-            raise ValueError(
-                "rollout.pools = 1: paragator_outcome compares candidates by the pools that hold them; use several"
-            )
+        refusal = self.method.definition.refusal(
+            k=self.method.k,
+            candidates=self.rollout.candidates,
+            pools=self.rollout.pools,
+            recorded=self.method.recorded is not None,
+        )
+        if refusal:
+            raise ValueError(refusal)
         if self.eval.rounds and self.eval.pool_size > self.eval.candidates:
             raise ValueError(
                 f"eval.pool_size = {self.eval.pool_size} is above eval.candidates = {self.eval.candidates}"
             )
         if self.eval.candidates % self.eval.pools:
             raise ValueError(f"eval.pools = {self.eval.pools} does not divide eval.candidates = {self.eval.candidates}")
-        if self.method.name == "offline_aggregation" and self.method.recorded is None:
-            raise ValueError(
-                "method.recorded is not set: offline_aggregation needs the file that `paragator sample` wrote"
-            )
         return self
 
     @property

@@ -47,7 +47,7 @@ def test_gradients_are_those_without(kind: str) -> None:
     found = []
     for on in (False, True):
         settings = {"model": {"gradient_checkpointing": on}, "train": {"precision": "float32"}}
-        policy = Policy(copy.deepcopy(model), None, validate(Config, settings))
+        policy = Policy.from_config(copy.deepcopy(model), None, validate(Config, settings))
         layers: list[int] = []
         policy.raw.model.layers[0].mlp.register_forward_pre_hook(lambda *_: layers.append(1))  # noqa: B023
         log_probs(policy.model, collate(pack(TREES, 100)[0])).sum().backward()

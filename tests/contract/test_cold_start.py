@@ -36,7 +36,7 @@ def test_it_learns_and_writes_a_model(
     config = load(Config, None, ["--train.precision=float32", "--train.steps=20", "--optimizer.lr=0.01"])
     branch = Branch((6, 7, 2), (0.0,) * 3, 1 / script.BATCH)
     trees = [Tree(stage, (1, 4, 5), (branch,)) for _ in range(10 * script.BATCH) for stage in ("generate", "aggregate")]
-    script.learn(Policy(model, tokenizer, config), trees, trees[:2], tmp_path / "model")
+    script.learn(Policy.from_config(model, tokenizer, config), trees, trees[:2], tmp_path / "model")
     said = [line.split("nats a token: generate ")[1] for line in capsys.readouterr().out.splitlines() if "nats" in line]
     losses = [float(line.split(",")[0]) for line in said]
     assert len(losses) == 2 and losses[1] < losses[0] < 1

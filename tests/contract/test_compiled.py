@@ -74,7 +74,7 @@ def joint_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 def updated(model: Any, *flags: str, graphs: list[Any] | None = None) -> tuple[Any, list[dict[str, float]]]:
     """The policy and its statistics after a step on each of WORK; further `graphs` are found in the first one only."""
-    policy = Policy(model, None, configured(*flags))
+    policy = Policy.from_config(model, None, configured(*flags))
     told = [policy.update(WORK[0], 1, {})]
     before = list(graphs or ())
     told += [policy.update(trees, step, {}) for step, trees in enumerate(WORK[1:], 2)]
@@ -135,7 +135,7 @@ def test_the_compilers_backward_pass(joint_graphs: list[Any], more: tuple[str, .
 
 
 def test_the_reference_is_compiled_as_the_policy_is(graphs: list[Any]) -> None:
-    policy = Policy(toy(), None, configured("--train.kl=0.1", "--train.compile=true"))
+    policy = Policy.from_config(toy(), None, configured("--train.kl=0.1", "--train.compile=true"))
     for model in (policy.raw, policy.reference):
         assert all(compiled.is_ours(layer) for layer in model.model.layers)
 
@@ -148,7 +148,7 @@ def test_a_copy_of_the_model_has_layers_of_its_own(graphs: list[Any]) -> None:
 
 
 def test_nothing_is_compiled_unasked(graphs: list[Any]) -> None:
-    policy = Policy(toy(), None, configured())
+    policy = Policy.from_config(toy(), None, configured())
     assert not any(compiled.is_ours(layer) for layer in policy.raw.model.layers) and not graphs
 
 
@@ -160,7 +160,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UsageError, match=r"train.compile = true: no C\+\+ compiler: install a C\+\+ compiler, or set it to false$"
     ):
-        Policy(toy(), None, configured("--train.compile=true"))
+        Policy.from_config(toy(), None, configured("--train.compile=true"))
 
 
 def test_without_layers(graphs: list[Any]) -> None:

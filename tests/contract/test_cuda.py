@@ -161,7 +161,7 @@ def test_an_update_moves_the_weights_as_on_the_cpu(tmp_path: Path) -> None:
     for device in ("cuda", "cpu"):
         model, tokenizer = embedded(device)
         before = torch.cat([p.detach().cpu().flatten() for p in model.parameters()])
-        told = Policy(model, tokenizer, config_of(tmp_path)).update(TREES_OF_WORDS, 1, {})
+        told = Policy.from_config(model, tokenizer, config_of(tmp_path)).update(TREES_OF_WORDS, 1, {})
         moved.append((torch.cat([p.detach().cpu().flatten() for p in model.parameters()]) - before, told))
     assert moved[0][1]["grad_norm"] == pytest.approx(moved[1][1]["grad_norm"], rel=1e-3)
     assert relative(moved[0][0], moved[1][0]) < 0.05  # Adam's first step is the gradient's sign
@@ -182,7 +182,7 @@ def test_checkpointing_and_bfloat16_update(tmp_path: Path) -> None:
         model, tokenizer = embedded("cuda")
         config = config_of(tmp_path, precision="bfloat16")
         config = config.model_copy(update={"model": ModelConfig(gradient_checkpointing=checkpointed)})
-        policy = Policy(model, tokenizer, config)
+        policy = Policy.from_config(model, tokenizer, config)
         norms.append(policy.update(TREES_OF_WORDS, 1, {})["grad_norm"])
         policy.save(tmp_path / f"step_{checkpointed:d}", {})
         policy.restore(tmp_path / f"step_{checkpointed:d}")
@@ -199,7 +199,7 @@ def test_compiled_layers(tmp_path: Path, checkpointed: bool, rank: int, monkeypa
         torch.manual_seed(0)
         model, tokenizer = load_model(ModelConfig(device="cuda", lora_rank=rank))
         more = {"model": ModelConfig(gradient_checkpointing=checkpointed, lora_rank=rank)}
-        policy = Policy(
+        policy = Policy.from_config(
             model, tokenizer, config_of(tmp_path, precision="bfloat16", compile=wanted).model_copy(update=more)
         )
         before = torch._dynamo.utils.counters["stats"]["unique_graphs"]

@@ -12,7 +12,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from paragator.core.errors import UsageError  # noqa: E402
-from paragator.training.objective import k3, loss, merge  # noqa: E402
+from paragator.training.objective import LossSettings, k3, loss, merge  # noqa: E402
 from paragator.training.packed import collate, log_probs  # noqa: E402
 from paragator.training.rows import Branch, Tree, pack  # noqa: E402
 
@@ -164,9 +164,8 @@ def test_whole_loss_and_its_slope_equal_numpy_in_float64() -> None:
         new,
         batch.sampled_logprobs,
         batch.credit,
+        LossSettings(clip_low=0.1, clip_high=0.2),
         old_logprobs=batch.sampled_logprobs,
-        clip_low=0.1,
-        clip_high=0.2,
         reference_logprobs=reference,
         kl_weight=0.03,
     )
@@ -183,11 +182,12 @@ def test_whole_loss_and_its_slope_equal_numpy_in_float64() -> None:
 NEW = torch.tensor([-1.0, -2.0, -0.5, -3.0])
 SAMPLED = torch.tensor([-1.1, -1.0, -0.5, -3.5])
 CREDIT = torch.tensor([0.5, 0.5, -0.25, -0.25])
+PLAIN, CAPPED = LossSettings(), LossSettings(weight_cap=1.2)
 
 
-def slope(**options: Any) -> tuple[list[float], dict[str, float]]:
+def slope(settings: LossSettings = PLAIN, **options: Any) -> tuple[list[float], dict[str, float]]:
     new = NEW.clone().requires_grad_()
-    total, stats = loss(new, SAMPLED, CREDIT, **options)
+    total, stats = loss(new, SAMPLED, CREDIT, settings, **options)
     total.backward()
     return new.grad.tolist(), stats  # type: ignore[union-attr]
 
@@ -200,48 +200,48 @@ def test_on_policy_step_is_minus_credit_per_token() -> None:
 
 
 def test_truncated_importance_sampling_scales_the_slope() -> None:
-    grad, stats = slope(truncate=1.2)
+    grad, stats = slope(CAPPED)
     weight = (NEW - SAMPLED).exp().clamp(max=1.2)
     assert grad == pytest.approx((-CREDIT * weight).tolist())
     assert stats["truncated"] == 0.25 and stats["weight"] == pytest.approx(weight.mean().item())
 
 
 def test_old_equal_to_sampled_is_corrected_by_the_ratio_alone() -> None:
-    assert slope(old_logprobs=SAMPLED, truncate=2.0)[0] == slope(old_logprobs=SAMPLED)[0]
+    assert slope(LossSettings(weight_cap=2.0), old_logprobs=SAMPLED)[0] == slope(old_logprobs=SAMPLED)[0]
 
 
 def test_clipping_cuts_only_moves_that_went_too_far() -> None:
-    grad, stats = slope(old_logprobs=SAMPLED, clip_low=0.2, clip_high=0.2)
+    grad, stats = slope(LossSettings(0.2, 0.2), old_logprobs=SAMPLED)
     ratio = (NEW - SAMPLED).exp()  # 1.105, 0.368, 1, 1.649
     assert grad == pytest.approx((-CREDIT * ratio).tolist())
     flipped = NEW.clone().requires_grad_()
-    total, stats = loss(flipped, SAMPLED, -CREDIT, old_logprobs=SAMPLED)
+    total, stats = loss(flipped, SAMPLED, -CREDIT, PLAIN, old_logprobs=SAMPLED)
     total.backward()
     assert flipped.grad is not None and flipped.grad[[1, 3]].tolist() == [0.0, 0.0] and stats["clipped"] == 0.5
 
 
 def test_no_credit_and_no_tokens_change_nothing() -> None:
     new = NEW.clone().requires_grad_()
-    loss(new, SAMPLED, torch.zeros(4))[0].backward()
+    loss(new, SAMPLED, torch.zeros(4), PLAIN)[0].backward()
     assert new.grad is not None and not new.grad.any()
     empty = torch.zeros(0)
-    total, stats = loss(empty, empty, empty)
+    total, stats = loss(empty, empty, empty, PLAIN)
     assert total.item() == 0 and stats["tokens"] == 0 and all(math.isfinite(v) for v in stats.values())
 
 
 def test_any_split_into_micro_batches_is_the_same_loss() -> None:
     options: dict[str, Any] = {"reference_logprobs": SAMPLED, "kl_weight": torch.tensor([0.1, 0.1, 0.2, 0.2])}
-    whole, stats = loss(NEW, SAMPLED, CREDIT, truncate=1.2, **options)
+    whole, stats = loss(NEW, SAMPLED, CREDIT, CAPPED, **options)
     parts = []
     for cut in (slice(0, 1), slice(1, 4)):
         some = {k: v[cut] for k, v in options.items()}
-        parts.append(loss(NEW[cut], SAMPLED[cut], CREDIT[cut], truncate=1.2, **some))
+        parts.append(loss(NEW[cut], SAMPLED[cut], CREDIT[cut], CAPPED, **some))
     assert sum(p[0].item() for p in parts) == pytest.approx(whole.item())
     assert merge([p[1] for p in parts]) == pytest.approx(stats)
 
 
 def test_wrong_options_are_errors() -> None:
-    with pytest.raises(UsageError, match="truncate = 0"):
-        loss(NEW, SAMPLED, CREDIT, truncate=0.0)
+    with pytest.raises(UsageError, match="weight_cap = 0"):
+        LossSettings(weight_cap=0.0)
     with pytest.raises(UsageError, match=r"clip_low = 1\.5"):
-        loss(NEW, SAMPLED, CREDIT, clip_low=1.5)
+        LossSettings(clip_low=1.5)

@@ -14,7 +14,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.config import Config
 from paragator.core import credit
-from paragator.core.methods import METHODS
+from paragator.core.errors import UsageError
+from paragator.core.methods import METHODS, Method
 from paragator.core.packing import Packer
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.engines.local.loading import add_lora
@@ -23,10 +24,13 @@ from paragator.settings import load
 from paragator.tasks import Task
 from paragator.training import packed
 from paragator.training import policy as policy_module
+from paragator.training.credited import constant, credited
 from paragator.training.loop import choose
 from paragator.training.policy import Policy, as_begun
+from paragator.training.recipe import Crediting, Recipe, Schedule
 from paragator.training.rows import Branch, Tree, pack
-from paragator.training.step import Step, Timeline, constant, credited, step
+from paragator.training.step import Step, step
+from paragator.training.telemetry import Timeline
 
 BASE = (
     "--rollout.candidates=4", "--rollout.pool_size=2", "--method.k=2", "--train.precision=float32",
@@ -63,17 +67,23 @@ def graded(rewards: list[list[float | None]], finish: Any = "stop") -> Graded:
 MIXED = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
 
 
+def crediting(config: Config, name: str | None = None) -> Crediting:
+    """How a config credits, by another method than its own where one is named."""
+    made = Crediting.from_config(config)
+    return replace(made, method=METHODS[name]) if name else made
+
+
 def credits(record: Graded, config: Config, name: str | None = None) -> dict[str, list[float]]:
     """Each stage's credit, the constant taken out again."""
-    trees = credited(record, METHODS[name or config.method.name], config, 1)
-    return {t.stage: [b.credit / constant(t.stage, config, 1) for b in t.branches] for t in trees}
+    how = crediting(config, name)
+    return {t.stage: [b.credit / constant(t.stage, how, 1) for b in t.branches] for t in credited(record, how, 1)}
 
 
 # ---- credited: from a record to trees --------------------------------------------------------------------------------
 
 
 def test_trees_hold_the_ids_and_log_probs_as_sampled() -> None:
-    trees = credited(graded(MIXED), METHODS["paragator"], configured(), 1)
+    trees = credited(graded(MIXED), crediting(configured(), "paragator"), 1)
     assert [t.stage for t in trees] == ["generate", "aggregate"]
     for tree in trees:
         assert tree.prompt_ids == (1, 4, 5)
@@ -87,7 +97,7 @@ def test_credit_is_the_scheme_times_weight_and_constant() -> None:
     found = credits(graded(MIXED), config)
     assert found["generate"] == pytest.approx([0.5, -1 / 6, -1 / 6, -1 / 6])  # N = 4, k = 2, n = 3
     assert found["aggregate"] == pytest.approx([0.5, 0.5, -0.5, -0.5])
-    assert constant("generate", config, 3) == pytest.approx(1 / (12 * 3 * 4))
+    assert constant("generate", crediting(config), 3) == pytest.approx(1 / (12 * 3 * 4))
 
 
 @pytest.mark.parametrize(("stage", "other"), [("generate", "aggregate"), ("aggregate", "generate")])
@@ -149,8 +159,8 @@ def test_an_aggregation_that_others_will_see_has_a_candidates_credit() -> None:
     record = graded(MIXED)
     rounds = (*record.trace.rounds, record.trace.rounds[1])
     record = Graded(replace(record.trace, rounds=rounds), (*record.grades, record.grades[1]))
-    trees = credited(record, METHODS["paragator_rounds"], configured("--method.k=2"), 1)
-    found = [[b.credit / constant(t.stage, configured(), 1) for b in t.branches] for t in trees]
+    trees = credited(record, crediting(configured("--method.k=2"), "paragator_rounds"), 1)
+    found = [[b.credit / constant(t.stage, crediting(configured()), 1) for b in t.branches] for t in trees]
     assert found[1] == pytest.approx(credit.pass_at_k([1.0, 1.0, 0.0, 0.0], 2))
     assert found[2] == pytest.approx([0.5, 0.5, -0.5, -0.5])
 
@@ -179,7 +189,7 @@ def test_unscored_and_failed_rollouts_leave_the_group() -> None:
 @pytest.mark.parametrize("rewards", [[0.0] * 4, [1.0] * 4, [1.0, 1.0, 1.0, 0.0], [None] * 4])
 def test_dead_groups_give_no_tree(rewards: list[float | None]) -> None:
     """All wrong, all right, fewer wrong ones than k, nothing scored."""
-    assert credited(graded([rewards]), METHODS["paragator"], configured(), 1) == []
+    assert credited(graded([rewards]), crediting(configured(), "paragator"), 1) == []
 
 
 def test_with_a_kl_dead_groups_are_kept_for_it() -> None:
@@ -192,17 +202,16 @@ def test_outputs_without_ids_are_not_trained_on() -> None:
     record = Graded(
         Trace(Problem("p", ""), Plan.sampling(2), 0, ((bare,),)), (((Grade("correct"), Grade("incorrect")),),)
     )
-    assert credited(record, METHODS["dr_grpo"], configured(), 1) == []
+    assert credited(record, crediting(configured(), "dr_grpo"), 1) == []
 
 
 def test_more_steps_change_nothing_of_those_before() -> None:
     """The first pass is in the task's order, so a run that is made longer has not seen what follows."""
     problems = [Problem(f"p{i}", "") for i in range(12)]
-    taken = [
-        [p.id for p in choose(problems[:n], step, configured("--train.problems=3"))] for n in (6, 12) for step in (1, 2)
-    ]
+    schedule = Schedule(steps=8, problems=3, checkpoint_every=20, seed=0)
+    taken = [[p.id for p in choose(problems[:n], step, schedule)] for n in (6, 12) for step in (1, 2)]
     assert taken[:2] == taken[2:] == [["p0", "p1", "p2"], ["p3", "p4", "p5"]]
-    again = [p.id for step in (5, 6, 7, 8) for p in choose(problems, step, configured("--train.problems=3"))]
+    again = [p.id for step in (5, 6, 7, 8) for p in choose(problems, step, schedule)]
     assert sorted(again) == sorted(p.id for p in problems) and again != [p.id for p in problems]
 
 
@@ -217,7 +226,7 @@ def weights(policy: Policy) -> dict[str, torch.Tensor]:
 
 
 def test_a_batch_without_signal_changes_nothing(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    policy = Policy(model, tokenizer, configured("--optimizer.weight_decay=0.1"))
+    policy = Policy.from_config(model, tokenizer, configured("--optimizer.weight_decay=0.1"))
     policy.update(TREES, 1, CONSTANTS)
     before, moments = weights(policy), str(policy.optimizer.state_dict())
     assert policy.update([], 2, CONSTANTS)["updated"] == 0
@@ -226,7 +235,7 @@ def test_a_batch_without_signal_changes_nothing(model: LlamaForCausalLM, tokeniz
 
 
 def test_a_batch_with_signal_moves_the_policy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    policy = Policy(model, tokenizer, configured())
+    policy = Policy.from_config(model, tokenizer, configured())
     before = weights(policy)
     stats = policy.update(TREES, 1, CONSTANTS)
     assert stats["updated"] == 1 and stats["grad_norm"] > 0 and stats["ratio"] == pytest.approx(1)
@@ -238,8 +247,8 @@ def test_a_second_update_is_clipped_against_the_policy_before_the_first(
 ) -> None:
     """Two updates on one batch are one update, and one by hand whose ratio is taken to where that began."""
     settings = ("--train.clip_low=0.05", "--train.clip_high=0.01", "--optimizer.max_grad_norm=100")
-    by_hand = Policy(copy.deepcopy(model), tokenizer, configured(*settings))
-    twice = Policy(model, tokenizer, configured(*settings, "--train.updates=2"))
+    by_hand = Policy.from_config(copy.deepcopy(model), tokenizer, configured(*settings))
+    twice = Policy.from_config(model, tokenizer, configured(*settings, "--train.updates=2"))
     (row,) = pack(TREES, 4096)
     batch = packed.collate(row)
     old = packed.log_probs(by_hand.model, batch, {"generate": 1.0, "aggregate": 1.0}).detach()
@@ -269,7 +278,7 @@ def test_an_update_in_bfloat16(
     Under adapters the frozen weights are in bfloat16 themselves.
     """
     monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 2 if many else 2**26)
-    policy = Policy(
+    policy = Policy.from_config(
         lora(model) if rank else model, tokenizer, configured("--train.precision=bfloat16", f"--model.lora_rank={rank}")
     )
     tree = Tree("generate", (4, 5), (Branch((6, 7), (-1.0, -1.0), 1.0), Branch((7,), (-1.0,), -1.0)))
@@ -286,7 +295,7 @@ def test_frozen_weights_are_kept_in_the_type_they_are_multiplied_in(
     found = []
     for cast in (policy_module.cast_frozen, lambda model: None):
         monkeypatch.setattr(policy_module, "cast_frozen", cast)
-        policy = Policy(lora(copy.deepcopy(model)), tokenizer, settings)
+        policy = Policy.from_config(lora(copy.deepcopy(model)), tokenizer, settings)
         policy.update(TREES, 1, CONSTANTS)
         stats = policy.update(TREES, 2, CONSTANTS)
         found.append((stats, policy.tensors()))
@@ -304,7 +313,7 @@ def test_frozen_weights_are_kept_in_the_type_they_are_multiplied_in(
 def test_a_precision_that_was_chosen_is_kept(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, flags: list[str]
 ) -> None:
-    Policy(model, tokenizer, configured("--train.precision=bfloat16")).save(
+    Policy.from_config(model, tokenizer, configured("--train.precision=bfloat16")).save(
         tmp_path / "checkpoints" / "step_3", {"step": 3}
     )
     assert as_begun(configured("--train.precision=auto", *flags), tmp_path).train.precision == (
@@ -317,19 +326,19 @@ def test_a_precision_that_was_chosen_is_kept(
 def test_kl_is_0_at_the_start_and_grows_as_the_policy_moves(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, adapters: bool
 ) -> None:
-    policy = Policy(lora(model) if adapters else model, tokenizer, configured("--train.kl=0.5"))
+    policy = Policy.from_config(lora(model) if adapters else model, tokenizer, configured("--train.kl=0.5"))
     assert (policy.reference is None) is adapters
     assert policy.update(TREES, 1, CONSTANTS)["kl"] == pytest.approx(0, abs=1e-10)
     moved = policy.update(TREES, 2, CONSTANTS)
     assert moved["kl"] > 1e-5
-    again = Policy(policy.raw, tokenizer, configured("--train.kl=0"))
+    again = Policy.from_config(policy.raw, tokenizer, configured("--train.kl=0"))
     without = again.update(TREES, 3, CONSTANTS)
     assert without["kl"] == 0
 
 
 def test_the_kl_enters_the_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Without credit the loss is the KL alone, and descending it brings the policy back."""
-    policy = Policy(model, tokenizer, configured("--train.kl=1", "--optimizer.lr=0.003"))
+    policy = Policy.from_config(model, tokenizer, configured("--train.kl=1", "--optimizer.lr=0.003"))
     for number in (1, 2, 3):
         policy.update(TREES, number, CONSTANTS)
     idle = [replace(t, branches=tuple(replace(b, credit=0.0) for b in t.branches)) for t in TREES]
@@ -341,7 +350,7 @@ def test_the_kl_enters_the_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTo
 def test_adapters_off_is_the_base_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     ids = torch.tensor([[1, 4, 5, 6]])
     base = model(ids).logits.detach().clone()
-    policy = Policy(lora(model), tokenizer, configured("--train.kl=0.1", "--model.lora_rank=2"))
+    policy = Policy.from_config(lora(model), tokenizer, configured("--train.kl=0.1", "--model.lora_rank=2"))
     policy.update(TREES, 1, CONSTANTS)
     policy.update(TREES, 2, CONSTANTS)
     with torch.no_grad():
@@ -354,7 +363,7 @@ def test_adapters_off_is_the_base_model(model: LlamaForCausalLM, tokenizer: PreT
 def test_a_checkpoint_restores_weights_and_moments(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    policy = Policy(model, tokenizer, configured())
+    policy = Policy.from_config(model, tokenizer, configured())
     policy.update(TREES, 1, CONSTANTS)
     policy.save(tmp_path / "step_1", {"step": 1})
     policy.update(TREES, 2, CONSTANTS)
@@ -381,18 +390,19 @@ class Spy(Policy):
 
     trees: tuple[Tree, ...] = ()
 
-    def update(self, trees: Any, step: int, kl_constants: dict[str, float]) -> dict[str, float]:
+    def update(self, trees: Any, step: int, kl_constants: Any) -> dict[str, float]:
         self.trees = tuple(trees)
         return super().update(trees, step, kl_constants)
 
 
-def take_step(policy: Policy, engine: Any, config: Config, pools: Any = None) -> Step:
-    return asyncio.run(step(1, PROBLEMS, engine, TASK, policy, Packer(), config, pools))
+def take_step(policy: Policy, engine: Any, config: Config, recorded: Any = None) -> Step:
+    recipe = Recipe.from_config(config, Packer(), recorded)
+    return asyncio.run(step(1, PROBLEMS, engine, TASK, policy, recipe))
 
 
 def test_training_consumes_exactly_what_was_sampled(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     engine, config = make_engine(), configured("--train.truncated=wrong", "--train.kl=0.01")
-    policy = Spy(engine.model, tokenizer, config)
+    policy = Spy.from_config(engine.model, tokenizer, config)
     result = take_step(policy, engine, config)
     groups = [g for r in result.records for row in r.trace.rounds for g in row]
     sampled = [(g.stage, g.prompt_ids, o.token_ids, o.logprobs) for g in groups for o in g.completions]
@@ -407,8 +417,8 @@ def test_training_consumes_exactly_what_was_sampled(make_engine: Any, tokenizer:
 
 def test_a_step_is_reproducible_and_reports_both_stages(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     engine, config = make_engine(), configured()
-    first = take_step(Spy(engine.model, tokenizer, configured("--optimizer.lr=1e-30")), engine, config)
-    second = take_step(Spy(engine.model, tokenizer, config), engine, config)
+    first = take_step(Spy.from_config(engine.model, tokenizer, configured("--optimizer.lr=1e-30")), engine, config)
+    second = take_step(Spy.from_config(engine.model, tokenizer, config), engine, config)
     assert first.records == second.records
     for name in ("reward", "truncated", "unscored", "failed", "zero_credit"):
         assert {f"generate/{name}", f"aggregate/{name}"} <= set(first.metrics)
@@ -436,7 +446,7 @@ def test_the_seconds_of_a_step_belong_to_one_part_each() -> None:
 
 def test_a_steps_parts_sum_to_its_seconds(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     engine, config = make_engine(), configured()
-    metrics = take_step(Spy(engine.model, tokenizer, config), engine, config).metrics
+    metrics = take_step(Spy.from_config(engine.model, tokenizer, config), engine, config).metrics
     parts = {key: value for key, value in metrics.items() if key.startswith("seconds/")}
     assert {"seconds/generate", "seconds/aggregate", "seconds/update"} <= set(parts)
     assert sum(parts.values()) == pytest.approx(metrics["seconds"])
@@ -446,7 +456,7 @@ def test_offline_pools_are_the_candidates(make_engine: Any, tokenizer: PreTraine
     engine = make_engine()
     config = configured("--method.name=offline_aggregation", "--method.recorded=recorded.jsonl")
     pools = {p.id: Group(Prompt("w0"), tuple(Completion(f"w{i}") for i in range(4))) for p in PROBLEMS}
-    policy = Spy(engine.model, tokenizer, config)
+    policy = Spy.from_config(engine.model, tokenizer, config)
     result = take_step(policy, engine, config, pools)
     for record in result.records:
         assert record.trace.rounds[0] == (pools[record.trace.problem.id],)
@@ -458,8 +468,42 @@ def test_offline_pools_are_the_candidates(make_engine: Any, tokenizer: PreTraine
 
 def test_without_updates_the_base_method_only_rolls_out(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     engine, config = make_engine(), configured("--method.name=base")
-    policy = Spy(engine.model, tokenizer, config)
+    policy = Spy.from_config(engine.model, tokenizer, config)
     before = weights(policy)
     result = take_step(policy, engine, config)
     assert policy.trees == () and result.metrics["updated"] == 0
     assert all(torch.equal(before[n], p) for n, p in policy.raw.named_parameters())
+
+
+# ---- a method of one's own -------------------------------------------------------------------------------------------
+
+
+def ranked(rewards: Any) -> list[float]:
+    """Only the first of the best gets credit; the others share what it costs."""
+    best = max(range(len(rewards)), key=lambda i: -1.0 if rewards[i] is None else rewards[i])
+    others = sum(r is not None for r in rewards) - 1
+    return [0.0 if r is None or not others else 1.0 if i == best else -1 / others for i, r in enumerate(rewards)]
+
+
+def test_a_credit_function_of_ones_own_trains(
+    make_engine: Any, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "ranked", Method("ranked", ranked, "pass@1"))
+    engine, config = make_engine(), configured("--method.name=ranked", "--train.truncated=wrong")
+    policy = Spy.from_config(engine.model, tokenizer, config)
+    before = weights(policy)
+    result = take_step(policy, engine, config)
+    assert result.metrics["updated"] == 1 and result.metrics["generate/zero_credit"] == 0
+    assert any(not torch.equal(before[n], p) for n, p in policy.raw.named_parameters())
+    scale = constant("generate", Crediting.from_config(config), len(PROBLEMS))
+    learnt = [[b.credit / scale for b in tree.branches] for tree in policy.trees if tree.stage == "generate"]
+    assert learnt == [pytest.approx(ranked(record.rewards(0))) for record in result.records]
+
+
+def test_a_wrong_credit_function_ends_the_step_in_one_line(
+    make_engine: Any, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "short", Method("short", lambda rewards: [1.0]))
+    engine, config = make_engine(), configured("--method.name=short")
+    with pytest.raises(UsageError, match="method 'short': its credit function gave 1 numbers for 4 rewards"):
+        take_step(Spy.from_config(engine.model, tokenizer, config), engine, config)

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from paragator.training.objective import loss
+from paragator.training.objective import LossSettings, loss
 from paragator.training.packed import collate, log_probs
 from paragator.training.rows import Branch, Tree, pack
 
@@ -134,6 +134,7 @@ def test_loss_and_gradient_equal_trl(tmp_path: Path, moved: bool, beta: float) -
         log_probs(model, batch),
         batch.sampled_logprobs,
         batch.credit,
+        LossSettings(),
         old_logprobs=batch.sampled_logprobs if moved else None,
         reference_logprobs=torch.full_like(batch.credit, -3.0) if beta else None,
         kl_weight=beta / (MAX_COMPLETION * 2 * ROLLOUTS),

@@ -43,7 +43,7 @@ def curve() -> list[dict[str, float]]:
     torch.manual_seed(0)
     config = Config.model_validate(CONFIG)
     model, tokenizer = loading.load_model(config.model)
-    policy = Policy(model, tokenizer, config)
+    policy = Policy.from_config(model, tokenizer, config)
     rows = []
     for step in range(1, STEPS + 1):
         found = policy.update(fixed_trees(step, model.config.vocab_size), step, {"generate": 0.01, "aggregate": 0.02})

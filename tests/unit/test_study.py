@@ -86,7 +86,9 @@ def test_recorded_candidates_are_shared_by_what_samples_them() -> None:
 BAD: dict[str, dict[str, Any]] = {
     "two cells are called paragator": {"cells": [{"method": "paragator"}, {"method": "paragator"}]},
     "reference = 'x' is not a cell; cells: paragator": {"reference": "x"},
-    "known: base, dr_grpo": {"cells": [{"method": "paragator"}, {"method": "grpo"}]},
+    "cell grpo: method = 'grpo' is not a method; did you mean dr_grpo": {
+        "cells": [{"method": "paragator"}, {"method": "grpo"}]
+    },
     r"primary.round = 3 is after the last of evaluation.rounds = 2": {"evaluation": {"rounds": 2}},
     r"evaluation.k = 8 needs as many evaluation.candidates, not 4": {
         "primary": {"measure": "maj_at_k"},

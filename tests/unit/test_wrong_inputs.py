@@ -86,7 +86,7 @@ OVERRIDES = {
     "not a number": ("--optimizer.lr fast", ["optimizer.lr = 'fast'", "should be a valid number"]),
     "not finite": ("--optimizer.lr nan", ["optimizer.lr = nan", "should be a finite number"]),
     "not one of the choices": ("--train.truncated keep", ["train.truncated = 'keep'", "'mask', 'drop' or 'wrong'"]),
-    "unknown method": ("--method.name grpo", ["method.name = 'grpo'", "'paragator'"]),
+    "unknown method": ("--method.name grpo", ["method.name = 'grpo' is not a method", "did you mean dr_grpo?"]),
     "negative steps": ("--train.steps -1", ["train.steps = -1", "greater than or equal to 0"]),
     "min above max": ("--task.min_value 9 --task.max_value 3", ["task.min_value = 9 is above task.max_value = 3"]),
     "a section as a value": ("--train 5", ["train = 5, but it is a section; set train.KEY"]),

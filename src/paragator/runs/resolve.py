@@ -13,7 +13,6 @@ from typing import Any
 from paragator import records
 from paragator.config import Config, EvalConfig, StageConfig
 from paragator.core.errors import DataError, UsageError
-from paragator.core.methods import METHODS
 from paragator.core.packing import Packer
 from paragator.core.scaffold import Scaffold
 from paragator.core.types import Group, Plan, Problem, Sample, Stage
@@ -113,10 +112,17 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 # ---- refusals ----
 
 
-def resolve(config: Config, *, training: bool, task: Task | None = None, engine: Sample | None = None) -> Resolved:
+def resolve(
+    config: Config,
+    *,
+    training: bool,
+    task: Task | None = None,
+    engine: Sample | None = None,
+    recorded: bool = True,
+) -> Resolved:
     """Refuse what cannot work, in one line each, without loading weights or drawing a problem.
 
-    `task` and `engine` replace those that the config names.
+    `task` and `engine` replace those that the config names. Without `recorded`, recorded candidates may be still to come.
     """
     if engine is None:
         check_engine(config, training)
@@ -141,8 +147,8 @@ def resolve(config: Config, *, training: bool, task: Task | None = None, engine:
         task = load_task(config.task)
         if config.task.name.endswith("jsonl"):  # the file of one's own, by either name
             task.problems("train" if training else "held-out", 1, config.seed)
-    recorded = read_recorded(config, known) if training else None
-    return Resolved(config, task, known, engine if engine is not None else engine_of(config, task), recorded)
+    found = read_recorded(config, known) if training and recorded else None
+    return Resolved(config, task, known, engine if engine is not None else engine_of(config, task), found)
 
 
 def engine_of(config: Config, task: Task) -> Any:
@@ -264,9 +270,9 @@ def read_recorded(config: Config, known: Facts) -> dict[str, tuple[Problem, Grou
     """Recorded candidates of this very model by problem id, easy and hard problems mixed as configured; None where the
     method samples its own. DataError for those of another model.
     """
-    if METHODS[config.method.name].source == "online" or config.method.recorded is None:
+    if config.method.definition.source == "online":
         return None
-    path, share = Path(config.method.recorded), config.method.hard_share
+    path, share = Path(str(config.method.recorded)), config.method.hard_share
     easy: list[records.Graded] = []
     hard: list[records.Graded] = []
     for record in records.read(path):

@@ -26,7 +26,7 @@ async def sample(config: Config, output: Path, count: int, *, events: Events | N
     if count < 1:
         raise UsageError(f"count = {count}: at least 1 is needed")
     check_output(output)
-    resolved = resolve.resolve(config, training=True)
+    resolved = resolve.resolve(config, training=True, recorded=False)
     fingerprint = resolved.facts.fingerprint
     done: set[str] = set()
     for record in records.read(output) if output.exists() else ():

@@ -84,12 +84,14 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
     from paragator.engines.local.compute import computed
     from paragator.engines.local.loading import load_model
     from paragator.report.page import write_report
+    from paragator.training.loop import Sampler
     from paragator.training.loop import train as train_steps
     from paragator.training.policy import Policy, as_begun
+    from paragator.training.recipe import Recipe
 
     config = as_begun(config, run_dir)
     model, tokenizer = await computed(load_model, config.model)
-    policy = await computed(Policy, model, tokenizer, config)
+    policy = await computed(Policy.from_config, model, tokenizer, config)
     size = sum(p.numel() for p in model.parameters())
     events.say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
     watched = Watched(config, policy, events)
@@ -110,18 +112,8 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
         if evaluating and not (run_dir / "checkpoints").exists():
             finished = await evaluated("eval_before")
         if finished:
-            finished = await train_steps(
-                config,
-                policy,
-                engine,
-                task,
-                packer,
-                data.problems,
-                pools=data.recorded,
-                publish=publish,
-                report=watched.on_step,
-                stop=watched.should_stop,
-            )
+            recipe, sampler = Recipe.from_config(config, packer, data.recorded), Sampler(engine, publish)
+            finished = await train_steps(run_dir, recipe, policy, sampler, task, data.problems, watched)
         if finished:
             await computed(policy.export, run_dir / "model")
             finished = not evaluating or await evaluated("eval_after")

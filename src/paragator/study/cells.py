@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from paragator.config import Config, EvalConfig, ModelConfig
 from paragator.core.errors import UsageError
-from paragator.core.methods import METHODS
+from paragator.core.methods import method_named
 from paragator.engines.local.loading import facts, folder_of
 from paragator.runs.folder import MAY_CHANGE, OWN_WEIGHTS, flat
 from paragator.settings import Section, validate
@@ -79,7 +79,7 @@ class Study(Section):
     cells: tuple[Cell, ...] = Field(min_length=1)
     """What is compared."""
     recorded_problems: int | None = Field(None, ge=1)
-    """offline_aggregation: problems to record candidates of, before easy and hard are mixed; None: as many as the others train on."""
+    """Offline methods: problems to record candidates of, before easy and hard are mixed; None: as many as the others train on."""
     primary: Primary = Primary()
     evaluation: Evaluation = Evaluation()
 
@@ -137,13 +137,12 @@ class Unit:
 
     @property
     def trained(self) -> bool:
-        method = METHODS[self.config.method.name]
-        return bool(method.generate or method.aggregate)
+        return self.config.method.definition.trains
 
     @property
     def recorded(self) -> Path | None:
         """The recorded candidates that this run trains on; None for a method that samples its own."""
-        return Path(str(self.config.method.recorded)) if METHODS[self.config.method.name].source == "offline" else None
+        return Path(str(self.config.method.recorded)) if self.config.method.definition.source == "offline" else None
 
 
 def units(study: Study, beside: Path = Path()) -> list[Unit]:
@@ -172,8 +171,10 @@ def base_values(study: Study, beside: Path) -> dict[str, Any]:
 def unit(study: Study, base: Mapping[str, Any], cell: Cell, seed: int) -> Unit:
     """A cell's run with one seed. All runs take the same threads and precision: what is fastest now may differ later."""
     folder = study.folder / f"{cell.label}-seed{seed}"
-    if cell.method not in METHODS:
-        raise UsageError(f"cell {cell.label}: method = {cell.method!r}; known: {', '.join(METHODS)}")
+    try:
+        offline = method_named(cell.method).source == "offline"
+    except UsageError as error:
+        raise UsageError(f"cell {cell.label}: method = {error}") from None
     for key in ("name", "runs", "seed"):
         if key in cell.set:
             raise UsageError(f"cell {cell.label} sets {key}: the study gives every run its own; take it out")
@@ -195,7 +196,6 @@ def unit(study: Study, base: Mapping[str, Any], cell: Cell, seed: int) -> Unit:
     train["batch_tokens"] = train.get("batch_tokens") or 4096
     evaluation = study.evaluation.model_dump(exclude={"temperatures"}, exclude_unset=True)
     values["eval"] = {**evaluation, "rounds": study.evaluation.rounds, "around_training": False}
-    offline = METHODS[cell.method].source == "offline"
     if offline:
         values["method"] = {"recorded": "to be sampled", **values["method"]}
     try:
@@ -309,8 +309,8 @@ def rollouts(config: Config) -> int:
 
 def tokens_at_most(config: Config) -> int:
     """The most tokens that a step samples."""
-    method = METHODS[config.method.name]
-    if not (method.generate or method.aggregate):
+    method = config.method.definition
+    if not method.trains:
         return 0
     own = config.generate.max_tokens if method.source == "online" else 0
     return rollouts(config) * (own + (method.rounds * config.aggregate.max_tokens if method.aggregate else 0))

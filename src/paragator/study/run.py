@@ -144,9 +144,7 @@ def selected(every: Sequence[Unit], only: Sequence[str]) -> list[Unit]:
 
 def check_first(chosen: Sequence[Unit]) -> None:
     """Refuse what could not run. Cells share task, model and lengths, so the first run stands for all."""
-    first = chosen[0].config
-    method = first.method.model_copy(update={"name": "base"})  # its candidates are not recorded yet
-    resolve.resolve(first.model_copy(update={"method": method}), training=any(one.trained for one in chosen))
+    resolve.resolve(chosen[0].config, training=any(one.trained for one in chosen), recorded=False)
 
 
 def with_known_seeds(study: Study) -> Study:

@@ -8,7 +8,7 @@ In bfloat16 on CUDA one FlexAttention kernel takes the calls' place (flex.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ NAME = "paragator_tree"
 """As transformers' attn_implementation: with a layout this module's attention, without one exactly sdpa."""
 ALIKE = 0.75
 """Prompts (branches) share a call when the shortest has this share of the longest's tokens: padding is computed too."""
-Shape = flex.Shape
+TreeShape = flex.TreeShape
 """A tree's prompt tokens, and those of each branch."""
 
 
@@ -65,7 +65,7 @@ class Layout:
     trees are what was planned. With a `block` mask one kernel serves the row as it is, and the calls are not made.
     """
 
-    trees: tuple[Shape, ...]
+    trees: tuple[TreeShape, ...]
     calls: tuple[Call, ...]
     token: Tensor
     padding: Tensor
@@ -104,7 +104,7 @@ class Layout:
         return Layout(self.trees, calls, token, padding, slot)
 
 
-def layout(trees: Sequence[Shape]) -> Layout:
+def layout(trees: Sequence[TreeShape]) -> Layout:
     """Plan the attention of trees that lie one after another, each as its prompt and then its branches."""
     starts, at = [], 0
     for prompt, branches in trees:
@@ -159,7 +159,7 @@ def padded(start: int, count: int, length: int) -> Tensor:
 
 
 def mask_of(prompts: Tensor | None, length: int, longest: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """[B or 1, 1, L, P + L], 0 or -inf: all of one's own prompt of `prompts` [B] tokens, and one's own up to oneself."""
+    """[B or 1, 1, L, P + L], 0 or -inf: a branch sees all of its prompt (`prompts` [B] tokens), and is causal within itself."""
     own = torch.full((longest, longest), -torch.inf, device=device, dtype=dtype).triu(1)
     count = 1 if prompts is None else len(prompts)
     prompt = torch.zeros(count, longest, length, device=device, dtype=dtype)
@@ -183,6 +183,9 @@ class Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         found = grad.index_select(0, ctx.back)
         return found if ctx.hidden is None else found.masked_fill_(ctx.hidden, 0), None, None, None
+
+
+gather: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = Gather.apply
 
 
 def tree_attention(
@@ -209,7 +212,7 @@ def tree_attention(
     tokens = query.shape[2]
     sizes = [t.shape[1] * t.shape[3] for t in (query, key, value)]
     row = torch.cat([t[0].transpose(0, 1).reshape(tokens, -1) for t in (query, key, value)], 1)
-    queries, keys, values = Gather.apply(row, layout.token, layout.slot, None).split(sizes, 1)
+    queries, keys, values = gather(row, layout.token, layout.slot, None).split(sizes, 1)
     heads, groups, width = query.shape[1], key.shape[1], query.shape[3]
     options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling}
 
@@ -239,7 +242,7 @@ def tree_attention(
                 found = found.reshape(len(part.tree), heads, part.length, width)
             out.append(found.transpose(1, 2).reshape(-1, heads * width))
             at += len(part.tree) * part.length
-    found = Gather.apply(torch.cat(out), layout.slot, layout.token, layout.padding)
+    found = gather(torch.cat(out), layout.slot, layout.token, layout.padding)
     return found.view(1, tokens, heads, width), None
 
 
@@ -265,12 +268,14 @@ class Repeat(torch.autograd.Function):
         return torch.stack([part.sum(0) for part in grad.split(ctx.counts)]), None, None
 
 
+repeat: Callable[[Tensor, Tensor, tuple[int, ...]], Tensor] = Repeat.apply
+
+
 def repeated(prompts: Tensor, part: Branches) -> Tensor:
     """prompts [R, K, P, D] as [B, K, P, D], each branch's own; a single one is not copied, and its gradients add up fast."""
     if len(prompts) == 1:
         return prompts.expand(len(part.tree), -1, -1, -1)
-    out: Tensor = Repeat.apply(prompts, part.tree, part.counts)
-    return out
+    return repeat(prompts, part.tree, part.counts)
 
 
 attend = functional.scaled_dot_product_attention

@@ -32,7 +32,7 @@ def save(
     temporary.rename(folder)
 
 
-def load(folder: Path, tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def read_into(folder: Path, tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a checkpoint into `tensors` (in place) and `optimizer`; return its meta."""
     try:
         stored = load_file(folder / "weights.safetensors")

@@ -22,7 +22,7 @@ SETTINGS = {"specialize_float": True, "recompile_limit": flex.RECOMPILE_LIMIT}
 
 
 def compile_layers(*models: Any) -> None:
-    """Have the decoder layers of models compiled where they attend to packed trees; sampling goes on as before.
+    """Have the decoder layers of models compiled where they attend to packed trees; sampling is as before.
 
     Raises UsageError where there is no compiler, or nothing to compile.
     """

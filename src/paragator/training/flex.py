@@ -22,7 +22,7 @@ ANY_LENGTH: dict[str, Any] = {"dynamic": True, "fullgraph": True}
 """Past its limit of recompilations torch would compute every score of the row's square; with fullgraph that is an error."""
 RECOMPILE_LIMIT = 64
 """Kernels a process: torch's own limit of 8 is that of all models together."""
-Shape = tuple[int, Sequence[int]]
+TreeShape = tuple[int, Sequence[int]]
 
 
 def usable(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> bool:
@@ -55,7 +55,7 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def seen(trees: Sequence[Shape]) -> Tensor:
+def seen(trees: Sequence[TreeShape]) -> Tensor:
     """[3, T]: a token sees keys from the first number to before the second (its prompt), from the third on (its own), and
     none after itself.
 
@@ -73,9 +73,9 @@ def seen(trees: Sequence[Shape]) -> Tensor:
     return torch.cat([*rows, alone.expand(3, -1)], 1)
 
 
-def block_mask(trees: Sequence[Shape], device: torch.device) -> BlockMask:
+def block_mask(trees: Sequence[TreeShape], device: torch.device) -> BlockMask:
     """The mask of a row of trees, each its prompt and then its branches: which blocks are seen at all, and which wholly."""
-    first, end, own = seen(trees).to(device)
+    first, end, own = seen(trees).to(device).unbind()
 
     def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k >= first[q]) & ((k < end[q]) | (k >= own[q])) & (k <= q)

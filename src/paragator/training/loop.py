@@ -6,18 +6,19 @@ import math
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any, Protocol
 
 from paragator import records
-from paragator.config import Config
 from paragator.core.errors import DataError, RunError
-from paragator.core.packing import Packer
-from paragator.core.types import Group, Problem, Sample
+from paragator.core.types import Problem, Sample
 from paragator.engines.local.compute import computed
 from paragator.tasks import Task
 from paragator.training import checkpoint
 from paragator.training.policy import Policy
+from paragator.training.recipe import Recipe, Schedule
 from paragator.training.step import step
 
 MISMATCH, OTHER_MODEL = 0.01, 0.5
@@ -26,33 +27,51 @@ BAD_STEPS = 3
 """Steps in a row in which every rollout failed, before the run stops."""
 
 
+class TrainEvents(Protocol):
+    """Who watches: gets each step's metrics, and may end the run after a step."""
+
+    def on_step(self, metrics: Mapping[str, float]) -> None: ...
+
+    def should_stop(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Who samples, and what hands it the weights after a step; None where it samples from the policy itself."""
+
+    sample: Sample
+    publish: Callable[[int], Awaitable[None]] | None = None
+
+    async def published(self, number: int) -> float:
+        """Hand over the weights after a step, if to anybody; the seconds that it took."""
+        start = time.perf_counter()
+        if self.publish:
+            await self.publish(number)
+        return time.perf_counter() - start
+
+
 async def train(
-    config: Config,
+    run_dir: Path,
+    recipe: Recipe,
     policy: Policy,
-    sample: Sample,
+    sampler: Sampler,
     task: Task,
-    packer: Packer,
     problems: Sequence[Problem],
-    *,
-    pools: Mapping[str, Group] | None = None,
-    publish: Callable[[int], Awaitable[None]] | None = None,
-    report: Callable[[dict[str, float]], None] = lambda metrics: None,
-    stop: Callable[[], bool] = lambda: False,
+    events: TrainEvents,
 ) -> bool:
-    """Take the steps that the run directory does not have yet; False when `stop()` ended it early.
+    """Take the steps that the run directory does not have yet; False when `events.should_stop()` ended it early.
 
     Each step appends to metrics.jsonl and traces.jsonl; every `checkpoint_every` steps, when stopped, and when an error
-    ends the run, a checkpoint is written from which a later call goes on with the same draws as if nothing had
-    happened. `publish(step)` hands the weights after a step to an engine that samples elsewhere.
+    ends the run, a checkpoint is written from which a later call continues with the same draws as if nothing had
+    happened.
     """
-    run_dir = config.run_dir
+    schedule, failed = recipe.schedule, 0
     first = await computed(resume, policy, run_dir) + 1
-    failed = 0
-    for number in range(first, config.train.steps + 1):
-        chosen, updates = choose(problems, number, config), policy.updates
+    for number in range(first, schedule.steps + 1):
+        chosen, updates = choose(problems, number, schedule), policy.updates
         try:
-            spent = await timed(publish, number - 1)
-            result = await step(number, chosen, sample, task, policy, packer, config, pools)
+            spent = await sampler.published(number - 1)
+            result = await step(number, chosen, sampler.sample, task, policy, recipe)
             failed = failed + 1 if math.isnan(result.metrics.get("generate/reward", math.nan)) else 0
             if failed == BAD_STEPS:
                 raise RunError(f"every rollout of {BAD_STEPS} steps failed or is unscored: {why(result.records)}")
@@ -60,27 +79,19 @@ async def train(
             if number > first and policy.updates == updates:  # the policy is as the step before left it
                 await computed(save, policy, run_dir, number - 1)
             raise
-        if publish:
+        if sampler.publish:
             result.metrics.update({"seconds/publish": spent, "seconds": result.metrics["seconds"] + spent})
             check_mismatch(result.metrics.get("mismatch_kl", 0.0), number)
         records.append_json_lines(run_dir / "metrics.jsonl", [plain(result.metrics)])
         records.append(run_dir / "traces.jsonl", result.records)
-        report(result.metrics)
-        stopping = stop()
-        if stopping or number % config.train.checkpoint_every == 0 or number == config.train.steps:
+        events.on_step(result.metrics)
+        stopping = events.should_stop()
+        if stopping or number % schedule.checkpoint_every == 0 or number == schedule.steps:
             await computed(save, policy, run_dir, number)
-        if stopping and number < config.train.steps:
+        if stopping and number < schedule.steps:
             return False
-    await timed(publish, config.train.steps)
+    await sampler.published(schedule.steps)
     return True
-
-
-async def timed(publish: Callable[[int], Awaitable[None]] | None, number: int) -> float:
-    """Hand over the weights after a step, if to anybody; the seconds that it took."""
-    start = time.perf_counter()
-    if publish:
-        await publish(number)
-    return time.perf_counter() - start
 
 
 def save(policy: Policy, run_dir: Path, number: int) -> None:
@@ -105,6 +116,7 @@ def resume(policy: Policy, run_dir: Path) -> int:
     """Restore the newest checkpoint, drop what was recorded after it, and return its step; 0 without one."""
     found = checkpoint.newest(run_dir / "checkpoints")
     number = int(policy.restore(found)["step"]) if found else 0
+    step_of: Callable[[dict[str, Any]], int]
     for name, step_of in (("metrics.jsonl", lambda r: r["step"]), ("traces.jsonl", lambda r: r["extra"]["step"])):
         path = run_dir / name
         if not path.exists():
@@ -117,11 +129,11 @@ def resume(policy: Policy, run_dir: Path) -> int:
     return number
 
 
-def choose(problems: Sequence[Problem], number: int, config: Config) -> list[Problem]:
+def choose(problems: Sequence[Problem], number: int, schedule: Schedule) -> list[Problem]:
     """The problems of one step: slices of the data in the order that the task gave, which is reshuffled for every further pass."""
     if not problems:
         raise DataError("the training set is empty: set task.path or widen the task's ranges")
-    size = config.train.problems
+    size = schedule.problems
     out: list[Problem] = []
     orders: dict[int, list[int]] = {}
     for position in range((number - 1) * size, number * size):
@@ -129,7 +141,7 @@ def choose(problems: Sequence[Problem], number: int, config: Config) -> list[Pro
         if epoch not in orders:
             orders[epoch] = list(range(len(problems)))
             if epoch:
-                Random(f"{config.seed}:epoch:{epoch}").shuffle(orders[epoch])
+                Random(f"{schedule.seed}:epoch:{epoch}").shuffle(orders[epoch])
         out.append(problems[orders[epoch][at]])
     return out
 

@@ -15,7 +15,6 @@ import psutil
 
 from paragator.config import Config, ModelConfig
 from paragator.core.errors import UsageError
-from paragator.core.methods import METHODS
 from paragator.core.types import Stage
 from paragator.engines.local.loading import folder_of, read_json
 from paragator.training.rows import LOGITS_AT_ONCE, TOGETHER
@@ -251,7 +250,7 @@ class StageTokens:
 
 def stages(config: Config, *, prompt: int = PROMPT_TOKENS, fill: float = 1.0) -> list[StageTokens]:
     """What each stage samples and trains on in a step, every completion `fill` of its longest length."""
-    method, n = METHODS[config.method.name], config.rollout.candidates
+    method, n = config.method.definition, config.rollout.candidates
     tokens = config.train.batch_tokens or MOST_TOKENS[False]
     out, attempt = [], round(fill * config.generate.max_tokens)
     room = config.rollout.max_prompt_tokens

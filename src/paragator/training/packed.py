@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from paragator.core.errors import UsageError
+from paragator.core.types import Stage
 from paragator.engines.local.branching import NO_MASK
 from paragator.training import flex
 from paragator.training.attention import NAME, Layout, layout
@@ -78,7 +79,7 @@ def collate(row: PackedRow) -> Batch:
     return Batch(torch.tensor([ids]), torch.tensor([positions]), plan, **tensors)
 
 
-def log_probs(model: Any, batch: Batch, temperature: Mapping[str, float] | float = 1.0) -> Tensor:
+def log_probs(model: Any, batch: Batch, temperature: Mapping[Stage, float] | float = 1.0) -> Tensor:
     """Log-probabilities [B] float32 of the branch tokens under `model`, after each stage's sampling temperature.
 
     Goes through the model's own forward with `logits_to_keep`, which respects adapters, wrappers (DDP, FSDP,
@@ -167,7 +168,7 @@ def without_adapter_wrapper(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def padded_log_probs(model: Any, trees: Sequence[Tree], temperature: Mapping[str, float] | float = 1.0) -> Tensor:
+def padded_log_probs(model: Any, trees: Sequence[Tree], temperature: Mapping[Stage, float] | float = 1.0) -> Tensor:
     """The slow oracle of `log_probs`: one padded row per branch, ordinary causal attention, full logits.
 
     Returns [B] in the order trees, their branches, their tokens.
@@ -248,7 +249,7 @@ def _whole(logits: Tensor) -> Tensor:
     return logits
 
 
-def _temperatures(temperature: Mapping[str, float] | float) -> Tensor:
+def _temperatures(temperature: Mapping[Stage, float] | float) -> Tensor:
     """One float32 temperature per entry of STAGES."""
     values = [temperature.get(s, 1.0) if isinstance(temperature, Mapping) else temperature for s in STAGES]
     if min(values) <= 0:

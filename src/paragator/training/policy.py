@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -16,50 +16,60 @@ from accelerate.state import AcceleratorState
 
 from paragator.config import Config, OptimizerConfig
 from paragator.core.errors import UsageError
+from paragator.core.types import Stage
 from paragator.training import checkpoint, memory, objective
 from paragator.training.compiled import compile_layers
 from paragator.training.packed import Batch, collate, log_probs
+from paragator.training.recipe import PolicySettings
 from paragator.training.rows import STAGES, PackedRow, Tree, pack
 
 
 class Policy:
-    """Model, optimiser and schedule behind Accelerate (device, mixed precision, sharding, trackers)."""
+    """Model, optimiser and schedule behind Accelerate (device, mixed precision, sharding, trackers).
 
-    def __init__(self, model: Any, tokenizer: Any, config: Config) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.precision = pick_precision(config.train.precision, str(model.device))
+    `update` changes the weights, `save` and `restore` are for checkpoints, `export` writes a model folder. An engine in
+    this process samples from `raw`; `batch_tokens` are those of one pass.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, settings: PolicySettings) -> None:
+        self.settings, self.tokenizer = settings, tokenizer
+        self.precision = pick_precision(settings.precision, str(model.device))
         AcceleratorState._reset_state()  # it keeps one precision for a process, and a process may train more than once
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.precision == "bfloat16" else "no",
             cpu=str(model.device) == "cpu",
-            log_with=None if config.tracker == "none" else config.tracker,
-            project_dir=str(config.run_dir),
+            log_with=settings.tracker,
+            project_dir=str(settings.folder),
         )
-        self.reference = frozen_reference(model, config.train.kl)
+        self.reference = frozen_reference(model, settings.kl)
         if self.precision == "bfloat16":
             cast_frozen(model)
         model.train()
-        if config.model.gradient_checkpointing:  # only in training mode: sampling switches to eval and keeps its cache
+        if settings.gradient_checkpointing:  # only in training mode: sampling switches to eval and keeps its cache
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})  # the first is transformers' newer name
-        if config.train.compile:
+        if settings.compile:
             compile_layers(model, *([] if self.reference is None else [self.reference]))
-        settings = config.optimizer
-        trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            trainable,
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
+            [p for p in model.parameters() if p.requires_grad],
+            lr=settings.optimizer.lr,
+            betas=settings.optimizer.betas,
+            weight_decay=settings.optimizer.weight_decay,
             fused=model.device.type in ("cpu", "cuda"),  # one pass over weights and moments: 7 times as fast on a CPU
         )
         self.raw = model
-        self.batch_tokens = budget_on(model.device, model.config, config, self.precision == "bfloat16")
+        self.batch_tokens = memory.MOST_TOKENS[False]
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.updates = 0
 
-    def update(self, trees: Sequence[Tree], step: int, kl_constants: dict[str, float]) -> dict[str, float]:
+    @classmethod
+    def from_config(cls, model: Any, tokenizer: Any, config: Config) -> Self:
+        """The policy of a config, with passes of as many tokens as this device has memory for."""
+        policy = cls(model, tokenizer, PolicySettings.from_config(config))
+        policy.batch_tokens = budget_on(model.device, model.config, config, policy.precision == "bfloat16")
+        return policy
+
+    def update(self, trees: Sequence[Tree], step: int, kl_constants: Mapping[Stage, float]) -> dict[str, float]:
         """`train.updates` optimiser steps on all trees, each accumulated over packed rows; returns their statistics.
 
         `kl_constants[stage]` is 1 / (maximum completion length x rollouts) of that stage. Without trees nothing
@@ -68,17 +78,17 @@ class Policy:
         """
         if not trees:
             return {"loss": 0.0, "grad_norm": 0.0, "lr": 0.0, "updated": 0.0}
-        settings = self.config.optimizer
+        settings = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step, self.config.train.steps)
-        if self.config.model.gradient_checkpointing:
+            group["lr"] = learning_rate(settings.optimizer, step, settings.steps)
+        if settings.gradient_checkpointing:
             self.raw.train()  # sampling left the model in eval mode, where nothing is checkpointed
         rows = pack(trees, self.batch_tokens)
         old: list[torch.Tensor | None] = [None] * len(rows)
         found = []
-        for _ in range(self.config.train.updates):
+        for _ in range(settings.updates):
             total, merged, old = self.accumulate(rows, old, kl_constants)
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.optimizer.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.updates += 1
@@ -98,7 +108,7 @@ class Policy:
         }
 
     def accumulate(
-        self, rows: Sequence[PackedRow], old: Sequence[torch.Tensor | None], kl_constants: dict[str, float]
+        self, rows: Sequence[PackedRow], old: Sequence[torch.Tensor | None], kl_constants: Mapping[Stage, float]
     ) -> tuple[float, dict[str, float], list[torch.Tensor | None]]:
         """Add up the gradient over rows: the loss, its statistics, and each row's `old` log-probabilities, now's where it is None."""
         total, parts = 0.0, []
@@ -113,55 +123,50 @@ class Policy:
         return total, objective.merge(parts), kept
 
     def loss(
-        self, batch: Batch, kl_constants: dict[str, float], old: torch.Tensor | None = None
+        self, batch: Batch, kl_constants: Mapping[Stage, float], old: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, dict[str, float], torch.Tensor]:
         """The summed loss of one micro-batch, with the KL to the reference where one is kept; statistics; log-probabilities [B]."""
-        train = self.config.train
-        temperature = {"generate": self.config.generate.temperature, "aggregate": self.config.aggregate.temperature}
+        settings = self.settings
         with self.accelerator.autocast():
-            logprobs = log_probs(self.model, batch, temperature)
-            reference = self.reference_log_probs(batch, temperature) if train.kl else None
+            logprobs = log_probs(self.model, batch, settings.temperature)
+            reference = self.reference_log_probs(batch) if settings.kl else None
         constants = torch.tensor([kl_constants.get(stage, 0.0) for stage in STAGES], device=batch.stages.device)
         value, stats = objective.loss(
             logprobs,
             batch.sampled_logprobs,
             batch.credit,
+            settings.loss,
             old_logprobs=old,
-            clip_low=train.clip_low,
-            clip_high=train.clip_high,
-            truncate=train.weight_cap if self.config.engine.kind == "vllm" else None,
             reference_logprobs=reference,
-            kl_weight=train.kl * constants[batch.stages],
+            kl_weight=settings.kl * constants[batch.stages],
         )
         return value, stats, logprobs.detach()
 
-    def reference_log_probs(self, batch: Batch, temperature: dict[str, float]) -> torch.Tensor:
+    def reference_log_probs(self, batch: Batch) -> torch.Tensor:
         """[B] under the initial model: its frozen copy, or the policy with its adapters off."""
         off = self.raw.disable_adapter() if self.reference is None else nullcontext()
         with torch.no_grad(), off:
-            return log_probs(self.raw if self.reference is None else self.reference, batch, temperature)
+            return log_probs(self.raw if self.reference is None else self.reference, batch, self.settings.temperature)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The trainable parameters by name."""
         return {name: p for name, p in self.raw.named_parameters() if p.requires_grad}
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
-        checkpoint.save(
-            folder,
-            self.tensors(),
-            self.optimizer.optimizer,
-            {**meta, "updates": self.updates, "precision": self.precision},
-        )
+        """Write a checkpoint from which `restore` continues."""
+        own = {"updates": self.updates, "precision": self.precision}
+        checkpoint.save(folder, self.tensors(), self.optimizer.optimizer, {**meta, **own})
 
     def restore(self, folder: Path) -> dict[str, Any]:
-        meta = checkpoint.load(folder, self.tensors(), self.optimizer.optimizer)
+        """Take weights and optimiser state from a checkpoint; returns its meta."""
+        meta = checkpoint.read_into(folder, self.tensors(), self.optimizer.optimizer)
         self.updates = meta["updates"]
         return meta
 
     def export(self, folder: Path) -> None:
         """Write the model (adapters merged) and tokenizer as a folder that transformers and vLLM load."""
         model = self.raw
-        if self.config.model.lora_rank:
+        if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).float().merge_and_unload()
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -212,7 +217,7 @@ def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def as_begun(config: Config, run_dir: Path) -> Config:
-    """The config of a run that may go on from a checkpoint: a precision that it chose by itself stays what it was."""
+    """The config of a run that may resume from a checkpoint: a precision that it chose by itself stays what it was."""
     found = checkpoint.newest(run_dir / "checkpoints")
     begun = checkpoint.read_meta(found).get("precision") if found else None
     if config.train.precision != "auto" or begun is None:

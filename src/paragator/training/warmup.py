@@ -135,7 +135,7 @@ def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Ten
     return (losses * weights[:, 1:].flatten()).sum()
 
 
-def warmup(config: WarmupConfig, say: Callable[[str], None] = print) -> Path:
+def warmup(config: WarmupConfig, say: Callable[[str], None]) -> Path:
     """Train from nothing, or on from an interrupted run's checkpoint, and write the model; return its folder."""
     if config.task.name not in DEMONSTRATORS:
         raise UsageError(
@@ -186,7 +186,7 @@ def resume(
         raise UsageError(
             f"output = {config.output} holds checkpoints of another warm-up; delete them or choose another"
         )
-    meta = checkpoint.load(found, dict(model.named_parameters()), optimizer)
+    meta = checkpoint.read_into(found, dict(model.named_parameters()), optimizer)
     say(f"resuming after step {meta['step']}")
     return meta["step"], meta["seconds"]
 

@@ -1,0 +1,86 @@
+"""From graded traces to credited trees: rewards, each group's credit, and what of it enters the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from paragator.core.credit import outcome
+from paragator.core.types import Completion, Failure, Grade, Group, Stage
+from paragator.records import Graded
+from paragator.training.recipe import Crediting, Truncated
+from paragator.training.rows import Branch, Tree
+
+
+def credited(record: Graded, crediting: Crediting, num_problems: int) -> list[Tree]:
+    """The trees of a record: each group's rollouts with their credit, those that cannot change a weight left out."""
+    trees = []
+    for _, group, advantages in credits(record, crediting):
+        if group.prompt_ids is None:
+            continue
+        weight = crediting.stages[group.stage].weight * constant(group.stage, crediting, num_problems)
+        branches = [
+            Branch(*tokens, advantage * weight)
+            for output, advantage in zip(group.outputs, advantages, strict=True)
+            if (tokens := trainable(output, crediting.truncated)) and (advantage * weight != 0 or crediting.keep_idle)
+        ]
+        if branches:
+            trees.append(Tree(group.stage, group.prompt_ids, tuple(branches)))
+    return trees
+
+
+def credits(record: Graded, crediting: Crediting) -> Iterator[tuple[int, Group, list[float]]]:
+    """(round, group, its rollouts' credit) of every group that the method trains on."""
+    method, rounds = crediting.method, record.trace.rounds
+    rewards = [
+        [
+            [reward(o, g, crediting.truncated) for o, g in zip(group.outputs, grades, strict=True)]
+            for group, grades in zip(groups, round_grades, strict=True)
+        ]
+        for groups, round_grades in zip(rounds, record.grades, strict=True)
+    ]
+    for round_, groups in enumerate(rounds):
+        for group, found in zip(groups, rewards[round_], strict=True):
+            scheme = method.scheme(group.stage, last=round_ == method.rounds)
+            if scheme is None:
+                continue
+            if scheme == "outcome":
+                found = outcomes(group, rounds[1:2], rewards[1:2], found)
+            yield round_, group, method.credit(scheme, found, crediting.settings)
+
+
+def outcomes(
+    group: Group,
+    aggregations: Sequence[Sequence[Group]],
+    rewards: Sequence[Sequence[Sequence[float | None]]],
+    own: Sequence[float | None],
+) -> list[float | None]:
+    """What the first aggregation round made of each candidate, by `credit.outcome`; None for those without a reward."""
+    if not aggregations:
+        return [None] * len(group.outputs)
+    alive = [i for i, output in enumerate(group.outputs) if isinstance(output, Completion)]  # what pools index
+    found = outcome(len(alive), [g.pool for g in aggregations[0]], rewards[0])
+    values = dict(zip(alive, found, strict=True))
+    return [None if mine is None else values.get(i) for i, mine in enumerate(own)]
+
+
+def reward(output: Completion | Failure, grade: Grade | None, truncated: Truncated) -> float | None:
+    """A rollout's reward for its group: None leaves the group (failed, unscored, or truncated ones that are dropped)."""
+    if grade is None or isinstance(output, Failure):
+        return None
+    if output.finish_reason == "length" and truncated != "mask":
+        return None if truncated == "drop" else 0.0
+    return grade.reward
+
+
+def trainable(output: Completion | Failure, truncated: Truncated) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
+    """The ids and log-probabilities as sampled, or None for a rollout that does not enter the loss."""
+    if isinstance(output, Failure) or output.token_ids is None or output.logprobs is None:
+        return None
+    if output.finish_reason != "stop" and truncated != "wrong":
+        return None
+    return output.token_ids, output.logprobs
+
+
+def constant(stage: Stage, crediting: Crediting, num_problems: int) -> float:
+    """1 / (maximum completion length x rollouts of a round of the stage): what Dr.GRPO divides the token sum by."""
+    return 1.0 / (crediting.stages[stage].max_tokens * num_problems * crediting.candidates)

@@ -1,0 +1,140 @@
+"""How a run trains, as small values that are made once from its config; the functions of a step take these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from paragator.config import Config, OptimizerConfig
+from paragator.core.methods import CreditSettings, Method
+from paragator.core.packing import Packer
+from paragator.core.scaffold import Scaffold
+from paragator.core.types import Group, Plan, Stage
+from paragator.training.objective import LossSettings
+
+Truncated = Literal["mask", "drop", "wrong"]
+"""A rollout cut at its longest length: counts in its group but is not trained on, leaves the group, or counts as wrong."""
+SEEDS_A_RUN = 1_000_003
+"""The seed of a step is the run's times this, plus the step's number."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageTerms:
+    """What credit takes of a stage: its weight, and its longest completion in tokens."""
+
+    weight: float
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crediting:
+    """How a graded trace becomes credited trees.
+
+    candidates  N, the rollouts of a problem and round
+    keep_idle   rollouts without credit are trained on too, for the KL
+    """
+
+    method: Method
+    settings: CreditSettings
+    stages: Mapping[Stage, StageTerms]
+    candidates: int
+    truncated: Truncated = "mask"
+    keep_idle: bool = False
+
+    @classmethod
+    def from_config(cls, config: Config) -> Crediting:
+        return cls(
+            config.method.definition,
+            config.method.credit,
+            {
+                "generate": StageTerms(config.generate.weight, config.generate.max_tokens),
+                "aggregate": StageTerms(config.aggregate.weight, config.aggregate.max_tokens),
+            },
+            config.rollout.candidates,
+            config.train.truncated,
+            config.train.kl > 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How many steps of how many problems, how often a checkpoint, and the seed that reshuffles problems."""
+
+    steps: int
+    problems: int
+    checkpoint_every: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All of training apart from the model, the engine, the task and its problems.
+
+    scaffold  plan, prompts and packing of a step's rollouts; the seed is the run's, see `at_step`
+    recorded  candidates by problem id, which replace those that a step would sample (offline aggregation)
+    """
+
+    crediting: Crediting
+    scaffold: Scaffold
+    schedule: Schedule
+    recorded: Mapping[str, Group] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: Config, packer: Packer, recorded: Mapping[str, Group] | None = None) -> Recipe:
+        """The recipe of a config; `packer` knows how long a prompt the engine takes."""
+        rollout, method = config.rollout, config.method.definition
+        plan = Plan.sampling(rollout.candidates)
+        if method.aggregate:
+            plan = Plan.training(rollout.candidates, rollout.pool_size, rollout.pools, method.rounds)
+        scaffold = Scaffold(plan, config.model.templates(), packer, config.seed * SEEDS_A_RUN)
+        train = config.train
+        schedule = Schedule(train.steps, train.problems, train.checkpoint_every, config.seed)
+        return cls(Crediting.from_config(config), scaffold, schedule, recorded or {})
+
+    def at_step(self, number: int) -> Scaffold:
+        """The scaffold with a step's own seed."""
+        return replace(self.scaffold, seed=self.scaffold.seed + number)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """How the policy is updated.
+
+    temperature             of each stage's sampling, at which log-probabilities are taken too
+    steps, updates          steps of the run (for the learning rate's schedule), and optimiser steps on each one's rollouts
+    kl                      weight of the KL to the initial model; 0 keeps no reference
+    gradient_checkpointing  keep only each layer's input for the backward pass
+    tracker, folder         where Accelerate sends metrics, if anywhere
+    """
+
+    loss: LossSettings
+    optimizer: OptimizerConfig
+    temperature: Mapping[Stage, float]
+    steps: int
+    updates: int = 1
+    kl: float = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    tracker: str | None = None
+    folder: Path = Path()
+
+    @classmethod
+    def from_config(cls, config: Config) -> PolicySettings:
+        train = config.train
+        corrected = config.engine.kind == "vllm"  # another program samples, with log-probabilities of its own
+        return cls(
+            loss=LossSettings(train.clip_low, train.clip_high, train.weight_cap if corrected else None),
+            optimizer=config.optimizer,
+            temperature={"generate": config.generate.temperature, "aggregate": config.aggregate.temperature},
+            steps=train.steps,
+            updates=train.updates,
+            kl=train.kl,
+            precision=train.precision,
+            gradient_checkpointing=config.model.gradient_checkpointing,
+            compile=train.compile,
+            tracker=None if config.tracker == "none" else config.tracker,
+            folder=config.run_dir,
+        )
