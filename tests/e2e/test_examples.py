@@ -67,6 +67,11 @@ def test_an_own_method_trains(tmp_path: Path) -> None:
     assert "runs/own-method: 2 steps, finished" in printed and printed.count("pass@1") >= 2
 
 
+def test_the_own_method_of_the_page_on_algorithms_trains(tmp_path: Path) -> None:
+    (tmp_path / "page.py").write_text(python_in("algorithm.md")[-1])
+    assert "runs/median: 2 steps, finished" in run_script(tmp_path / "page.py", cwd=tmp_path)
+
+
 def test_an_own_task_trains(tmp_path: Path) -> None:
     assert "runs/own-task: 3 steps, finished" in run_script(EXAMPLES / "own_task.py", cwd=tmp_path)
 

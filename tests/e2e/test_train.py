@@ -116,8 +116,37 @@ def test_every_online_method_runs(cli: Cli, name: str) -> None:
     assert any(row["updated"] for row in found) is (name != "base")
 
 
+METHOD = """
+from paragator import Method
+
+def centred(rewards):
+    scored = [r for r in rewards if r is not None]
+    return [0.0 if r is None else r - sum(scored) / len(scored) for r in rewards]
+
+METHOD = Method("theirs", generate=centred, aggregate="pass@1")
+"""
+
+
+def test_a_method_of_an_installed_package_trains(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found by its name alone; its credit is pass@1's here, so the run is that of online_multitask."""
+    info = tmp_path / "site" / "theirs-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[paragator.methods]\ntheirs = offers_theirs:METHOD\n")
+    (info.parent / "offers_theirs.py").write_text(METHOD)
+    monkeypatch.syspath_prepend(str(info.parent))
+    more = ("--train.steps", "2", "--eval.around_training", "false")
+    for name in ("theirs", "online_multitask"):
+        assert cli("train", "--name", name, "--method.name", name, *more) == 0
+    theirs, known = (metrics(Path("runs") / name) for name in ("theirs", "online_multitask"))
+    assert any(row["updated"] for row in theirs)
+    assert [row["loss"] for row in theirs] == pytest.approx([row["loss"] for row in known])
+    METHODS.pop("theirs")
+
+
 def test_sample_then_offline_aggregation(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("sample", "--output", "pools.jsonl", "--count", "8", "--json") == 0
+    config = ["--method.name", "offline_aggregation", "--method.recorded", "pools.jsonl"]  # which is still to come
+    assert cli("sample", *config, "--output", "pools.jsonl", "--count", "8", "--json") == 0
     assert json.loads(capsys.readouterr().out)["problems"] == 8
     first = Path("pools.jsonl").read_bytes()
     assert cli("sample", "--output", "pools.jsonl", "--count", "8") == 0  # nothing is missing
