@@ -174,7 +174,7 @@ class Comparison:
     def temperature(self) -> list[Sheet]:
         """Initial pass@1 and pass@k and the last round's pass@1 by initial temperature. UsageError when none differ."""
         if not (rows := self.by_temperature()):
-            raise UsageError("the runs have one generate.temperature: compare runs that differ, or leave --table out")
+            raise UsageError("the runs do not differ in generate.temperature: compare others, or leave --table out")
         columns = (Column("initial pass@1"), Column(f"initial pass@{self.k}"), Column("aggregation, last round"))
         sheets = []
         for place in self.places:

@@ -50,7 +50,7 @@ class Primary(Section):
     """After which aggregation round."""
 
 
-class Evaluation(EvalConfig):
+class StudyEvaluation(EvalConfig):
     """The evaluation of every run after training; takes the place of the base config's `eval`."""
 
     rounds: int = Field(10, ge=0)
@@ -81,7 +81,7 @@ class Study(Section):
     recorded_problems: int | None = Field(None, ge=1)
     """Offline methods: problems to record candidates of, before easy and hard are mixed; None: as many as the others train on."""
     primary: Primary = Primary()
-    evaluation: Evaluation = Evaluation()
+    evaluation: StudyEvaluation = StudyEvaluation()
 
     @field_validator("base", mode="before")
     @classmethod
