@@ -149,11 +149,11 @@ def test_diagnostics_of_an_all_wrong_pool() -> None:
         aggregation_rewards=[1.0, 0.0, None, 0.0],
         aggregation_texts=["new", " so\n2 ", "thus 2", ""],
     )
-    assert found.distinct_answers == 2
-    assert found.pool_has_correct == 0
-    assert found.recovery == pytest.approx(1 / 3)
-    assert math.isnan(found.destruction)
-    assert found.copy_rate == 0.5
+    assert found["distinct_answers"] == 2
+    assert found["pool_has_correct"] == 0
+    assert found["recovery"] == pytest.approx(1 / 3)
+    assert math.isnan(found["destruction"])
+    assert found["copy_rate"] == 0.5
 
 
 def test_diagnostics_of_a_pool_with_a_right_candidate() -> None:
@@ -164,11 +164,11 @@ def test_diagnostics_of_a_pool_with_a_right_candidate() -> None:
         aggregation_rewards=[1.0, 0.0, 0.5, None],
         aggregation_texts=["c"],
     )
-    assert found.pool_has_correct == 1
-    assert math.isnan(found.recovery)
-    assert found.destruction == pytest.approx(2 / 3)
-    assert math.isnan(found.majority_lost)  # one right of two, the other unscored
-    assert found.copy_rate == 0
+    assert found["pool_has_correct"] == 1
+    assert math.isnan(found["recovery"])
+    assert found["destruction"] == pytest.approx(2 / 3)
+    assert math.isnan(found["majority_lost"])  # one right of two, the other unscored
+    assert found["copy_rate"] == 0
 
 
 def test_a_majority_is_more_than_half_of_all_members() -> None:
@@ -180,7 +180,7 @@ def test_a_majority_is_more_than_half_of_all_members() -> None:
             aggregation_rewards=[1.0, 0.0, None],
             aggregation_texts=[],
         )
-        assert found.majority_lost == pytest.approx(expected, nan_ok=True)
+        assert found["majority_lost"] == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize("rewards", [[None, 0.0], [None], []])
@@ -192,7 +192,9 @@ def test_a_pool_that_might_hold_a_right_candidate_is_unknown(rewards: list[float
         aggregation_rewards=[1.0],
         aggregation_texts=[],
     )
-    assert all(map(math.isnan, (found.pool_has_correct, found.recovery, found.destruction, found.copy_rate)))
+    assert all(
+        map(math.isnan, (found["pool_has_correct"], found["recovery"], found["destruction"], found["copy_rate"]))
+    )
 
 
 def test_a_pool_that_showed_nothing_is_not_measured() -> None:
@@ -203,7 +205,7 @@ def test_a_pool_that_showed_nothing_is_not_measured() -> None:
         aggregation_rewards=[1.0],
         aggregation_texts=["new"],
     )
-    assert math.isnan(found.distinct_answers) and math.isnan(found.copy_rate)
+    assert math.isnan(found["distinct_answers"]) and math.isnan(found["copy_rate"])
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,17 @@ def odds(count: int, k: int, total: int) -> tuple[float, ...]:
     return tuple(math.comb(count, own) * k**own * (total - k) ** (count - own) / total**count for own in shares)
 
 
-@dataclass(frozen=True, slots=True)
-class PoolDiagnostics:
-    """What one pool offered and what its aggregations made of it. NaN where not defined (of an empty pool all) or not scored.
+def pool_diagnostics(
+    *,
+    pool_answers: Sequence[str | None],
+    pool_rewards: Sequence[float | None],
+    pool_texts: Sequence[str],
+    aggregation_rewards: Sequence[float | None],
+    aggregation_texts: Sequence[str],
+) -> dict[str, float]:
+    """What one pool, as shown, offered and what its aggregations made of it; texts without thinking. Right is a reward >= 1.
+
+    NaN where not defined (of an empty pool all) or not scored; average with `mean`, which leaves NaN out.
 
     distinct_answers  different answers in the pool; a missing one is none
     pool_has_correct  1 when a right candidate was shown, 0 when all were wrong
@@ -129,37 +137,17 @@ class PoolDiagnostics:
     majority_lost     of the aggregations of a pool of which more than half is right, the share that is wrong
     copy_rate         share of aggregations whose text, but for white space, is a pool text
     """
-
-    distinct_answers: float
-    pool_has_correct: float
-    recovery: float
-    destruction: float
-    majority_lost: float
-    copy_rate: float
-
-
-def pool_diagnostics(
-    *,
-    pool_answers: Sequence[str | None],
-    pool_rewards: Sequence[float | None],
-    pool_texts: Sequence[str],
-    aggregation_rewards: Sequence[float | None],
-    aggregation_texts: Sequence[str],
-) -> PoolDiagnostics:
-    """The diagnostics of one pool, as shown, and its aggregations; texts without thinking. Right is a reward >= 1.
-
-    Average over pools and problems with `mean`, which leaves NaN out.
-    """
     known = [r for r in pool_rewards if r is not None]
     has_correct = 1.0 if any(r >= 1 for r in known) else 0.0 if known and len(known) == len(pool_rewards) else NAN
     majority = 2 * sum(r >= 1 for r in known) > len(pool_rewards)
     right = mean(None if r is None else float(r >= 1) for r in aggregation_rewards)
     pool = {" ".join(text.split()) for text in pool_texts} - {""}
-    return PoolDiagnostics(
-        distinct_answers=float(len({a for a in pool_answers if a is not None})) if pool_answers else NAN,
-        pool_has_correct=has_correct,
-        recovery=right if has_correct == 0.0 else NAN,
-        destruction=1.0 - right if has_correct == 1.0 else NAN,
-        majority_lost=1.0 - right if majority else NAN,
-        copy_rate=mean(float(" ".join(text.split()) in pool) for text in aggregation_texts) if pool_texts else NAN,
-    )
+    copied = (float(" ".join(text.split()) in pool) for text in aggregation_texts)
+    return {
+        "distinct_answers": float(len({a for a in pool_answers if a is not None})) if pool_answers else NAN,
+        "pool_has_correct": has_correct,
+        "recovery": right if has_correct == 0.0 else NAN,
+        "destruction": 1.0 - right if has_correct == 1.0 else NAN,
+        "majority_lost": 1.0 - right if majority else NAN,
+        "copy_rate": mean(copied) if pool_texts else NAN,
+    }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 from zlib import crc32
 
 from paragator.core.errors import UsageError
-from paragator.core.estimators import PoolDiagnostics, majority_at_k, mean, pass_at_k, pool_diagnostics
+from paragator.core.estimators import majority_at_k, mean, pass_at_k, pool_diagnostics
 from paragator.core.packing import strip_thinking
 from paragator.core.types import Completion, Grade
 from paragator.records import Graded
@@ -94,7 +94,7 @@ class RoundView:
                     aggregation_texts=self.texts[own],
                 )
             )
-        return {field.name: mean(getattr(one, field.name) for one in found) for field in fields(PoolDiagnostics)}
+        return {name: mean(one[name] for one in found) for name in found[0]} if found else {}
 
     def share(self, test: Callable[[Completion, Grade], bool]) -> float:
         """The share of the solutions that pass a test; NaN without solutions."""

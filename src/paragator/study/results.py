@@ -52,15 +52,10 @@ class Results:
         """DataError unless the studies have one outcome, cells of one label are alike, and no run is given twice."""
         cells: dict[str, Any] = {}
         for folder, (note, _) in zip(self.folders, self.studies, strict=True):
-            for key in ("primary", "reference", "k"):
-                if note[key] != self.note[key]:
-                    raise DataError(
-                        f"{folder}: another {key} than {self.folders[0]}; compare studies of one primary outcome"
-                    )
             here = {e.run.task for e in self.entries if e.folder.parent == folder}
             same = here & {e.run.task for e in self.entries if e.folder.parent == self.folders[0]}
-            for key in ("evaluation", *(["base"] if same else [])):
-                if settings(note.get(key, {})) != settings(self.note.get(key, {})):
+            for key in ("primary", "reference", "k", "evaluation", *(["base"] if same else [])):
+                if settings(note.get(key)) != settings(self.note.get(key)):
                     raise DataError(
                         f"{folder}: another {key} than {self.folders[0]}; compare studies that are alike in it"
                     )
@@ -264,9 +259,9 @@ class Results:
         return [f"{seeds} of {'every cell' if len(groups) == 1 else ', '.join(some)}" for seeds, some in groups.items()]
 
 
-def settings(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a study's section that several studies share."""
-    return {key: value for key, value in section.items() if key != "temperatures"}
+def settings(value: Any) -> Any:
+    """A value of a study's note, without what studies may differ in."""
+    return {k: one for k, one in value.items() if k != "temperatures"} if isinstance(value, Mapping) else value
 
 
 def number(value: float) -> Interval:
