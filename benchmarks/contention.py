@@ -6,8 +6,8 @@
 Both sides are processes that take the same step (the quickstart's model and settings, a quarter of its problems, a
 learning rate of 1e-9) again and again, in turns. Before has GOMP_SPINCOUNT=300000, which is the library's own value and,
 being set, keeps the package from choosing. `explained_s` is what the share of the cores explains: the seconds of before
-without load, times (2 + rivals) / (cores left by programs that are none of ours), where rivals are ready threads beside
-the two of the step. Busy processes loop in Python and end after MOST_S seconds, whatever happens.
+without load, times (2 + rivals) / (cores left by programs that are not the benchmark's), where rivals are the ready
+threads beside the step's two. Busy processes loop in Python and end after MOST_S seconds, whatever happens.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +35,12 @@ MOST_S = 900
 THREADS = 2
 BEFORE, AFTER = "before", "after"
 SPIN_AS_EVER = "300000"
+FOREVER = "forever\n"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def child(problems: int, forever: bool) -> None:
-    """Answer each line of standard input with a step and what it took; `forever`: take steps until killed."""
+def child(problems: int) -> None:
+    """Answer each line of standard input with a step and what it took; at "forever" take steps until killed."""
     from paragator.config import Config
     from paragator.engines.local.compute import computed_now, set_threads
     from paragator.engines.local.loading import load_model
@@ -67,16 +68,17 @@ def child(problems: int, forever: bool) -> None:
         seconds = {"seconds": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
         return seconds | {"loss": found["loss"], "tokens": found["tokens"]}
 
-    ends = time.monotonic() + MOST_S
-    while forever and time.monotonic() < ends:
-        once()
-    for _ in sys.stdin:
+    for line in sys.stdin:
         print(json.dumps(once()), flush=True)
+        ends = time.monotonic() + MOST_S
+        while line == FOREVER and time.monotonic() < ends:
+            once()
 
 
 def busy() -> None:
-    ends = time.monotonic() + MOST_S
-    while time.monotonic() < ends:
+    """Loop until killed, MOST_S seconds have passed, or the benchmark is gone."""
+    ends, parent = time.monotonic() + MOST_S, os.getppid()
+    while time.monotonic() < ends and os.getppid() == parent:
         pass
 
 
@@ -90,9 +92,10 @@ class Running:
             [sys.executable, __file__, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
 
-    def step(self) -> dict[str, float]:
+    def step(self, word: str = "step\n") -> dict[str, float]:
+        """Ask for a step and wait for it."""
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write("step\n")
+        self.process.stdin.write(word)
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
@@ -110,18 +113,12 @@ class Running:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
-    def end(self) -> None:
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
-
-
-@contextmanager
-def running(made: Sequence[Running]) -> Iterator[Sequence[Running]]:
-    try:
-        yield made
-    finally:
-        for one in made:
-            one.end()
 
 
 def machine_cpu_s() -> float:
@@ -201,22 +198,24 @@ def case(load: Load, found: dict[str, list[Taken]], quiet_s: float) -> common.Ca
 def main(flags: argparse.Namespace) -> int:
     problems = "2" if flags.quick else "4"
     repeats = 1 if flags.quick else flags.repeats
-    within = flags.within or 150.0
-    steps = {side: Running("--child", problems, side=side) for side in (BEFORE, AFTER)}
-    seconds = {side: Running("--forever", problems, side=side) for side in (BEFORE, AFTER)}
-    loops = [Running("--busy") for _ in range(4)]
-    with running([*steps.values(), *seconds.values(), *loops]):
+    within = flags.within or 60.0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are killed
+    with ExitStack() as stack:
+        steps, rivals = {}, {}
+        for side in (BEFORE, AFTER):
+            steps[side] = stack.enter_context(Running("--child", problems, side=side))
+            steps[side].step()
+            rivals[side] = stack.enter_context(Running("--child", problems, side=side))
+            rivals[side].step(FOREVER)
+            rivals[side].pause()
+        loops = [stack.enter_context(Running("--busy")) for _ in range(4)]
         for one in loops:
-            one.pause()
-        for side in steps.values():
-            side.step()
-        for one in seconds.values():
             one.pause()
         loads = [
             Load("nothing beside", {side: [] for side in steps}, 0),
             Load("2 busy processes", dict.fromkeys(steps, loops[:2]), 2),
             Load("4 busy processes", dict.fromkeys(steps, loops), 4),
-            Load("a second run of ours", {side: [one] for side, one in seconds.items()}, THREADS),
+            Load("a second run of ours", {side: [one] for side, one in rivals.items()}, THREADS),
         ]
         cases, quiet_s = [], 0.0
         for load in loads:
@@ -234,7 +233,7 @@ def main(flags: argparse.Namespace) -> int:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--busy"]:
         busy()
-    elif sys.argv[1:2] in (["--child"], ["--forever"]):
-        child(int(sys.argv[2]), sys.argv[1] == "--forever")
+    elif sys.argv[1:2] == ["--child"]:
+        child(int(sys.argv[2]))
     else:
         sys.exit(main(common.parser(__doc__, repeats=3).parse_args()))

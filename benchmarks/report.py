@@ -21,6 +21,7 @@ TITLES = {
     "rollout": "Rollouts",
     "inference": "Aggregation rounds on vLLM",
     "gpu": "One CUDA card",
+    "contention": "A step beside other programs",
     "grading": "Grading",
     "startup": "Until anything happens",
     "plan": "Measured steps (ours) against `paragator plan` (peer)",
@@ -32,6 +33,7 @@ COLUMNS = {
     "rollout": ("tokens_per_s", "peer_tokens_per_s", "number_type"),
     "gpu": ("of_product", "gradient_distance", "tokens_per_s", "peer_tokens_per_s", "off"),
     "inference": ("requests", "sampled_tokens", "steps", "peer_steps", "number_type"),
+    "contention": ("explained_s", "over_explained", "peer_over_explained", "cores_left"),
     "grading": ("ours_per_s", "peer_per_s", "ours_right", "peer_right"),
 }
 """Further fields of a case that the page shows; without a value in any case a column is left out."""

@@ -236,7 +236,7 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints; the newest two are kept."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads; None leaves it to torch."""
+    """CPU threads; None: OMP_NUM_THREADS, else the cores that the process may use. Another number can change last digits."""
 
 
 class OptimizerConfig(Section):
