@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class Pending:
     """One item on its way; `deaths` counts workers that died on it, `tries` chunks that never began."""
 
     item: Item
@@ -69,7 +69,7 @@ class Job:
 class Chunk:
     """Jobs that are with a worker; `slot` is their place in the shared memory of progress."""
 
-    jobs: list[Job]
+    jobs: list[Pending]
     slot: int
     future: Future[list[Grade]]
 
@@ -98,9 +98,9 @@ class Workers:
         if timeout_s <= 0:
             raise UsageError(f"timeout_s = {timeout_s}: above 0 is needed")
         self.timeout_s, self.memory_bytes, self.decide = timeout_s, memory_bytes, decide
-        self._inbox: SimpleQueue[list[Job] | Chunk | None] = SimpleQueue()
-        self._unread: deque[Job] = deque()
-        self._waiting: deque[Job] = deque()
+        self._inbox: SimpleQueue[list[Pending] | Chunk | None] = SimpleQueue()
+        self._unread: deque[Pending] = deque()
+        self._waiting: deque[Pending] = deque()
         self._flying: set[Chunk] = set()
         self._free: list[int] = []
         self._progress: Any = None
@@ -114,7 +114,7 @@ class Workers:
 
     def submit(self, items: Iterable[Item]) -> list[Future[Grade]]:
         """The future grades of (text, reference, kind) items. Never blocks; cancelling a future withdraws its item."""
-        jobs = [Job(item) for item in items]
+        jobs = [Pending(item) for item in items]
         with self._lock:
             if self.closed:
                 raise RunError("the grading workers are closed; make a new Workers")
@@ -194,10 +194,10 @@ class Workers:
                 self._waiting.extendleft(reversed(jobs))
                 self._break_down(error)
 
-    def _take(self) -> list[Job]:
+    def _take(self) -> list[Pending]:
         """The next chunk: cancelled jobs are left out, one that a worker died on goes alone."""
         size = min(self._size, -(-len(self._waiting) // self.workers))
-        jobs: list[Job] = []
+        jobs: list[Pending] = []
         while self._waiting and len(jobs) < size:
             job = self._waiting[0]
             suspected = job.deaths + job.tries > 0
@@ -211,7 +211,7 @@ class Workers:
                 break
         return jobs
 
-    def _send(self, jobs: list[Job]) -> None:
+    def _send(self, jobs: list[Pending]) -> None:
         from paragator.grading import sandbox
 
         processes = self._processes or self._start()
@@ -282,7 +282,7 @@ class Workers:
 
         at = self._progress[chunk.slot]
         code = getattr(error, "exitcode", None)
-        again: list[Job] = []
+        again: list[Pending] = []
         for index, job in enumerate(chunk.jobs):
             if at < 0:
                 job.tries += 1

@@ -263,7 +263,7 @@ def is_of(recorded: Mapping[str, Any], problem: Problem | None) -> bool:
     if problem is None:
         return False
     now = json.loads(json.dumps([problem.text, problem.answer]))
-    return [recorded.get("text"), recorded.get("answer")] == now
+    return bool([recorded.get("text"), recorded.get("answer")] == now)
 
 
 def key_of(row: dict[str, Any]) -> Key:

@@ -49,7 +49,7 @@ class Branches:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class SdpaCall:
     """R prompts of similar length, padded to P, and their branches."""
 
     count: int
@@ -66,7 +66,7 @@ class Layout:
     """
 
     trees: tuple[TreeShape, ...]
-    calls: tuple[Call, ...]
+    calls: tuple[SdpaCall, ...]
     token: Tensor
     padding: Tensor
     slot: Tensor
@@ -99,7 +99,7 @@ class Layout:
                 mask = mask_of(sizes, prompt, part.length, device, dtype).repeat(1, 1, heads_per_key, 1)
             return Branches(part.length, part.counts, part.tree.to(device), part.prompts, mask)
 
-        calls = tuple(Call(c.count, c.length, tuple(made(b, c.length) for b in c.branches)) for c in self.calls)
+        calls = tuple(SdpaCall(c.count, c.length, tuple(made(b, c.length) for b in c.branches)) for c in self.calls)
         token, padding, slot = (x.to(device) for x in (self.token, self.padding, self.slot))
         return Layout(self.trees, calls, token, padding, slot)
 
@@ -131,7 +131,7 @@ def layout(trees: Sequence[TreeShape]) -> Layout:
             counts = tuple(torch.bincount(tree, minlength=len(group)).tolist())
             prompts = None if even else torch.tensor([trees[group[owners[b]]][0] for b in members])
             parts.append(Branches(longest, counts, tree, prompts))
-        calls.append(Call(len(group), length, tuple(parts)))
+        calls.append(SdpaCall(len(group), length, tuple(parts)))
     slots = torch.cat(token)
     slot = torch.empty(at, dtype=torch.long)
     real = (slots >= 0).nonzero()[:, 0]

@@ -26,7 +26,7 @@ DROP_BELOW = 0.75
 """Prompts without rows are dropped once fewer than this share of the stored prompts has any."""
 
 
-class SharedPrefixLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class SharedPrefixLayer(DynamicLayer):
     """One layer's keys and values: of the prompts [P, K, W, D], and of what the rows sampled, [B, K, at most `room`, D]."""
 
     def __init__(self, filled: DynamicLayer, rows: int, room: int) -> None:

@@ -37,7 +37,7 @@ def submit(function: Callable[..., T], *args: Any) -> Future[T]:
 
 def watched() -> bool:
     """Whether threads of the CPU wait for each other here, in a way that the user did not choose."""
-    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    on_gpu = torch.cuda.is_initialized()
     return torch.get_num_threads() > 1 and not on_gpu and not set_by_user("waiting")
 
 

@@ -96,7 +96,7 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     folder = folder_of(config)
     source = config.path if folder is None else str(folder)
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
