@@ -9,7 +9,10 @@ import json
 import logging
 import random
 import resource
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from email.utils import formatdate
@@ -806,10 +809,15 @@ def test_connections_are_used_again_and_stale_ones_are_not(serve):
 
 
 def test_an_engine_works_in_one_event_loop_after_another_and_nobody_complains(serve, caplog):
-    engine = engine_of(serve())
+    async def several(seed: int) -> list[Group]:
+        calls = [engines[0](Prompt(f"p{i}", chat=True), 1, stage="generate", seed=seed) for i in range(5)]
+        return await asyncio.gather(*calls)
+
+    engines = [engine_of(serve())]
     for seed in range(3):
-        assert only(asyncio.run(engine(CHAT, 1, stage="generate", seed=seed))).text
-    del engine
+        assert all(only(group).text for group in asyncio.run(several(seed)))
+    assert len(engines[0].endpoint.client._sessions) == 1
+    engines.clear()
     gc.collect()
     assert "Unclosed" not in caplog.text
 
@@ -870,17 +878,15 @@ def test_what_is_no_whole_answer_is_broken(monkeypatch, talk, words):
     assert kind is Broken and text.startswith(words) and KEY not in text and "\n" not in text
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_too_many_open_files_is_said_so(serve, monkeypatch, host):
-    engine = OpenAI(serve().url.replace("127.0.0.1", host), "fake")
+def test_too_many_open_files_is_said_so(serve):
+    engine = engine_of(serve())
+    ask(engine)
 
     async def job() -> None:
-        task = asyncio.ensure_future(engine(CHAT, 1, stage="generate", seed=1))
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        await asyncio.get_running_loop().getaddrinfo("localhost", 80)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
-            await task
+            await engine(CHAT, 1, stage="generate", seed=1)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             await engine.close()
@@ -906,6 +912,31 @@ def test_a_proxy_of_another_kind_is_refused_in_one_line(monkeypatch):
     ) as no:
         OpenAI("https://outside.example/v1")
     assert "pass@" not in str(no.value) and OpenAI("https://localhost/v1").endpoint.client.proxy is None
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate")
+def test_a_certificate_that_nobody_vouches_for_is_not_trusted(tmp_path, monkeypatch):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def play() -> Any:
+        async def answer(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            writer.close()
+
+        async with await asyncio.start_server(answer, "localhost", 0, ssl=context) as server:
+            url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+            refused = await got(url)
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+            return refused, (await got(url)).body
+
+    (kind, words), body = asyncio.run(play())
+    assert kind is Unreachable and words.startswith("its certificate cannot be trusted: self") and body == b"ok"
 
 
 def test_tls_goes_through_a_proxy_that_may_refuse(monkeypatch):

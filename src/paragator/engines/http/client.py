@@ -73,65 +73,64 @@ class Client:
         """One request; Broken or Unreachable when no whole answer came."""
         from aiohttp import ClientError
 
-        session = self._sessions.get(asyncio.get_running_loop()) or await self._open()
+        session = self._sessions.get(asyncio.get_running_loop()) or self._open()
+        url, proxy = f"{self.url.scheme}://{self.url.netloc}{path}", None
+        sent, to_proxy = dict(headers), None
+        if self.proxy is not None:
+            proxy, to_proxy = f"{self.proxy.scheme}://{self.proxy.netloc.rpartition('@')[2]}", self._proxy_headers()
+            sent |= {} if self.tls else to_proxy
         try:
-            return await self._exchange(session, method, path, headers, body)
+            async with session.request(
+                method, url, data=body, headers=sent, allow_redirects=False, proxy=proxy, proxy_headers=to_proxy
+            ) as response:
+                parts, size = [], 0
+                async for part in response.content.iter_any():
+                    parts.append(part)
+                    size += len(part)
+                    if size > MOST_BYTES:
+                        response.close()
+                        raise Broken(f"the answer is longer than {MOST_BYTES} bytes")
+                found = {name.lower(): value for name, value in response.headers.items()}
+                return Answer(response.status, found, b"".join(parts))
         except (ClientError, OSError) as error:
             failure = failure_of(error)
         raise failure  # outside the block: aiohttp's error holds the request's headers, and so the key
 
     async def close(self) -> None:
         """Close the connections of this event loop, and forget those of loops that have ended."""
-        running = asyncio.get_running_loop()
-        for loop in [loop for loop in self._sessions if loop is running or loop.is_closed()]:
-            await self._sessions.pop(loop).close()
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.close()
+        self._forget_ended()
 
-    async def _open(self) -> ClientSession:
+    def _open(self) -> ClientSession:
+        """A session for this event loop."""
         from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 
-        await self.close()
-        session = ClientSession(
+        self._forget_ended()
+        session = self._sessions[asyncio.get_running_loop()] = ClientSession(
             connector=TCPConnector(limit=0, ssl=self.tls or True),
             cookie_jar=DummyCookieJar(),
             timeout=ClientTimeout(total=None, sock_connect=None),
         )
-        self._sessions[asyncio.get_running_loop()] = session
         return session
 
-    async def _exchange(self, session: ClientSession, method: str, path: str, headers: Headers, body: bytes) -> Answer:
-        url, proxy = f"{self.url.scheme}://{self.url.netloc}{path}", None
-        sent, to_proxy = dict(headers), None
-        if self.proxy is not None:
-            proxy, to_proxy = f"{self.proxy.scheme}://{self.proxy.netloc.rpartition('@')[2]}", self._proxy_headers()
-            if self.tls is None:
-                sent |= to_proxy
-        async with session.request(
-            method, url, data=body, headers=sent, allow_redirects=False, proxy=proxy, proxy_headers=to_proxy
-        ) as response:
-            parts, size = [], 0
-            async for part in response.content.iter_any():
-                parts.append(part)
-                size += len(part)
-                if size > MOST_BYTES:
-                    response.close()
-                    raise Broken(f"the answer is longer than {MOST_BYTES} bytes")
-            found = {name.lower(): value for name, value in response.headers.items()}
-            return Answer(response.status, found, b"".join(parts))
+    def _forget_ended(self) -> None:
+        """Close sessions whose event loop has ended, which takes no waiting; else aiohttp complains of them."""
+        for loop in [loop for loop in self._sessions if loop.is_closed()]:
+            closing = self._sessions.pop(loop).close()
+            with suppress(StopIteration):
+                for _ in range(9):
+                    closing.send(None)
+
+    def __del__(self) -> None:
+        self._forget_ended()
 
     def _proxy_headers(self) -> dict[str, str]:
         if self.proxy is None or self.proxy.username is None:
             return {}
         word = f"{unquote(self.proxy.username)}:{unquote(self.proxy.password or '')}"
         return {"proxy-authorization": Secret(f"Basic {base64.b64encode(word.encode()).decode()}")}
-
-    def __del__(self) -> None:
-        """Keep aiohttp from complaining about sessions whose loop ended before anybody closed them."""
-        for loop, session in self._sessions.items():
-            if loop.is_closed():
-                closing = session.close()
-                with suppress(StopIteration):
-                    for _ in range(9):  # it has nothing to wait for, and ends
-                        closing.send(None)
 
 
 def proxy_for(url: SplitResult) -> SplitResult | None:
