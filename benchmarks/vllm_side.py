@@ -24,7 +24,7 @@ from paragator.core.prompts import COMPACT, Templates
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
 from paragator.engines.http.endpoint import Endpoint
 from paragator.engines.http.openai import Limits, OpenAI
-from paragator.engines.http.server import Call, Server
+from paragator.engines.http.server import Asked, Server
 from paragator.engines.http.vllm import served
 from paragator.engines.sampling import Sampling
 
@@ -92,10 +92,10 @@ class FixedServer(Server):
         super().__init__(endpoint, "policy", {})
         self.engine, self.takes_n = engine, False
 
-    def body(self, call: Call, n: int, seed: int) -> dict[str, Any]:
+    def body(self, asked: Asked, n: int, seed: int) -> dict[str, Any]:
         tokens = self.engine.length(seed)
-        self.engine.requests.append((tuple(call.ids or ()), tokens, seed))
-        body = super().body(call, n, seed)
+        self.engine.requests.append((tuple(asked.ids or ()), tokens, seed))
+        body = super().body(asked, n, seed)
         return body | {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
 
 

@@ -1,4 +1,4 @@
-"""From a server's choices to completions. Servers differ in where they put what; whatever is no solution is a Failure."""
+"""Parsing of choices: servers differ in where they put text, thinking and counts; what is not a solution is a Failure."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FINISHES: dict[Any, FinishReason] = {
     "abort": "cancelled",
     "cancelled": "cancelled",
 }
-"""What servers write, and what it means here. Another reason is no end of a solution."""
+"""What servers write, and what it means here. With any other reason the completion is a Failure."""
 
 Clean = Callable[[str], str]
-"""Makes a server's words fit to be part of a reason."""
+"""Cleans what a server said, so that it can be part of a reason."""
 
 
 def is_answer(found: Any) -> str | None:
@@ -44,7 +44,7 @@ def completion_of(
 ) -> Completion | Failure:
     """One choice of a chat or text answer; with `prompt_ids`, of an answer in tokens.
 
-    `num_tokens` is the answer's own count where it has one choice; a choice may bring its count along.
+    `num_tokens` is the answer's own count where it has one choice; a choice may come with its own count.
     """
     message = choice.get("message")
     fields = message if isinstance(message, dict) else choice
@@ -100,10 +100,10 @@ def text_in(value: Any) -> str | None:
 
 
 def sound(text: str) -> str:
-    """`text` without half characters, which no file can hold."""
+    """`text` without lone surrogates, which cannot be written to a file."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def count_of(value: Any) -> int | None:
-    """A number of things; None for what is none."""
+    """A count; None for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -27,11 +27,11 @@ from paragator.engines.journal import Stopped
 REASON_CHARS = 300
 LONGEST_PAUSE_S = 60.0
 PATIENCE_S = 20.0
-"""A server that was there and then takes no connection for this long has ended."""
+"""A server that answered before and takes no connection for this long has ended."""
 PERSISTENCE = 10
-"""How often it is tried meanwhile."""
+"""How often it is tried in that time."""
 GARBAGE = 3
-"""A server whose first so many answers in a row are none has nothing to do with language models."""
+"""A server whose first answers, this many in a row, are garbage is not a server of language models."""
 RETRIED = frozenset({408, 409, 425, 429})
 TOO_LONG = re.compile(
     r"context.?(length|window)|max(imum)?.?(model|context|prompt).?len|prompt is too long|too many (input )?tokens",
@@ -48,7 +48,7 @@ class Refused(Exception):
 
 
 class Again(Exception):
-    """An attempt that failed in a way that the next may not. `after` seconds, if the server said when to come back."""
+    """An attempt that failed and may succeed when tried again, after `after` seconds if the server said so."""
 
     def __init__(self, reason: str, *, after: float | None = None, word: Word = "neither") -> None:
         super().__init__(reason)
@@ -263,7 +263,7 @@ class Endpoint:
         return Refused(reason[:REASON_CHARS], status)
 
     def no_answer(self, what: str, body: bytes) -> Exception:
-        """A body that came with status 200 and is no answer: Again, or the caller's mistake where nothing else ever comes."""
+        """A body with status 200 that is garbage: Again, or the caller's mistake where nothing else has ever come."""
         said = self.clean(said_in(body))
         reason = f"{what}: {said}" if said else what
         self.garbage += 1
@@ -272,7 +272,7 @@ class Endpoint:
         return Again(reason)
 
     def gone(self, reason: str) -> Exception:
-        """No connection: never one is the caller's mistake; none for long, a server that ended; else another attempt."""
+        """No connection: the caller's mistake if there never was one; a server that ended if there is none for long; else Again."""
         if self.heard is None:
             return self.nobody(reason)
         now = time.monotonic()
@@ -290,7 +290,7 @@ class Endpoint:
         return UsageError(f"{self.where}: no server answers there ({reason}); start it or correct the URL")
 
     def clean(self, text: str) -> str:
-        """A server's words as one short printable line, without the key."""
+        """What a server said as one short printable line, without the key."""
         if self.key:
             text = text.replace(self.key, "***")
         line = " ".join(text.split())

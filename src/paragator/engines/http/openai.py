@@ -17,7 +17,7 @@ from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
 from paragator.engines.encoding import encode, misfit
 from paragator.engines.http.endpoint import Endpoint, Limits, checked_key
-from paragator.engines.http.server import Call, Server
+from paragator.engines.http.server import Asked, Server
 from paragator.engines.sampling import Sampling
 
 __all__ = ["JudgeEngine", "Limits", "OpenAI", "Prices", "Usage"]
@@ -122,13 +122,15 @@ class OpenAI:
             if server.model is None:
                 await self._name(server)
             ids = None if self.tokenizer is None else tuple(encode(self.tokenizer, prompt))
-            call = Call(prompt, ids, stage, self.sampling[stage], seed)
-            if ids is not None and (reason := misfit(len(ids), call.sampling.max_tokens, server.context)):
+            asked = Asked(prompt, ids, stage, self.sampling[stage], seed)
+            if ids is not None and (reason := misfit(len(ids), asked.sampling.max_tokens, server.context)):
                 return Group(prompt, (Failure(reason),) * n, ids, stage)
-            outputs: list[Completion | Failure] = [await server.one(call)] if n == 1 else await server.siblings(call, n)
+            outputs: list[Completion | Failure] = (
+                [await server.one(asked)] if n == 1 else await server.siblings(asked, n)
+            )
         finally:
             server.in_flight -= n
-        return Group(prompt, tuple(outputs), ids, stage, num_prompt_tokens=call.prompt_tokens)
+        return Group(prompt, tuple(outputs), ids, stage, num_prompt_tokens=asked.prompt_tokens)
 
     async def connect(self) -> None:
         """Reach every server and learn the model's name and context; UsageError where that cannot be.

@@ -25,7 +25,7 @@ NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "fr
 
 
 @dataclass(slots=True)
-class Call:
+class Asked:
     """What the siblings of one call share; `prompt_tokens` is the server's count, once it answered.
 
     ids  the prompt in tokens, in token mode
@@ -78,26 +78,26 @@ class Server:
         self.model = self.model or str(row["id"])
         return str(row["id"])
 
-    async def siblings(self, call: Call, n: int) -> list[Completion | Failure]:
+    async def siblings(self, asked: Asked, n: int) -> list[Completion | Failure]:
         """n completions, from one request where the server does that; what is missing is asked for one by one."""
-        outputs = await self._at_once(call, n) if self.takes_n else []
-        return outputs + await together(*(self.one(call, index) for index in range(len(outputs), n)))
+        outputs = await self._at_once(asked, n) if self.takes_n else []
+        return outputs + await together(*(self.one(asked, index) for index in range(len(outputs), n)))
 
-    async def one(self, call: Call, index: int = 0) -> Completion | Failure:
+    async def one(self, asked: Asked, index: int = 0) -> Completion | Failure:
         """One sibling, asked for on its own."""
         try:
-            return (await self._request(call, 1, seed_of(call.seed, index)))[0]
+            return (await self._request(asked, 1, seed_of(asked.seed, index)))[0]
         except Refused as error:
             return Failure(str(error))
 
-    async def _at_once(self, call: Call, n: int) -> list[Completion | Failure]:
+    async def _at_once(self, asked: Asked, n: int) -> list[Completion | Failure]:
         """Up to n siblings from one request; a server that does not take an n is remembered."""
         try:
-            outputs = await self._request(call, n, seed_of(call.seed, 0))
+            outputs = await self._request(asked, n, seed_of(asked.seed, 0))
         except Refused as error:
             if error.status not in (400, 422) or str(error).startswith("context length"):
                 return [Failure(str(error))] * n
-            alone = await self.one(call)
+            alone = await self.one(asked)
             if isinstance(alone, Failure):
                 return [alone] * n
             outputs = [alone]
@@ -105,30 +105,30 @@ class Server:
             self.takes_n = False
         return outputs[:n]
 
-    async def _request(self, call: Call, n: int, seed: int) -> list[Completion | Failure]:
+    async def _request(self, asked: Asked, n: int, seed: int) -> list[Completion | Failure]:
         """The choices of one request, in order, counted. Aggregations go first: problems finish before others begin."""
-        path = "/chat/completions" if call.prompt.chat and call.ids is None else "/completions"
-        lane: Lane = "last" if call.stage == "generate" else "next"
+        path = "/chat/completions" if asked.prompt.chat and asked.ids is None else "/completions"
+        lane: Lane = "last" if asked.stage == "generate" else "next"
         sent = self._limit_field  # a sibling may change it meanwhile
         try:
-            found = await self.endpoint.post(path, self.body(call, n, seed), is_answer, lane=lane)
+            found = await self.endpoint.post(path, self.body(asked, n, seed), is_answer, lane=lane)
         except Refused as error:
             if error.status != 400 or "max_completion_tokens" not in str(error) or sent != "max_tokens":
                 raise
             self._limit_field = "max_completion_tokens"
-            return await self._request(call, n, seed)
+            return await self._request(asked, n, seed)
         usage = found.get("usage") or {}
         prompt_tokens, tokens = count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
-        call.prompt_tokens = prompt_tokens if prompt_tokens is not None else call.prompt_tokens
+        asked.prompt_tokens = prompt_tokens if prompt_tokens is not None else asked.prompt_tokens
         self.prompt_tokens += prompt_tokens or 0
         self.completion_tokens += tokens or 0
         choices = sorted(found["choices"], key=lambda choice: count_of(choice.get("index")) or 0)
         known = tokens if len(choices) == 1 else None
-        return [completion_of(choice, known, call.ids, self.endpoint.clean) for choice in choices]
+        return [completion_of(choice, known, asked.ids, self.endpoint.clean) for choice in choices]
 
-    def body(self, call: Call, n: int, seed: int) -> dict[str, Any]:
+    def body(self, asked: Asked, n: int, seed: int) -> dict[str, Any]:
         """The fields of a request."""
-        sampling = call.sampling
+        sampling = asked.sampling
         body: dict[str, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,
@@ -140,12 +140,12 @@ class Server:
             body["n"] = n
         if sampling.top_k:
             body["top_k"] = sampling.top_k
-        if call.ids is not None:
-            body |= {"prompt": call.ids, "top_k": sampling.top_k, "logprobs": 0, "return_token_ids": True, **NEUTRAL}
-        elif call.prompt.chat:
-            body["messages"] = [{"role": "user", "content": call.prompt.text}]
+        if asked.ids is not None:
+            body |= {"prompt": asked.ids, "top_k": sampling.top_k, "logprobs": 0, "return_token_ids": True, **NEUTRAL}
+        elif asked.prompt.chat:
+            body["messages"] = [{"role": "user", "content": asked.prompt.text}]
         else:
-            body["prompt"] = call.prompt.text
+            body["prompt"] = asked.prompt.text
         return body | self.extra_body
 
     async def _no_models(self, status: int) -> str:
