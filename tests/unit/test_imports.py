@@ -54,7 +54,7 @@ with contextlib.suppress(SystemExit):
 
 def test_a_run_without_a_server_loads_no_http_client() -> None:
     """Neither what trains and evaluates in process, nor an engine of a server before its first request."""
-    code = "import paragator.runs.connect, paragator.runs.rollouts, paragator.cli.train, paragator.cli.eval"
+    code = "import paragator.runs.connect, paragator.cli.train, paragator.cli.eval"
     code += "; from paragator.engines.http.openai import OpenAI; OpenAI('http://localhost:8000/v1')"
     loaded = loaded_by(code)
     assert "paragator" in loaded and not loaded & {"aiohttp", "torch"}
