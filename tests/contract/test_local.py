@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import CONTEXT
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Prompt
 from paragator.engines.local.loading import load_model
@@ -17,6 +16,8 @@ from paragator.engines.local.public import Local
 from paragator.engines.sampling import Sampling
 
 SAMPLING = Sampling(max_tokens=6)
+CONTEXT = 64
+"""Of the model in conftest.py."""
 
 
 @pytest.fixture
