@@ -43,8 +43,6 @@ def main(arguments: list[str]) -> int:
     flags, overrides = parse(parser, arguments)
     if flags.config is None:
         raise UsageError("no study given: paragator study STUDY.toml; see docs/study.md")
-    if flags.jobs < 0:
-        raise UsageError(f"--jobs = {flags.jobs}: at least 1 is needed")
     asked = load(Study, flags.config, overrides)
     prepared = StudyRun(asked, Path(flags.config).parent, only=flags.only, overwrite=flags.overwrite)
     if flags.dry_run:
@@ -57,11 +55,10 @@ def main(arguments: list[str]) -> int:
     asyncio.run(work(runner, say))
     again = shlex.join(["paragator", "study", *(word for word in arguments if word != "--overwrite")])
     code = ending(runner.jobs, say, again)
-    results: dict[str, Any] = {}
     if flags.only:
-        results = {"primary": said(prepared, say)}
-    elif code != INTERRUPTED:
-        results = analysed(prepared, say, failed=bool(code))
+        results = said(prepared, say)
+    else:
+        results = {} if code == INTERRUPTED else analysed(prepared, say, failed=bool(code))
     if flags.json:
         found = {"study": str(prepared.study.folder), "exit_code": code, "runs": prepared.states()}
         print(json.dumps({**found, **results}))
@@ -108,8 +105,7 @@ def table(jobs: Sequence[Job]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    out = Table.grid(padding=(0, 2))
-    now = time.monotonic()
+    out, now = Table.grid(padding=(0, 2)), time.monotonic()
     for job in jobs:
         running = job.status == "running"
         seconds = now - job.started if running else job.seconds
@@ -143,8 +139,7 @@ async def work(runner: Runner, say: Show) -> None:
 def ending(jobs: Sequence[Job], say: Show, again: str) -> int:
     """What is left to do and how; the exit code."""
     if failed := [job for job in jobs if job.status == "failed"]:
-        for job in failed:
-            say.text(job.line())
+        say.text("\n".join(job.line() for job in failed))
         say.text(f"{len(failed)} of {len(jobs)} runs failed; fix the cause and start it again: {again}")
     if unfinished := sum(job.status in ("waiting", "interrupted") for job in jobs):
         say.text(f"interrupted, {unfinished} runs to go; resume with: {again}")
@@ -152,13 +147,13 @@ def ending(jobs: Sequence[Job], say: Show, again: str) -> int:
     return 3 if failed else 0
 
 
-def said(prepared: StudyRun, say: Show) -> dict[str, float | None]:
+def said(prepared: StudyRun, say: Show) -> dict[str, Any]:
     """Each finished run's primary outcome, beside what the study's results hold of it; None where it was not measured."""
     primary, found = prepared.study.primary, prepared.outcomes()
     for name, (own, known) in found.items():
         beside = "" if known is None else f" ({known:.6f} in {prepared.study.results_dir})"
         say.text(f"{name}: {primary.measure} at round {primary.round} = {own:.6f}{beside}")
-    return {name: None if math.isnan(own) else own for name, (own, _) in found.items()}
+    return {"primary": {name: None if math.isnan(own) else own for name, (own, _) in found.items()}}
 
 
 def analysed(prepared: StudyRun, say: Show, *, failed: bool) -> dict[str, Any]:
@@ -170,6 +165,5 @@ def analysed(prepared: StudyRun, say: Show, *, failed: bool) -> dict[str, Any]:
             raise
         say.text(f"no results yet: {error}")
         return {}
-    say.text(found.primary_text())
-    say.text(f"results: {prepared.study.results_dir}")
+    say.text(f"{found.primary_text()}\nresults: {prepared.study.results_dir}")
     return {"results": str(prepared.study.results_dir), "primary": found.primary_rows()}

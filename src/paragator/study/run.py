@@ -63,6 +63,8 @@ class StudyRun:
 
     def start(self, at_once: int = 0, changed: Callable[[Job], None] = silent) -> Runner:
         """A Runner of what is left to do; `at_once` 0 is as many as the cores allow. Writes the study's note."""
+        if at_once < 0:
+            raise UsageError(f"--jobs = {at_once}: at least 1 is needed")
         if self.overwrite:
             remove(self.chosen)
         self.study.folder.mkdir(parents=True, exist_ok=True)
