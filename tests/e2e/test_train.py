@@ -96,7 +96,7 @@ def test_everything_large_is_computed_in_one_thread(cli: Cli, monkeypatch: pytes
 
         monkeypatch.setattr(owner, name, noted)
 
-    watch(loading, "load")
+    watch(loading, "load_model")
     watch(TransformersEngine, "_sample")
     for name in ("__init__", "update", "save", "restore", "export"):
         watch(Policy, name)

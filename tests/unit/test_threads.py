@@ -16,6 +16,7 @@ from paragator.engines.local.threads import (
     CALM_S,
     Contention,
     ThreadWatch,
+    can_start,
     cpu_limit,
     threads_time,
     usable_cores,
@@ -126,6 +127,23 @@ def test_quotas_of_version_1(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("sixteen")
 def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
     assert usable_cores(tmp_path, tmp_path / "none") == 16
+
+
+def test_no_idle_threads_where_the_system_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, allowed = threading.Thread.start, [3]
+
+    def limited(self: threading.Thread) -> None:
+        allowed[0] -= 1
+        if allowed[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    before = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    assert can_start(3)
+    allowed[0] = 3
+    assert not can_start(4)
+    assert threading.active_count() == before
 
 
 class Standing:

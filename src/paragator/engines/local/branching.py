@@ -1,4 +1,4 @@
-"""Decoding for rows that share prompts: a prompt's keys and values are stored once and read once for all of its rows.
+"""Shared-prefix decoding: a prompt's keys and values are stored once and read once for all of its rows.
 
 A row's keys are its prompt's and its own. Scores against a prompt are one product for all rows of it; the softmax goes
 over both parts together, so the result is plain attention. Per token it reads (prompts x their length + rows x what they
@@ -150,7 +150,9 @@ def branch_attention(
     """
     check_plain(more)
     if branches is None:
-        raise UsageError("the model keeps arguments from its attention, so it cannot be sampled in process: use vLLM")
+        raise UsageError(
+            "the model passes no further arguments to its attention, so it cannot be sampled in process: use vLLM"
+        )
     layer = branches.cache.layers[module.layer_idx]
     rows, heads, _, size = query.shape
     q = query.reshape(rows, key.shape[1], -1, size) * (size**-0.5 if scaling is None else scaling)

@@ -1,7 +1,7 @@
-"""Batched sampling from a causal language model: each distinct prompt is prefilled once, then its cache is branched.
+"""Batched sampling from a causal language model: each distinct prompt is prefilled once and shared by its samples.
 
-What differs from `model.generate`: siblings share one prefill; every row draws from its own named stream, so what else
-is in the batch cannot change it (apart from float rounding); the log-probabilities are those that were sampled from;
+What differs from `model.generate`: siblings share one prefill; every row draws from its own named stream, so the rest
+of the batch cannot change it (apart from float rounding); the log-probabilities are those that were sampled from;
 finished rows leave the batch; siblings share their prompt's keys and values, and add theirs in place (branching.py; the
 stock cache holds a copy of the prompt for each row and copies itself for each token).
 """
@@ -54,8 +54,8 @@ def sample_rows(
 ) -> list[SampledSequence]:
     """Sample every row, in order, in batches of at most `max_batch_tokens` (rows times their longest length).
 
-    Runs in evaluation mode without gradients and restores the model's mode. `cancelled` is asked at every token;
-    InterruptedError when it says yes.
+    Runs in evaluation mode without gradients and restores the model's mode. `cancelled` is called at every token;
+    InterruptedError when it returns True.
     """
     results: dict[int, SampledSequence] = {}
     mode = model.training
@@ -72,7 +72,7 @@ def sample_rows(
 
 
 def batches(rows: Sequence[SequenceRequest], max_tokens: int, max_batch_tokens: int) -> Iterator[list[int]]:
-    """SequenceRequest indices, like lengths together. Siblings are split only where one prompt's rows exceed the budget."""
+    """Row indices, similar lengths together. Siblings are split only where one prompt's rows exceed the budget."""
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt_ids), rows[i].prompt_ids))
     batch: list[int] = []
     for prompt_ids, group in groupby(order, key=lambda i: rows[i].prompt_ids):

@@ -61,7 +61,7 @@ def facts(config: ModelConfig) -> Facts:
 
 
 def telling(file: Path) -> Iterator[bytes]:
-    """What tells weights apart: a small file whole; of a large one its header and where each tensor begins."""
+    """Bytes that identify weights: all of a small file; of a large one its header and the beginning of each tensor."""
     with file.open("rb") as handle:
         if file.stat().st_size <= HASHED_BYTES:
             yield handle.read()

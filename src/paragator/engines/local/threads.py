@@ -1,14 +1,14 @@
-"""CPU threads: how many the process may use, and how they wait for each other beside other programs.
+"""CPU threads: how many the process may use, and whether they spin or sleep while they wait for each other.
 
-Threads that share a product meet at its end. OpenMP lets those that come first spin, which is the fastest on a quiet
-machine. Where other programs want the cores, the one that is awaited may have none while the others spin on theirs: a
-step then took 14 times as long where its share of the cores explains 3. Threads that sleep take what they can use only,
-and a third longer on a quiet machine. So `ThreadWatch` looks at how long ready threads wait for a core, and chooses. Neither
-way changes a result, since the number of threads stays.
+Threads that compute one product wait for each other at its end. By default OpenMP lets them spin, which is fastest on a
+quiet machine. On a busy one the thread that the others wait for may have no core while they spin on theirs: a step beside
+four busy processes took 14 times as long, where its share of the cores explains 3 times. Threads that sleep use only what
+they need, but take a third longer on a quiet machine. So `ThreadWatch` measures how long threads that are ready wait for
+a core, and chooses. The number of threads stays the same, and so does every result.
 
-GNU's OpenMP, which torch's Linux wheels have, spins briefly and then sleeps while it has more threads than there are
-cores, whether they do anything or not. `SleepingThreads` has just such a number of threads, which do nothing. With
-another OpenMP, or where Linux does not tell how long threads wait, everything stays as it is.
+GNU's OpenMP, which torch's Linux wheels contain, lets threads sleep (after a very short spin) while it has more threads
+than the machine has cores, even idle ones. `SleepingThreads` adds such idle threads. With another OpenMP, or on a system
+that does not report how long threads wait, nothing changes.
 """
 
 from __future__ import annotations
@@ -108,10 +108,28 @@ def gnu_openmp(maps: Path = Path("/proc/self/maps")) -> list[ctypes.CDLL]:
     return [ctypes.CDLL(path) for path in dict.fromkeys(line.split()[-1] for line in lines if "/libgomp" in line)]
 
 
-class SleepingThreads:
-    """More OpenMP threads than cores while it stands, which makes threads that wait for each other sleep.
+def can_start(count: int) -> bool:
+    """Whether the system lets this process start so many more threads."""
+    started: list[threading.Thread] = []
+    over = threading.Event()
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=over.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        return False
+    finally:
+        over.set()
+        for thread in started:
+            thread.join()
+    return True
 
-    They belong to a thread that waits for `end`: with it they end.
+
+class SleepingThreads:
+    """Idle OpenMP threads, more than there are cores: until `end`, threads that wait for each other sleep.
+
+    They belong to a thread that waits for `end`, and end with it.
     """
 
     def __init__(self, libraries: list[ctypes.CDLL]) -> None:
@@ -123,8 +141,10 @@ class SleepingThreads:
 
     def stand(self) -> None:
         for library in self.libraries:
-            nothing = ctypes.cast(library.omp_get_num_procs, ctypes.c_void_p)  # what each thread calls, once
-            library.GOMP_parallel(nothing, None, library.omp_get_num_procs() + 1, 0)
+            count = library.omp_get_num_procs() + 1
+            if can_start(count):  # where OpenMP cannot, it ends the process
+                nothing = ctypes.cast(library.omp_get_num_procs, ctypes.c_void_p)  # what each thread calls, once
+                library.GOMP_parallel(nothing, None, count, 0)
         self.ready.set()
         self.over.wait()
 
@@ -134,8 +154,9 @@ class SleepingThreads:
 
 
 class ThreadWatch:
-    """While `working()`, makes threads sleep or spin as the machine is busy or calm. A thread of its own, which idles else.
+    """A thread that makes computing threads sleep while the machine is busy. It looks only while there is work.
 
+    working    whether anything is being computed; set `work` when that begins
     times      what threads have computed and waited so far, see `threads_time`
     sleeping   makes threads sleep until the `end` of what it returns
     """
@@ -153,7 +174,7 @@ class ThreadWatch:
         threading.Thread(target=self.follow, name="paragator-watch", daemon=True).start()
 
     def follow(self) -> None:
-        """Look at every window of the work; between works, wait for `work`."""
+        """Look at each window while there is work, then wait for more work."""
         while True:
             self.work.wait()
             self.work.clear()
@@ -166,7 +187,7 @@ class ThreadWatch:
                 before, start = now, at
 
     def settle(self, busy: bool) -> None:
-        """Threads sleep if `busy`, else they spin."""
+        """Make threads sleep if `busy`, else let them spin."""
         if busy and self.standing is None:
             self.standing = self.sleeping()
         elif not busy and self.standing is not None:

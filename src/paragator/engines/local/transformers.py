@@ -39,13 +39,13 @@ class TransformersEngine:
 
     sampling          the settings of each stage that will be asked for
     max_batch_tokens  budget of one batch in tokens, rows times (prompt + max_tokens); bounds the key-value cache
-    device            where inputs go; the model's own by default
+    device            of the inputs; the model's by default
     autocast          entered around every batch: where the model's own forward autocasts, weights are then cast once a
                       batch and not once a token
 
     Each distinct prompt is prefilled once for all its samples. A result depends on (prompt, seed, sibling index) and
     the weights, not on what else was in the batch, apart from float rounding. A prompt that leaves no room for
-    max_tokens in the context yields Failures. Changed weights (a training step) count from the next request on.
+    max_tokens in the context yields Failures. Changed weights (a training step) apply from the next request on.
     """
 
     def __init__(
