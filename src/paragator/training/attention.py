@@ -169,7 +169,7 @@ def mask_of(prompts: Tensor | None, length: int, longest: int, device: torch.dev
 
 
 class Gather(torch.autograd.Function):
-    """x[index] along the first axis, whose gradient is a gather too: `back` tells where in the result each row of x went.
+    """x[index] along the first axis, whose gradient is a gather too: `back` says where each row of x went.
 
     `hidden` are the rows of x that nothing asks for. (index_select alone adds gradients up, row by row.)
     """
@@ -272,7 +272,7 @@ repeat: Callable[[Tensor, Tensor, tuple[int, ...]], Tensor] = Repeat.apply
 
 
 def repeated(prompts: Tensor, part: Branches) -> Tensor:
-    """prompts [R, K, P, D] as [B, K, P, D], each branch's own; a single one is not copied, and its gradients add up fast."""
+    """prompts [R, K, P, D] as [B, K, P, D], each branch's own; a single prompt is expanded, not copied."""
     if len(prompts) == 1:
         return prompts.expand(len(part.tree), -1, -1, -1)
     return repeat(prompts, part.tree, part.counts)

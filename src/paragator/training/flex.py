@@ -1,4 +1,4 @@
-"""Attention of packed trees on CUDA by FlexAttention: one kernel for the whole row, which skips what nobody sees.
+"""Attention of packed trees on CUDA by FlexAttention: one kernel for the whole row, which skips blocks that are masked.
 
 It needs neither copies of a prompt's keys for its branches nor padding to equal lengths, both of which attention.py's
 calls of sdpa need (`benchmarks/gpu.py` has the difference). Used in bfloat16 and float16; float32 stays with sdpa.
@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128
-"""Queries and keys that a kernel takes at a time; a block that nobody sees costs nothing."""
+"""Queries and keys that a kernel takes at a time; a block that is masked throughout costs nothing."""
 ANY_LENGTH: dict[str, Any] = {"dynamic": True, "fullgraph": True}
 """Past its limit of recompilations torch would compute every score of the row's square; with fullgraph that is an error."""
 RECOMPILE_LIMIT = 64

@@ -28,7 +28,7 @@ BAD_STEPS = 3
 
 
 class TrainEvents(Protocol):
-    """Who watches: gets each step's metrics, and may end the run after a step."""
+    """What hears of each step, and may end the run after one."""
 
     def on_step(self, metrics: Mapping[str, float]) -> None: ...
 
@@ -43,7 +43,7 @@ class Sampler:
     publish: Callable[[int], Awaitable[None]] | None = None
 
     async def published(self, number: int) -> float:
-        """Hand over the weights after a step, if to anybody; the seconds that it took."""
+        """Hand over the weights after a step where somebody takes them; returns the seconds that it took."""
         start = time.perf_counter()
         if self.publish:
             await self.publish(number)
@@ -101,7 +101,7 @@ def save(policy: Policy, run_dir: Path, number: int) -> None:
 
 
 def check_mismatch(mismatch: float, number: int) -> None:
-    """Warn when the engine samples from something else than the trainer's policy; RunError when it is another model."""
+    """Warn where the engine's probabilities differ from the policy's; RunError where it must be another model."""
     if mismatch > OTHER_MODEL:
         raise RunError(
             f"step {number}: the engine samples from other weights than the trainer's (mismatch {mismatch:.2f} nats)"
@@ -130,7 +130,7 @@ def resume(policy: Policy, run_dir: Path) -> int:
 
 
 def choose(problems: Sequence[Problem], number: int, schedule: Schedule) -> list[Problem]:
-    """The problems of one step: slices of the data in the order that the task gave, which is reshuffled for every further pass."""
+    """The problems of one step: the next slice of the data, in the task's order, reshuffled for every further pass."""
     if not problems:
         raise DataError("the training set is empty: set task.path or widen the task's ranges")
     size = schedule.problems

@@ -64,7 +64,7 @@ class Policy:
 
     @classmethod
     def from_config(cls, model: Any, tokenizer: Any, config: Config) -> Self:
-        """The policy of a config, with passes of as many tokens as this device has memory for."""
+        """The policy of a config, its passes as large as this device's memory allows."""
         policy = cls(model, tokenizer, PolicySettings.from_config(config))
         policy.batch_tokens = budget_on(model.device, model.config, config, policy.precision == "bfloat16")
         return policy
@@ -110,7 +110,7 @@ class Policy:
     def accumulate(
         self, rows: Sequence[PackedRow], old: Sequence[torch.Tensor | None], kl_constants: Mapping[Stage, float]
     ) -> tuple[float, dict[str, float], list[torch.Tensor | None]]:
-        """Add up the gradient over rows: the loss, its statistics, and each row's `old` log-probabilities, now's where it is None."""
+        """Add up the gradient over rows: loss, statistics, and each row's `old` log-probabilities (the current ones for None)."""
         total, parts = 0.0, []
         kept: list[torch.Tensor | None] = []
         for row, before in zip(rows, old, strict=True):
@@ -173,7 +173,7 @@ class Policy:
 
 
 def budget_on(device: torch.device, sizes: Any, config: Config, bfloat16: bool) -> int:
-    """Tokens of a pass that this device has memory for now; a CPU's where the estimate does not know the model's kind."""
+    """Tokens of one pass that fit this device's free memory; a CPU's most where the estimate does not know the architecture."""
     cuda = device.type == "cuda"
     try:
         shape = memory.from_json(sizes.get_text_config().to_dict(), config.model.path)
@@ -217,7 +217,7 @@ def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def as_begun(config: Config, run_dir: Path) -> Config:
-    """The config of a run that may resume from a checkpoint: a precision that it chose by itself stays what it was."""
+    """The config of a run that may resume from a checkpoint: a precision that it chose stays what it was."""
     found = checkpoint.newest(run_dir / "checkpoints")
     begun = checkpoint.read_meta(found).get("precision") if found else None
     if config.train.precision != "auto" or begun is None:

@@ -29,7 +29,7 @@ class Step:
 async def step(
     number: int, problems: Sequence[Problem], sample: Sample, task: Task, policy: Policy, recipe: Recipe
 ) -> Step:
-    """THE TRAINING STEP on `problems`."""
+    """THE TRAINING STEP: all problems at once through the scaffold, then the policy's update."""
     timeline, scaffold, crediting = Timeline(), recipe.at_step(number), recipe.crediting
 
     async def timed(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:

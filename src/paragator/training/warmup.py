@@ -1,4 +1,4 @@
-"""The cold start: a small causal LM and its tokenizer from nothing, by supervised learning on demonstrations.
+"""The cold start: a small causal LM and its tokenizer, trained from scratch on demonstrations.
 
 `paragator warmup configs/warmup-countdown.toml` writes the model that ships as "embedded".
 """
@@ -136,7 +136,7 @@ def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Ten
 
 
 def warmup(config: WarmupConfig, say: Callable[[str], None]) -> Path:
-    """Train from nothing, or on from an interrupted run's checkpoint, and write the model; return its folder."""
+    """Train from scratch, or resume from a checkpoint, and write the model; return its folder."""
     if config.task.name not in DEMONSTRATORS:
         raise UsageError(
             f"task.name = {config.task.name!r}: demonstrations exist for {' and '.join(DEMONSTRATORS)}; set one of them"
