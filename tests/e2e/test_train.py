@@ -24,6 +24,7 @@ from paragator.config import ModelConfig
 from paragator.core.errors import RunError, UsageError
 from paragator.core.methods import METHODS
 from paragator.engines.local import loading
+from paragator.engines.local.loading import EMBEDDED
 from paragator.engines.local.transformers import TransformersEngine
 from paragator.settings import load
 from paragator.training.policy import Policy
@@ -290,6 +291,39 @@ def test_ctrl_c_leaves_a_resumable_run_and_a_valid_report(cli: Cli, toy: Path) -
     assert [row["step"] for row in metrics(run_dir)] == list(range(1, taken + 2))
     assert cli("train", "--name", "whole", "--train.steps", str(taken + 1)) == 0
     assert metrics(run_dir) == metrics(Path("runs/whole"))
+
+
+class Handed:
+    """An engine from Python: another copy of the model, which gets the policy's weights after each step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.steps = folder, list[int]()
+        self.engine = paragator.Local(str(folder), sampling=paragator.Sampling(max_tokens=8))
+
+    async def __call__(self, prompt: paragator.Prompt, n: int, *, stage: Any, seed: int) -> paragator.Group:
+        return await self.engine(prompt, n, stage=stage, seed=seed)
+
+    async def publish(self, step: int, export: Callable[[Path], None]) -> None:
+        self.steps.append(step)
+        self.engine.close()
+        export(folder := self.folder.with_name(f"weights-{step}"))
+        self.engine = paragator.Local(str(folder), sampling=self.engine.sampling)
+
+
+def test_an_engine_handed_over_samples_and_gets_the_weights(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(toy))
+    words = ["--train.steps=3", "--train.precision=float32", "--generate.max_tokens=8", "--aggregate.max_tokens=8"]
+    config = load(paragator.Config, toy / "toy.toml", [*words, "--eval.around_training=false"])
+    engine = Handed(Path(config.model.path).resolve() if config.model.path != "embedded" else EMBEDDED)
+    engine.folder = tmp_path / "copies" / "first"
+    found = paragator.train(config, engine=engine)
+    plain = paragator.train(config.model_copy(update={"name": "plain"}))
+    assert engine.steps == [0, 1, 2, 3] and found.finished
+    for mine, own in zip(found.metrics, plain.metrics, strict=True):
+        assert mine["mismatch_kl"] < 1e-6 and mine["loss"] == pytest.approx(own["loss"], rel=1e-3, abs=1e-6)
 
 
 # ---- the other verbs -------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from paragator.records import Graded
 from paragator.results import run_json
 from paragator.runs.events import Events
 from paragator.runs.folder import open_run
-from paragator.runs.train import Watched
+from paragator.runs.train import StepEvents
 from paragator.settings import to_json
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -359,7 +359,7 @@ import sys
 from paragator.cli.main import main
 from paragator.runs.folder import open_run
 from paragator.results import run_json
-from paragator.runs.train import Watched
+from paragator.runs.train import StepEvents
 sys.argv = ["paragator", "train", "--generate.top_p", "0.9", *sys.argv[1:]]
 try:
     main()
@@ -383,7 +383,7 @@ def test_what_a_tracker_is_told(tmp_path: Path) -> None:
     config = Config.model_validate(
         {"tracker": "tensorboard", "runs": str(tmp_path), "task": {"fields": {"problem": "q"}}}
     )
-    watched = Watched(config, SimpleNamespace(accelerator=tracker), Events())  # type: ignore[arg-type]
+    watched = StepEvents(config, SimpleNamespace(accelerator=tracker), Events())  # type: ignore[arg-type]
     watched.on_step({"step": 3, "seconds": 1.0, "tokens": 9.0})
     (name, settings), step = told
     assert name == "paragator" and step == ({"step": 3, "seconds": 1.0, "tokens": 9.0}, 3)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.types import Group, Problem, Sample
-from paragator.records import Graded
 from paragator.results import TrainResult
 from paragator.runs import connect, folder, resolve
 from paragator.runs.evaluate import Evaluation, Tally, measured, say_table
-from paragator.runs.events import Events, Logged, Progress
+from paragator.runs.events import Events, Logged
 from paragator.runs.judging import judging
 from paragator.tasks import Task
 
@@ -94,7 +93,7 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
     policy = await computed(Policy.from_config, model, tokenizer, config)
     size = sum(p.numel() for p in model.parameters())
     events.say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
-    watched = Watched(config, policy, events)
+    watched = StepEvents(config, policy, events)
     async with connect.training_engine(config, policy, run_dir, events.say, own) as (engine, publish):
         if hasattr(engine, "misfit"):
             resolve.check_prompts(config, data.problems + data.held_out, engine)
@@ -124,7 +123,7 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
     return finished
 
 
-class Watched(Events):
+class StepEvents:
     """What becomes of a step's metrics: events, the tracker where one is set, and no evaluation of older weights."""
 
     def __init__(self, config: Config, policy: Policy, events: Events) -> None:
@@ -136,17 +135,11 @@ class Watched(Events):
             plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
             policy.accelerator.init_trackers("paragator", plain)  # tensorboard takes no other values
 
-    def say(self, line: str) -> None:
-        self.events.say(line)
-
     def on_step(self, metrics: Mapping[str, float]) -> None:
         self.events.on_step({**metrics, "steps": self.config.train.steps})
         self.after.unlink(missing_ok=True)  # of an earlier end, when train.steps was lower: other weights
         if self.tracked:
             self.policy.accelerator.log(dict(metrics), step=int(metrics["step"]))
-
-    def on_trace(self, record: Graded, progress: Progress) -> None:
-        self.events.on_trace(record, progress)
 
     def should_stop(self) -> bool:
         return self.events.should_stop()
