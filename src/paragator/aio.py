@@ -61,7 +61,12 @@ async def evaluate(
         place = Path(folder) if folder else Path(scratch) / "evaluation"
         settings = eval_config(merged(values, {"name": place.name, "runs": str(place.parent)}))
         result = await evaluate_run(
-            settings, task=own, engine=engine_object(engine), resume=is_used(settings.run_dir), events=events
+            settings,
+            task=own,
+            engine=engine_object(engine),
+            resume=is_used(settings.run_dir),
+            events=events,
+            report=folder is not None,
         )
         return result if folder else result.apart()
 

@@ -48,8 +48,9 @@ async def evaluate(
     resume: bool = False,
     overwrite: bool = False,
     events: Events | None = None,
+    report: bool = True,
 ) -> EvalResult:
-    """Run a config's evaluation in its run directory and write its report; `task` and `engine` replace the config's.
+    """Run a config's evaluation in its run directory and write its `report`; `task` and `engine` replace the config's.
 
     Stopped by `events.should_stop`, the result is what is finished, and the run can be resumed. What a server was asked
     is kept until all is finished, so that an interrupted run pays for nothing twice.
@@ -72,13 +73,13 @@ async def evaluate(
             found = await measured(asked, connection.sample, output, tally, at_once=connection.at_once)
         if found is not None:
             say_table(found, config.eval.k, tally)
-        return concluded(config, found, run_dir, logged)
+        return concluded(config, found, run_dir, logged, report)
 
 
-def concluded(config: Config, found: list[Graded] | None, run_dir: Path, events: Events) -> EvalResult:
+def concluded(
+    config: Config, found: list[Graded] | None, run_dir: Path, events: Events, report: bool
+) -> EvalResult:
     """Say how an evaluation ended, write the report, and hand it back."""
-    from paragator.report.page import write_report
-
     usage = read_usage(run_dir)
     if usage:
         spent = ", ".join(f"{name.replace('_', ' ')} {value:,.10g}" for name, value in usage["total"].items())
@@ -87,7 +88,10 @@ def concluded(config: Config, found: list[Graded] | None, run_dir: Path, events:
         events.say(f"interrupted; go on with --resume (run directory {run_dir})")
         done = [record for record in finished_in(run_dir / "eval.jsonl") if record.trace.failure is None]
         return EvalResult(done, config.eval.k, finished=False, folder=run_dir, usage=usage)
-    events.say(f"report: {write_report(run_dir)}")
+    if report:
+        from paragator.report.page import write_report
+
+        events.say(f"report: {write_report(run_dir)}")
     result = EvalResult(found, config.eval.k, folder=run_dir, usage=usage)
     if failed := result.failed:
         events.say(
