@@ -210,7 +210,7 @@ def test_the_event_loop_never_waits(pool: Callable[..., Workers]) -> None:
 
 
 def test_cancelling_withdraws_what_waits(pool: Callable[..., Workers], monkeypatch: pytest.MonkeyPatch) -> None:
-    used, sent = pool(workers=1), list[workers.Pending]()
+    used, sent = pool(workers=1, timeout_s=0.1), list[workers.Pending]()
     send = used._send
     monkeypatch.setattr(used, "_send", lambda jobs: (sent.extend(jobs), send(jobs)))
 
