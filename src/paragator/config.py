@@ -218,6 +218,8 @@ class TrainConfig(Section):
     """A rollout cut at max_tokens: counts in its group but is not trained on (mask), leaves the group (drop), or counts as wrong."""
     updates: int = Field(1, ge=1)
     """Optimiser steps on a step's rollouts. 1 is on-policy; from the second on, the ratio to the policy before them is clipped."""
+    max_refused: int = Field(0, ge=0)
+    """Updates that may be skipped because credit, a log-probability, the loss or the gradient is not finite; one more ends the run."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     """Ratio clipping below 1; acts from the second update on."""
     clip_high: float = Field(0.2, gt=0)

@@ -132,7 +132,7 @@ def write_whole(path: Path, text: str) -> None:
 
 OWN_WEIGHTS = ("transformers", "vllm")
 """Values of engine.kind whose model is the folder or hub id that model.path names."""
-MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.threads", "tracker", "runs", "judge.key_env"} | {
+MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.max_refused", "train.threads", "tracker", "runs", "judge.key_env"} | {
     f"engine.{name}"  # where the model is served, how fast it may be asked and what it costs, not what it answers
     for name in (
         "url",

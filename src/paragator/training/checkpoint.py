@@ -18,12 +18,22 @@ from paragator.core.errors import RunError
 def save(
     folder: Path, tensors: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, meta: dict[str, Any]
 ) -> None:
-    """Write trainable tensors, optimiser state and `meta` to `folder`, which appears only once all is on disk."""
+    """Write trainable tensors, optimiser state and `meta` to `folder`, which appears only once all is on disk.
+
+    RunError, and nothing written, for values that are not finite: the checkpoint before is the better one.
+    """
+    state = optimizer_tensors(optimizer)
+    for name, tensor in {**tensors, **state}.items():
+        if not torch.isfinite(tensor).all():
+            raise RunError(
+                f"{folder} is not written, since {name} is not finite; the checkpoint before it stays: start again with a "
+                "lower optimizer.lr"
+            )
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "weights.safetensors")
-    save_file(optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
+    save_file(state, temporary / "optimizer.safetensors")
     (temporary / "meta.json").write_text(json.dumps(meta))
     for file in temporary.iterdir():
         with file.open("rb") as handle:

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -77,7 +78,8 @@ async def train(
                 raise RunError(f"every rollout of {BAD_STEPS} steps failed or is unscored: {why(result.records)}")
         except Exception:
             if number > first and policy.updates == updates:  # the policy is as the step before left it
-                await computed(save, policy, run_dir, number - 1)
+                with suppress(RunError):  # of weights that are not finite: what is on disk is better
+                    await computed(save, policy, run_dir, number - 1)
             raise
         if sampler.publish:
             result.metrics.update({"seconds/publish": spent, "seconds": result.metrics["seconds"] + spent})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,13 +16,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from paragator.config import Config, OptimizerConfig
-from paragator.core.errors import UsageError
+from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Stage
 from paragator.training import checkpoint, memory, objective
 from paragator.training.compiled import compile_layers
 from paragator.training.packed import Batch, collate, log_probs
 from paragator.training.recipe import PolicySettings
 from paragator.training.rows import STAGES, PackedRow, Tree, pack
+
+IDLE = {"loss": 0.0, "grad_norm": 0.0, "lr": 0.0, "updated": 0.0}
+"""Statistics of a step that changed no weight."""
+
+
+class NotFinite(Exception):
+    """What of an update is not finite, and what to do about it."""
 
 
 class Policy:
@@ -60,7 +68,7 @@ class Policy:
         self.raw = model
         self.batch_tokens = memory.MOST_TOKENS[False]
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.updates = 0
+        self.updates = self.refused = 0
 
     @classmethod
     def from_config(cls, model: Any, tokenizer: Any, config: Config) -> Self:
@@ -74,10 +82,11 @@ class Policy:
 
         `kl_constants[stage]` is 1 / (maximum completion length x rollouts) of that stage. Without trees nothing
         changes, not even the optimiser's moments. The ratio is taken to the policy before the first of the steps.
-        Loss and what compares with the sampling policy are the first step's, the rest is the last one's.
+        Loss and what compares with the sampling policy are the first step's, the rest is the last one's. Where something
+        is not finite the optimiser does not move: RunError, or a skipped update within `settings.max_refused` of them.
         """
         if not trees:
-            return {"loss": 0.0, "grad_norm": 0.0, "lr": 0.0, "updated": 0.0}
+            return dict(IDLE)
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings.optimizer, step, settings.steps)
@@ -85,14 +94,20 @@ class Policy:
             self.raw.train()  # sampling left the model in eval mode, where nothing is checkpointed
         rows = pack(trees, self.batch_tokens)
         old: list[torch.Tensor | None] = [None] * len(rows)
-        found = []
+        found, refused = [], {}
         for _ in range(settings.updates):
-            total, merged, old = self.accumulate(rows, old, kl_constants)
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), settings.optimizer.max_grad_norm)
+            try:
+                stats, old = self.gradient(rows, old, kl_constants)
+            except NotFinite as problem:
+                self.refuse(step, problem)
+                refused = {"refused": 1.0}
+                break
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.updates += 1
-            found.append({**merged, "loss": total, "grad_norm": float(norm)})
+            found.append(stats)
+        if not found:
+            return IDLE | refused
         first, last = found[0], found[-1]
         return {
             "loss": first["loss"],
@@ -105,7 +120,32 @@ class Policy:
             "kl": last["kl"],
             "weight": first["weight"],
             "truncated_weights": first["truncated"],
+            **refused,
         }
+
+    def refuse(self, step: int, problem: NotFinite) -> None:
+        """Count an update that is not made; RunError once there are more than may be skipped."""
+        self.refused += 1
+        (what, fix), allowed = problem.args, self.settings.max_refused
+        if self.refused > allowed:
+            raise RunError(f"step {step}: {what} is not finite, so no weight was changed; {fix}")
+        warnings.warn(
+            f"step {step}: {what} is not finite; update skipped, {self.refused} of {allowed} that may be", stacklevel=2
+        )
+
+    def gradient(
+        self, rows: Sequence[PackedRow], old: Sequence[torch.Tensor | None], kl_constants: Mapping[Stage, float]
+    ) -> tuple[dict[str, float], list[torch.Tensor | None]]:
+        """The clipped gradient over rows, as `accumulate` has it; NotFinite, with no gradient kept, where it is not."""
+        try:
+            total, merged, kept = self.accumulate(rows, old, kl_constants)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.max_grad_norm)
+            if not math.isfinite(norm):
+                raise NotFinite("the gradient's norm", SKIP)
+        except BaseException:
+            self.optimizer.zero_grad()
+            raise
+        return {**merged, "loss": total, "grad_norm": float(norm)}, kept
 
     def accumulate(
         self, rows: Sequence[PackedRow], old: Sequence[torch.Tensor | None], kl_constants: Mapping[Stage, float]
@@ -140,7 +180,10 @@ class Policy:
             reference_logprobs=reference,
             kl_weight=settings.kl * constants[batch.stages],
         )
-        return value, stats, logprobs.detach()
+        now = logprobs.detach()
+        parts = (batch.credit, batch.sampled_logprobs, now, (now - batch.sampled_logprobs).exp(), value.detach())
+        check_finite(dict(zip(FIXES, parts, strict=True)))
+        return value, stats, now
 
     def reference_log_probs(self, batch: Batch) -> torch.Tensor:
         """[B] under the initial model: its frozen copy, or the policy with its adapters off."""
@@ -154,13 +197,13 @@ class Policy:
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write a checkpoint from which `restore` continues."""
-        own = {"updates": self.updates, "precision": self.precision}
+        own = {"updates": self.updates, "refused": self.refused, "precision": self.precision}
         checkpoint.save(folder, self.tensors(), self.optimizer.optimizer, {**meta, **own})
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Take weights and optimiser state from a checkpoint; returns its meta."""
         meta = checkpoint.read_into(folder, self.tensors(), self.optimizer.optimizer)
-        self.updates = meta["updates"]
+        self.updates, self.refused = meta["updates"], meta.get("refused", 0)
         return meta
 
     def export(self, folder: Path) -> None:
@@ -170,6 +213,25 @@ class Policy:
             model = copy.deepcopy(model).float().merge_and_unload()
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+SKIP = "--resume with a higher train.max_refused skips such updates; else start again with a lower optimizer.lr"
+FIXES = {
+    "the credit": "bound the rewards and --resume",
+    "a sampled log-probability": "fix the engine and --resume",
+    "a log-probability of the model": SKIP,
+    "an importance weight": "the engine samples from another model than the trainer's: fix it and --resume",
+    "the loss": SKIP,
+}
+"""What must be finite in a pass, in the order in which one makes the next one not so, and what to do."""
+
+
+def check_finite(found: Mapping[str, torch.Tensor]) -> None:
+    """NotFinite for the first of FIXES that is not finite, after one read from the device."""
+    flags = torch.stack([torch.isfinite(values).all() for values in found.values()]).tolist()
+    for name, finite in zip(found, flags, strict=True):
+        if not finite:
+            raise NotFinite(name, FIXES[name])
 
 
 def budget_on(device: torch.device, sizes: Any, config: Config, bfloat16: bool) -> int:

@@ -104,6 +104,7 @@ class PolicySettings:
 
     temperature             of each stage's sampling, at which log-probabilities are taken too
     steps, updates          steps of the run (for the learning rate's schedule), and optimiser steps on each one's rollouts
+    max_refused             updates that may be skipped because something is not finite, before the run ends
     kl                      weight of the KL to the initial model; 0 keeps no reference
     gradient_checkpointing  keep only each layer's input for the backward pass
     tracker, folder         where Accelerate sends metrics, if anywhere
@@ -114,6 +115,7 @@ class PolicySettings:
     temperature: Mapping[Stage, float]
     steps: int
     updates: int = 1
+    max_refused: int = 0
     kl: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
@@ -131,6 +133,7 @@ class PolicySettings:
             temperature={"generate": config.generate.temperature, "aggregate": config.aggregate.temperature},
             steps=train.steps,
             updates=train.updates,
+            max_refused=train.max_refused,
             kl=train.kl,
             precision=train.precision,
             gradient_checkpointing=config.model.gradient_checkpointing,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from paragator.core.errors import RunError
 from paragator.core.scaffold import run
 from paragator.core.together import together
 from paragator.core.types import Group, Problem, Prompt, Sample, Stage
@@ -42,8 +44,20 @@ async def step(
             return await grade_trace(task, trace, {"step": number})
 
     records = await together(*map(rolled_out, problems))
+    check_sampled(records, number)
     trees = [tree for record in records for tree in credited(record, crediting, len(problems))]
     constants = {stage: constant(stage, crediting, len(problems)) for stage in STAGES}
     with timeline.during("update"):
         stats = await computed(policy.update, trees, number, constants)
     return Step(records, {"step": number, **summary(records, crediting), **stats, **timeline.seconds()})
+
+
+def check_sampled(records: Sequence[Graded], number: int) -> None:
+    """RunError where a log-probability is not finite: what sampled is broken, also where its rollouts are not trained on."""
+    for record in records:
+        for solution in (c for groups in record.trace.rounds for group in groups for c in group.completions):
+            if not math.isfinite(sum(solution.logprobs or ())):
+                raise RunError(
+                    f"step {number}: a sampled log-probability is not finite (problem {record.trace.problem.id}): the weights "
+                    "overflowed, or the engine is broken; --resume, and if it comes again start with a lower optimizer.lr"
+                )
