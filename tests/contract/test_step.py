@@ -264,8 +264,25 @@ def test_a_second_update_is_clipped_against_the_policy_before_the_first(
 
 def lora(model: LlamaForCausalLM) -> Any:
     pytest.importorskip("peft")
-    torch.manual_seed(3)
     return add_lora(model, 2)
+
+
+@pytest.mark.parametrize("seed", [*range(8), -1, 2**70])
+def test_adapters_are_drawn_from_the_seed_alone(model: LlamaForCausalLM, seed: int) -> None:
+    """The same ones whatever was drawn before, others for another seed; the process's own draws are left alone."""
+    pytest.importorskip("peft")
+
+    def adapters(seed: int, before: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(before)
+        expected = torch.rand(4)
+        torch.manual_seed(before)
+        found = add_lora(copy.deepcopy(model), 2, seed)
+        assert torch.equal(torch.rand(4), expected)
+        return {name: p for name, p in found.named_parameters() if "lora_A" in name}
+
+    first, again, other = adapters(seed, 1), adapters(seed, 2), adapters(seed + 1, 1)
+    assert first and all(torch.equal(first[name], again[name]) for name in first)
+    assert all(not torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.parametrize("many", [True, False])

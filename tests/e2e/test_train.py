@@ -169,6 +169,29 @@ def test_pools_go_on_where_sampling_stopped(cli: Cli) -> None:
     assert sorted(Path("part.jsonl").read_bytes().splitlines()) == sorted(line.strip() for line in lines)
 
 
+def test_adapters_are_the_same_in_every_process(toy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    env = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{toy}", "OMP_NUM_THREADS": "1"}
+    words = ["--model.lora_rank", "2", "--train.steps", "1", "--eval.around_training", "false"]
+    found = {}
+    for name, seed in (("a", "7"), ("b", "7"), ("c", "8")):
+        command = [
+            sys.executable,
+            "-m",
+            "paragator",
+            "train",
+            str(toy / "toy.toml"),
+            *words,
+            "--name",
+            name,
+            "--seed",
+            seed,
+        ]
+        subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True)
+        found[name] = (tmp_path / "runs" / name / "checkpoints" / "step_1" / "weights.safetensors").read_bytes()
+    assert found["a"] == found["b"] != found["c"]
+
+
 def test_lora_and_kl_run_and_export_a_plain_model(cli: Cli, toy: Path) -> None:
     pytest.importorskip("peft")
     quick = ("--train.steps", "2", "--eval.around_training", "false")

@@ -89,7 +89,7 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
     from paragator.training.recipe import Recipe
 
     config = as_begun(config, run_dir)
-    model, tokenizer = await computed(load_model, config.model)
+    model, tokenizer = await computed(load_model, config.model, config.seed)
     policy = await computed(Policy.from_config, model, tokenizer, config)
     size = sum(p.numel() for p in model.parameters())
     events.say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")

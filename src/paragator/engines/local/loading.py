@@ -89,8 +89,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def load_model(config: ModelConfig) -> tuple[Any, Any]:
-    """(model, tokenizer) in float32 with sdpa attention, on the configured device; LoRA adapters added if asked for."""
+def load_model(config: ModelConfig, seed: int = 0) -> tuple[Any, Any]:
+    """(model, tokenizer) in float32 with sdpa attention, on the configured device; LoRA adapters, drawn from `seed`, if asked for."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -109,7 +109,7 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
         reason = str(error).splitlines()[0]
         raise UsageError(f"model.path = {config.path!r} cannot be loaded: {reason}") from None
     if config.lora_rank:
-        model = add_lora(model, config.lora_rank)
+        model = add_lora(model, config.lora_rank, seed)
     return placed(model, config.device, "model.device"), tokenizer
 
 
@@ -122,13 +122,17 @@ def placed(model: Any, wanted: str, name: str) -> Any:
         raise UsageError(f'{name} = {wanted!r}: {reason}; use "auto", "cpu" or "cuda"') from None
 
 
-def add_lora(model: Any, rank: int) -> Any:
-    """The model with trainable adapters on every linear layer; its own weights frozen."""
+def add_lora(model: Any, rank: int, seed: int = 0) -> Any:
+    """The model with trainable adapters on every linear layer, the same for the same seed; its own weights frozen."""
+    import torch
+
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise UsageError(f"model.lora_rank = {rank} needs peft: pip install 'paragator[lora]'") from None
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+    with torch.random.fork_rng(devices=[]):  # other draws of this process stay as they are
+        torch.manual_seed(seed % 2**63)
+        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
 def pick_device(name: str) -> str:
