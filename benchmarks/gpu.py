@@ -33,6 +33,7 @@ from paragator.engines.sampling import Sampling
 from paragator.settings import validate
 from paragator.training import flex
 from paragator.training import memory as estimate
+from paragator.training.compiled import recompute_layers
 from paragator.training.policy import Policy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -239,7 +240,7 @@ def memory(name: str, model: Any, *, checkpointed: bool, lora: int, compiled: bo
     torch.cuda.reset_peak_memory_stats()
     policy = policy_of(found, {"batch_tokens": sum(t.num_tokens for t in trees) // rows, "compile": compiled}, lora)
     if checkpointed:
-        found.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(found)
     for step in (1, 2):
         policy.update(trees, step, {})
     measured = torch.cuda.max_memory_allocated() - before

@@ -23,20 +23,23 @@ WHOLE = [(128, [64, 64]), (100, [28, 128]), (130, []), (126, [0, 256])]
 """A number of whole blocks, a prompt without branches, an empty branch."""
 
 
-def by_hand(trees: list[flex.Shape]) -> torch.Tensor:
-    """[T, T]: a branch sees its prompt and itself, nothing after."""
+def by_hand(trees: list[flex.TreeShape], window: int | None = None) -> torch.Tensor:
+    """[T, T]: a branch sees its prompt and itself, nothing after, and nothing a window away."""
     where = [(t, b) for t, (p, bs) in enumerate(trees) for b, n in [(-1, p), *enumerate(bs)] for _ in range(n)]
+    place = [i for p, bs in trees for first, n in [(0, p), *((p, n) for n in bs)] for i in range(first, first + n)]
     out = torch.zeros(len(where), len(where), dtype=torch.bool)
     for q, (tree, branch) in enumerate(where):
         for k in range(q + 1):
-            out[q, k] = where[k][0] == tree and where[k][1] in (-1, branch)
+            near = window is None or place[q] - place[k] < window
+            out[q, k] = where[k][0] == tree and where[k][1] in (-1, branch) and near
     return out
 
 
+@pytest.mark.parametrize("window", [None, 1, 5, 100, 300, 1000])
 @pytest.mark.parametrize("trees", [SMALL, LARGE, WHOLE, SMALL + LARGE + SMALL])
-def test_blocks_hold_what_the_mask_lets_through(trees: list[flex.Shape]) -> None:
-    want = by_hand(trees)
-    mask = flex.block_mask(trees, CPU)
+def test_blocks_hold_what_the_mask_lets_through(trees: list[flex.TreeShape], window: int | None) -> None:
+    want = by_hand(trees, window)
+    mask = flex.block_mask(trees, CPU, window)
     size = mask.seq_lengths[0]
     assert size % flex.BLOCK == 0 and size == max(2 * flex.BLOCK, len(want) + -len(want) % flex.BLOCK)
     index = torch.arange(size)
@@ -53,21 +56,24 @@ def test_blocks_hold_what_the_mask_lets_through(trees: list[flex.Shape]) -> None
         for q, count in enumerate(counts[0, 0].tolist()):
             blocks[q, indices[0, 0, q, :count].long()] = True
     assert not (whole & partly).any()
-    assert torch.equal(whole | partly, tiles.any(-1).any(-1))
+    seen = tiles.any(-1).any(-1)
+    assert torch.equal((whole | partly) & seen, seen), "a block that is seen is computed"
+    assert window is not None or torch.equal(whole | partly, seen)
     assert tiles.all(-1).all(-1)[whole].all()
-    assert trees is SMALL or whole.any()
+    assert trees is SMALL or window is not None or whole.any()
 
 
+@pytest.mark.parametrize("window", [None, 3, 90])
 @pytest.mark.parametrize("heads", [2, 4])
 @pytest.mark.parametrize("trees", [SMALL, LARGE, WHOLE[:2]])
-def test_equals_the_calls_of_sdpa(trees: list[flex.Shape], heads: int) -> None:
+def test_equals_the_calls_of_sdpa(trees: list[flex.TreeShape], heads: int, window: int | None) -> None:
     torch.manual_seed(0)
     tokens = sum(p + sum(bs) for p, bs in trees)
     query, key, value = torch.randn(1, heads, tokens, 16), *torch.randn(2, 1, 2, tokens, 16)
     plan = layout(trees)
     module = SimpleNamespace(is_causal=True)
-    slow, _ = tree_attention(module, query, key, value, None, layout=plan.ready(CPU, torch.float32, heads // 2))
-    fast = flex.attend(query, key, value, flex.block_mask(plan.trees, CPU), None)
+    slow, _ = tree_attention(module, query, key, value, None, layout=plan.ready(CPU, torch.float32, heads // 2, window))
+    fast = flex.attend(query, key, value, flex.block_mask(plan.trees, CPU, window), None)
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
 
 

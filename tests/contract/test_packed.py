@@ -30,7 +30,8 @@ def toy(kind: str = "Llama", **extra: Any) -> Any:
     sizes = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementation": "sdpa"}
     more = {"initializer_range": 0.5, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    config = getattr(transformers, f"{kind}Config")(**(sizes | heads | more | extra))
+    made = getattr(transformers, "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config")
+    config = made(**(sizes | heads | more | extra))
     return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
 
 
@@ -93,6 +94,55 @@ def test_packed_equals_padded(kind: str, budget: int) -> None:
     assert got.keys() == want.keys() and len(got) > 10
     for name, value in want.items():
         assert relative(got[name], value) < 1e-5, name
+
+
+WINDOWS: list[tuple[str, dict[str, Any]]] = [
+    ("Mistral", {}),
+    ("Mixtral", {"num_local_experts": 4}),
+    ("Phi3", {}),
+    ("Starcoder2", {}),
+    ("Phimoe", {"num_local_experts": 4}),
+    ("Qwen2", {"use_sliding_window": True, "max_window_layers": 1}),
+    ("Qwen2Moe", {"use_sliding_window": True, "max_window_layers": 1, "num_experts": 4, "moe_intermediate_size": 8}),
+    ("Qwen3", {"use_sliding_window": True, "max_window_layers": 1}),
+    ("Gemma3", {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}),
+    ("Olmo3", {"layer_types": ["sliding_attention", "full_attention"]}),
+    ("Cohere2", {"layer_types": ["sliding_attention", "full_attention"]}),
+    ("Ministral", {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}),
+]
+
+
+@pytest.mark.parametrize("kind,more", WINDOWS, ids=[kind for kind, _ in WINDOWS])
+@pytest.mark.parametrize("window,budget", [(2, 1000), (7, 30), (11, 17)])
+def test_windows_equal_padded(kind: str, more: dict[str, Any], window: int, budget: int) -> None:
+    model = toy(kind, sliding_window=window, **more)
+    trees = [*TREES, *ALIKE]
+    fast, slow = packed_log_probs(model, trees, budget), padded_log_probs(model, trees)
+    assert relative(fast, slow) < 1e-5
+    weights = torch.linspace(-1, 1, len(slow))
+    got, want = gradients(model, (fast * weights).sum()), gradients(model, (slow * weights).sum())
+    assert max(relative(got[name], want[name]) for name in want) < 1e-4
+
+
+def test_a_window_changes_what_is_seen() -> None:
+    assert relative(*(padded_log_probs(toy("Mistral", sliding_window=w), TREES) for w in (4, 40))) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["DeepseekV2", "DeepseekV3"])
+def test_values_of_another_size_than_queries(kind: str) -> None:
+    sizes = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6}
+    experts = {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 8,
+    }
+    model = toy(kind, num_key_value_heads=4, **sizes, **experts)
+    fast, slow = packed_log_probs(model, TREES, 30), padded_log_probs(model, TREES)
+    assert relative(fast, slow) < 1e-5
+    got, want = gradients(model, fast.sum()), gradients(model, slow.sum())
+    assert max(relative(got[name], want[name]) for name in want) < 1e-4
 
 
 def test_chunked_output_layer_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,5 +338,18 @@ def test_wrong_inputs_are_one_line_errors() -> None:
         log_probs(toy(), batch, 0.0)
     with pytest.raises(UsageError, match="attn_implementation = 'eager'"):
         log_probs(toy(attn_implementation="eager"), batch)
-    with pytest.raises(UsageError, match="sliding_window = 4"):
-        log_probs(toy("Qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1), batch)
+    longrope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0, 1.0],
+        "long_factor": [4.0, 4.0],
+        "original_max_position_embeddings": 8,
+        "factor": 4.0,
+    }
+    with pytest.raises(UsageError, match="14 tokens exceed 8, where this model's rotary"):
+        log_probs(
+            toy("Phi3", rope_parameters=longrope, original_max_position_embeddings=8, max_position_embeddings=32),
+            collate(pack([tree(5, 9)], 30)[0]),
+        )
+    with pytest.raises(UsageError, match="layers of type 'chunked_attention' cannot be packed"):
+        log_probs(toy(layer_types=["full_attention", "chunked_attention"]), batch)

@@ -9,7 +9,7 @@ In bfloat16 on CUDA one FlexAttention kernel takes the calls' place (flex.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from paragator.engines.local.branching import check_plain
+from paragator.engines.local.branching import check_plain, window_of
 from paragator.training import flex
 from paragator.training.rows import TOGETHER
 
@@ -50,11 +50,12 @@ class Branches:
 
 @dataclass(frozen=True, slots=True)
 class SdpaCall:
-    """R prompts of similar length, padded to P, and their branches."""
+    """R prompts of similar length, padded to P, and their branches. A mask of the prompts only where causal is not all."""
 
     count: int
     length: int
     branches: tuple[Branches, ...]
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Layout:
         device: torch.device,
         dtype: torch.dtype,
         heads_per_key: int = 1,
+        window: int | None = None,
         *,
         fused: bool | None = None,
         block: bool = False,
@@ -85,23 +87,50 @@ class Layout:
 
         They are written once for each head that shares a key, whose queries `tree_attention` lines up. Where the kernel
         knows how to be causal itself (`fused`; by default on CUDA), a mask that only says so is not written. For
-        FlexAttention its `block` mask is all.
+        FlexAttention its `block` mask is all. With a window a token sees those at less than that distance.
         """
         if block:
-            return replace(self, block=flex.block_mask(self.trees, device))
+            return replace(self, block=flex.block_mask(self.trees, device, window))
         fused = device.type == "cuda" if fused is None else fused
 
         def made(part: Branches, prompt: int) -> Branches:
-            if fused and part.prompts is None:
+            narrow = window if window and prompt + part.length > window else None
+            if fused and part.prompts is None and narrow is None:
                 mask: Tensor = causal_lower_right(part.length, prompt + part.length)
             else:
                 sizes = None if part.prompts is None else part.prompts.to(device)
-                mask = mask_of(sizes, prompt, part.length, device, dtype).repeat(1, 1, heads_per_key, 1)
+                mask = mask_of(sizes, prompt, part.length, device, dtype, narrow).repeat(1, 1, heads_per_key, 1)
             return Branches(part.length, part.counts, part.tree.to(device), part.prompts, mask)
 
-        calls = tuple(SdpaCall(c.count, c.length, tuple(made(b, c.length) for b in c.branches)) for c in self.calls)
+        def call(of: SdpaCall) -> SdpaCall:
+            banded = window is not None and of.length > window
+            mask = mask_of(None, 0, of.length, device, dtype, window) if banded else None
+            return SdpaCall(of.count, of.length, tuple(made(b, of.length) for b in of.branches), mask)
+
         token, padding, slot = (x.to(device) for x in (self.token, self.padding, self.slot))
-        return Layout(self.trees, calls, token, padding, slot)
+        return Layout(self.trees, tuple(call(c) for c in self.calls), token, padding, slot)
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """The layouts that a model's layers ask for: each kind is made for the first layer of it, and kept for the others."""
+
+    layout: Layout
+    kept: dict[tuple[Any, ...], Layout] = field(default_factory=dict)
+
+    def of(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Layout:
+        """For heads of these shapes [1, heads, T, size] and this window; None sees all."""
+        longest = max(prompt + max(branches, default=0) for prompt, branches in self.layout.trees)
+        window = window if window and window < longest else None
+        dtype = autocast_type(query.device, query.dtype)
+        heads = (query.shape[1], key.shape[1], query.shape[3])
+        alike = value.shape[3] == query.shape[3]
+        kind = (query.device, dtype, heads, alike, window)
+        if kind not in self.kept:
+            block = alike and flex.usable(query.device, dtype, heads)
+            more = {} if alike else {"fused": False}  # kernels that are causal themselves want one size
+            self.kept[kind] = self.layout.ready(query.device, dtype, heads[0] // heads[1], window, block=block, **more)
+        return self.kept[kind]
 
 
 def layout(trees: Sequence[TreeShape]) -> Layout:
@@ -158,13 +187,28 @@ def padded(start: int, count: int, length: int) -> Tensor:
     return out
 
 
-def mask_of(prompts: Tensor | None, length: int, longest: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """[B or 1, 1, L, P + L], 0 or -inf: a branch sees all of its prompt (`prompts` [B] tokens), and is causal within itself."""
+def mask_of(
+    prompts: Tensor | None,
+    length: int,
+    longest: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    window: int | None = None,
+) -> Tensor:
+    """[B or 1, 1, L, P + L], 0 or -inf: a branch sees its prompt (`prompts` [B] tokens of P = `length`), and is causal within
+    itself (L = `longest`); of both what is less than a window away."""
     own = torch.full((longest, longest), -torch.inf, device=device, dtype=dtype).triu(1)
+    if window:
+        own = own + torch.full_like(own, -torch.inf).tril(-window)
     count = 1 if prompts is None else len(prompts)
     prompt = torch.zeros(count, longest, length, device=device, dtype=dtype)
+    column = torch.arange(length, device=device)
     if prompts is not None:
-        prompt.masked_fill_((torch.arange(length, device=device) >= prompts[:, None])[:, None], -torch.inf)
+        prompt.masked_fill_((column >= prompts[:, None])[:, None], -torch.inf)
+    if window:
+        ends = torch.tensor([length], device=device) if prompts is None else prompts
+        place = ends[:, None] + torch.arange(longest, device=device)
+        prompt.masked_fill_(place[:, :, None] - column >= window, -torch.inf)
     return torch.cat([prompt, own.expand(count, -1, -1)], 2)[:, None]
 
 
@@ -196,16 +240,18 @@ def tree_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    layout: Layout | None = None,
+    layout: Layout | Masks | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, T, D], key and value [1, K, T, D]: attention of the row that `layout` plans, [1, T, H, D].
+    """query [1, H, T, D], key [1, K, T, D] and value [1, K, T, E]: attention of the row that `layout` plans, [1, T, H, E].
 
-    The signature is transformers' attention interface's. Raises UsageError for scores that sdpa does not compute.
+    The signature is transformers' attention interface's. Raises UsageError for scores that are not computed here.
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
     check_plain(more)
+    if isinstance(layout, Masks):
+        layout = layout.of(query, key, value, window_of(module, more))
     if layout.block is not None:
         kind = autocast_type(query.device, query.dtype)
         return flex.attend(query.to(kind), key.to(kind), value.to(kind), layout.block, scaling), None
@@ -213,37 +259,36 @@ def tree_attention(
     sizes = [t.shape[1] * t.shape[3] for t in (query, key, value)]
     row = torch.cat([t[0].transpose(0, 1).reshape(tokens, -1) for t in (query, key, value)], 1)
     queries, keys, values = gather(row, layout.token, layout.slot, None).split(sizes, 1)
-    heads, groups, width = query.shape[1], key.shape[1], query.shape[3]
+    heads, groups, width, wide = query.shape[1], key.shape[1], query.shape[3], value.shape[3]
     options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling}
 
-    def slots(of: Tensor, start: int, count: int, length: int) -> Tensor:
-        """[count, heads, length, D] of a run of slots."""
-        return of[start : start + count * length].view(count, length, -1, width).transpose(1, 2)
+    def slots(of: Tensor, start: int, count: int, length: int, size: int = width) -> Tensor:
+        """[count, heads, length, size] of a run of slots."""
+        return of[start : start + count * length].view(count, length, -1, size).transpose(1, 2)
 
     out, at = [], 0
     for call in layout.calls:
         shape = (call.count, call.length)
-        k, v = slots(keys, at, *shape), slots(values, at, *shape)
-        prompt = attend(slots(queries, at, *shape), k, v, None, is_causal=True, enable_gqa=heads != groups, **options)
-        out.append(prompt.transpose(1, 2).reshape(-1, heads * width))
+        k, v = slots(keys, at, *shape), slots(values, at, *shape, wide)
+        causal = {"is_causal": call.mask is None, "enable_gqa": heads != groups}
+        prompt = attend(slots(queries, at, *shape), k, v, call.mask, **causal, **options)
+        out.append(prompt.transpose(1, 2).reshape(-1, heads * wide))
         at += call.count * call.length
         for part in call.branches:
             shape = (len(part.tree), part.length)
-            k2, v2 = (
-                torch.cat([repeated(shared, part), slots(own, at, *shape)], 2)
-                for shared, own in ((k, keys), (v, values))
-            )
+            k2 = torch.cat([repeated(k, part), slots(keys, at, *shape)], 2)
+            v2 = torch.cat([repeated(v, part), slots(values, at, *shape, wide)], 2)
             q, mask = slots(queries, at, *shape), part.mask
             if isinstance(mask, CausalBias):  # it chooses its kernel before autocast would have its say
                 q, k2, v2 = (x.to(autocast_type(x.device, x.dtype)) for x in (q, k2, v2))
                 found = attend(q, k2, v2, mask, enable_gqa=heads != groups, **options)
             else:  # heads that share keys become further queries of them: fewer and larger products
                 found = attend(q.reshape(len(part.tree), groups, -1, width), k2, v2, mask, **options)
-                found = found.reshape(len(part.tree), heads, part.length, width)
-            out.append(found.transpose(1, 2).reshape(-1, heads * width))
+                found = found.reshape(len(part.tree), heads, part.length, wide)
+            out.append(found.transpose(1, 2).reshape(-1, heads * wide))
             at += len(part.tree) * part.length
     found = gather(torch.cat(out), layout.slot, layout.token, layout.padding)
-    return found.view(1, tokens, heads, width), None
+    return found.view(1, tokens, heads, wide), None
 
 
 def autocast_type(device: torch.device, otherwise: torch.dtype) -> torch.dtype:

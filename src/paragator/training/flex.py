@@ -55,27 +55,30 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def seen(trees: Sequence[TreeShape]) -> Tensor:
+def seen(trees: Sequence[TreeShape], window: int | None = None) -> Tensor:
     """[3, T]: a token sees keys from the first number to before the second (its prompt), from the third on (its own), and
-    none after itself.
+    none after itself. A window moves the first and the third.
 
     T is padded to whole blocks, two at least, with tokens that see themselves.
     """
     rows, at = [], 0
     for prompt, branches in trees:
         end, start = at + prompt, at
-        rows.append(torch.tensor([start, end, start])[:, None].expand(3, prompt))
-        at = end
-        for length in branches:
-            rows.append(torch.tensor([start, end, at])[:, None].expand(3, length))
+        for place, length in [(0, prompt), *((prompt, n) for n in branches)]:
+            row = torch.tensor([start, end, at])[:, None].repeat(1, length)
+            if window:
+                nearest = torch.arange(length) - window + 1
+                row[0] = row[0].maximum(start + place + nearest)
+                row[2] = row[2].maximum(at + nearest)
+            rows.append(row)
             at += length
     alone = torch.arange(at, max(at + -at % BLOCK, 2 * BLOCK))
     return torch.cat([*rows, alone.expand(3, -1)], 1)
 
 
-def block_mask(trees: Sequence[TreeShape], device: torch.device) -> BlockMask:
+def block_mask(trees: Sequence[TreeShape], device: torch.device, window: int | None = None) -> BlockMask:
     """The mask of a row of trees, each its prompt and then its branches: which blocks are seen at all, and which wholly."""
-    first, end, own = seen(trees).to(device).unbind()
+    first, end, own = seen(trees, window).to(device).unbind()
 
     def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k >= first[q]) & ((k < end[q]) | (k >= own[q])) & (k <= q)

@@ -26,9 +26,8 @@ from transformers import PreTrainedModel
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Stage
-from paragator.engines.local.branching import NO_MASK
-from paragator.training import flex
-from paragator.training.attention import NAME, Layout, layout
+from paragator.engines.local.branching import NO_MASK, check_rope, without_router_logits
+from paragator.training.attention import NAME, Layout, Masks, layout
 from paragator.training.rows import LOGITS_AT_ONCE, STAGES, PackedRow, Piece, Tree
 
 
@@ -93,16 +92,13 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[Stage, float] | flo
     temperatures = _temperatures(temperature)
     scale = temperatures.to(batch.input_ids.device)[batch.stages]
     pick = partial(_pick, scaled=bool((temperatures != 1).any()))
-    device, dtype, heads = batch.input_ids.device, scores_type(model), heads_of(model)
-    # dropout is known to the calls of sdpa only
-    dropout = model.training and getattr(model_config(model), "attention_dropout", 0)
-    block = not dropout and flex.usable(device, dtype, heads)
     inputs = {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
         "use_cache": False,
-        "layout": batch.layout.ready(device, dtype, heads[0] // heads[1], block=block),
+        "layout": Masks(batch.layout),
         "attention_mask": NO_MASK,  # or transformers would make one
+        **without_router_logits(model),
     }
     vocabulary = model_config(model).vocab_size
     few = rows.numel() * vocabulary <= LOGITS_AT_ONCE
@@ -119,20 +115,6 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[Stage, float] | flo
     size = max(1, LOGITS_AT_ONCE // vocabulary)
     chunks = zip(*(torch.split(column, size) for column in (rows, batch.targets, scale)), strict=True)
     return torch.cat([checkpoint(pick, head, states, *chunk, use_reentrant=False) for chunk in chunks])
-
-
-def scores_type(model: Any) -> torch.dtype:
-    """The type in which attention is computed."""
-    device = next(model.parameters()).device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else next(model.parameters()).dtype
-
-
-def heads_of(model: Any) -> tuple[int, int, int]:
-    """Query heads, key heads (fewer with grouped-query attention), and the size of a head."""
-    config = model_config(model)
-    heads: int = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return heads, getattr(config, "num_key_value_heads", None) or heads, size
 
 
 def has_plain_head(model: Any) -> bool:
@@ -180,7 +162,7 @@ def padded_log_probs(model: Any, trees: Sequence[Tree], temperature: Mapping[Sta
         tokens = torch.tensor(tree.prompt_ids + branch.token_ids)
         ids[r, : len(tokens)], mask[r, : len(tokens)] = tokens, 1
     ids, mask = ids.to(model.device), mask.to(model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **without_router_logits(model)).logits
     scales, out = _temperatures(temperature), []
     for r, (tree, branch) in enumerate(rows):
         first, count = len(tree.prompt_ids), len(branch.token_ids)
@@ -197,12 +179,10 @@ def use_tree_attention(model: Any, longest: int) -> None:
     if name not in ("sdpa", NAME):
         raise UsageError(f"attn_implementation = {name!r} cannot attend in packed rows: load the model with 'sdpa'")
     config._attn_implementation = NAME
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    window = getattr(config, "sliding_window", None)
-    if kinds - {"sliding_attention"}:
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
         raise UsageError(f"layers of type {min(kinds)!r} cannot be packed: use a model with attention in every layer")
-    if window and kinds and longest > window:
-        raise UsageError(f"{longest} tokens exceed sliding_window = {window}: shorten prompts or completions")
+    check_rope(config, longest)
 
 
 def model_config(model: Any) -> Any:

@@ -19,7 +19,7 @@ from paragator.config import Config, OptimizerConfig
 from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Stage
 from paragator.training import checkpoint, memory, objective
-from paragator.training.compiled import compile_layers
+from paragator.training.compiled import compile_layers, recompute_layers
 from paragator.training.packed import Batch, collate, log_probs
 from paragator.training.recipe import PolicySettings
 from paragator.training.rows import STAGES, PackedRow, Tree, pack
@@ -52,10 +52,9 @@ class Policy:
         self.reference = frozen_reference(model, settings.kl)
         if self.precision == "bfloat16":
             cast_frozen(model)
-        model.train()
-        if settings.gradient_checkpointing:  # only in training mode: sampling switches to eval and keeps its cache
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})  # the first is transformers' newer name
+        model.eval()  # updates too: dropout would compute other log-probabilities than were sampled from
+        if settings.gradient_checkpointing:
+            recompute_layers(model)
         if settings.compile:
             compile_layers(model, *([] if self.reference is None else [self.reference]))
         optimizer = torch.optim.AdamW(
@@ -90,8 +89,6 @@ class Policy:
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings.optimizer, step, settings.steps)
-        if settings.gradient_checkpointing:
-            self.raw.train()  # sampling left the model in eval mode, where nothing is checkpointed
         rows = pack(trees, self.batch_tokens)
         old: list[torch.Tensor | None] = [None] * len(rows)
         found, refused = [], {}

@@ -7,6 +7,7 @@ have sampled) keys, where a cache of whole rows reads rows x (prompt + sampled).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from paragator.core.errors import UsageError
 
@@ -105,12 +106,9 @@ class SharedPrefixCache:
 
 
 def can_branch(model: Any, cache: Any) -> bool:
-    """Whether this model attends in every layer, to everything, through transformers' attention interface, by plain scores."""
-    config = model.config.get_text_config()
-    return (
-        bool(getattr(model, "_supports_attention_backend", False))
-        and getattr(config, "attn_logit_softcapping", None) is None
-        and all(type(layer) is DynamicLayer for layer in cache.layers)
+    """Whether this model attends in every layer through transformers' attention interface, and keeps all keys."""
+    return bool(getattr(model, "_supports_attention_backend", False)) and all(
+        type(layer) is DynamicLayer for layer in cache.layers
     )
 
 
@@ -124,6 +122,64 @@ def attending(model: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+def without_router_logits(model: Any) -> dict[str, bool]:
+    """What keeps a mixture of experts from computing a loss of its router, which its config may ask for."""
+    asked = hasattr(getattr(model, "module", model).config.get_text_config(), "output_router_logits")
+    return {"output_router_logits": False} if asked else {}
+
+
+def full_cache(model: Any) -> DynamicCache | None:
+    """A cache that keeps what windows no longer show, for models with windows and nothing else that is special; else None.
+
+    `branch_attention` shows each layer its window; transformers' own cache of such a layer drops the rest, and cannot be shared.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    plain = kinds <= {"full_attention", "sliding_attention"} and not getattr(config, "num_kv_shared_layers", 0)
+    return DynamicCache() if plain and getattr(config, "sliding_window", None) else None
+
+
+def window_of(module: Any, more: Mapping[str, Any]) -> int | None:
+    """How far a layer of attention sees: a key at this distance is hidden; None where it sees all.
+
+    Most models tell their attention; some only make their masks by the config.
+    """
+    if "sliding_window" in more:
+        found: int | None = more["sliding_window"]
+        return found
+    config = getattr(module, "config", None)
+    if not hasattr(sys.modules[type(module).__module__], "create_sliding_window_causal_mask"):
+        return None
+    kinds = getattr(config, "layer_types", None)
+    sliding = kinds is None or kinds[module.layer_idx] == "sliding_attention"
+    return getattr(config, "sliding_window", None) if sliding else None
+
+
+def rope_limit(config: Any) -> int | None:
+    """Tokens beyond which rotary frequencies depend on a sequence's length, so that no cache and no packed row is right."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    limits = []
+    for each in nested:
+        original = each.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        if each.get("rope_type") == "longrope":
+            limits.append(original or config.max_position_embeddings)
+        elif each.get("rope_type") == "dynamic":
+            limits.append(config.max_position_embeddings)
+    return min(limits, default=None)
+
+
+def check_rope(config: Any, longest: int) -> None:
+    """UsageError where a sequence of so many tokens has other rotary frequencies than its beginning had."""
+    limit = rope_limit(config)
+    if limit is not None and longest > limit:
+        raise UsageError(
+            f"{longest} tokens exceed {limit}, where this model's rotary frequencies change: shorten prompts or completions"
+        )
 
 
 def check_plain(more: Mapping[str, Any]) -> None:
@@ -156,14 +212,20 @@ def branch_attention(
     layer = branches.cache.layers[module.layer_idx]
     rows, heads, _, size = query.shape
     q = query.reshape(rows, key.shape[1], -1, size) * (size**-0.5 if scaling is None else scaling)
-    to_prompt = branches.by_prompt(q) @ layer.prompt_keys.transpose(-1, -2)
-    if branches.mask is not None:
-        to_prompt = to_prompt.masked_fill(branches.mask, -torch.inf)
+    prompt_keys, prompt_values, mask = layer.prompt_keys, layer.prompt_values, branches.mask
+    if window := window_of(module, more):  # all rows are at one distance from their prompts' last tokens
+        hidden = max(0, prompt_keys.shape[2] + key.shape[2] - window)
+        prompt_keys, prompt_values = prompt_keys[:, :, hidden:], prompt_values[:, :, hidden:]
+        mask = None if mask is None else mask[..., hidden:]
+        key, value = key[:, :, -window:], value[:, :, -window:]
+    to_prompt = branches.by_prompt(q) @ prompt_keys.transpose(-1, -2)
+    if mask is not None:
+        to_prompt = to_prompt.masked_fill(mask, -torch.inf)
     scores = torch.cat([branches.by_row(to_prompt), q @ key.transpose(-1, -2)], -1)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     of_prompt, of_own = weights[..., : to_prompt.shape[-1]], weights[..., to_prompt.shape[-1] :]
-    found = branches.by_row(branches.by_prompt(of_prompt) @ layer.prompt_values) + of_own @ value
-    return found.reshape(rows, 1, heads, size), None
+    found = branches.by_row(branches.by_prompt(of_prompt) @ prompt_values) + of_own @ value
+    return found.reshape(rows, 1, heads, -1), None
 
 
 AttentionInterface.register(NAME, branch_attention)

@@ -17,7 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paragator.engines.local.branching import NO_MASK, SharedPrefixCache, attending, can_branch
+from paragator.engines.local.branching import (
+    NO_MASK,
+    SharedPrefixCache,
+    attending,
+    can_branch,
+    check_rope,
+    full_cache,
+    without_router_logits,
+)
 from paragator.engines.local.products import narrow_products
 from paragator.engines.sampling import Sampling
 
@@ -132,6 +140,7 @@ def prefill(
     for row in rows:
         index.setdefault(row.prompt_ids, len(index))
     width = max(len(ids) for ids in index)
+    check_rope(model.config.get_text_config(), width + max_tokens)
     padding = [width - len(ids) for ids in index]
     input_ids = torch.tensor([[0] * pad + list(ids) for pad, ids in zip(padding, index, strict=True)], device=device)
     first = torch.tensor(padding, device=device)[:, None]
@@ -141,8 +150,10 @@ def prefill(
         input_ids=input_ids,
         attention_mask=mask[:, :width],
         position_ids=(columns[:width] - first).clamp(min=0),
+        past_key_values=full_cache(model),
         use_cache=True,
         logits_to_keep=1,
+        **without_router_logits(model),
     )
     prompt = torch.tensor([index[row.prompt_ids] for row in rows], device=device)
     cache, position = output.past_key_values, (width - first)[prompt]
@@ -172,6 +183,7 @@ class Branched:
                 past_key_values=self.branches.cache,
                 use_cache=True,
                 branches=self.branches,
+                **without_router_logits(self.model),
             )
         logits: Tensor = output.logits[:, -1]
         return logits
@@ -198,6 +210,7 @@ class Copied:
             position_ids=self.position + step,
             past_key_values=self.cache,
             use_cache=True,
+            **without_router_logits(self.model),
         )
         logits: Tensor = output.logits[:, -1]
         return logits

@@ -14,6 +14,7 @@ import torch
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
 from paragator.engines.encoding import encode, misfit
+from paragator.engines.local.branching import rope_limit
 from paragator.engines.local.compute import submit
 from paragator.engines.local.generation import SampledSequence, SequenceRequest, sample_rows
 from paragator.engines.sampling import Sampling
@@ -67,7 +68,10 @@ class TransformersEngine:
         self.device = torch.device(device) if device is not None else model.device
         self.autocast = autocast
         self.eos_ids = end_tokens(model, tokenizer)
-        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        config = model.config.get_text_config()
+        self.context = min(
+            filter(None, (getattr(config, "max_position_embeddings", None), rope_limit(config))), default=None
+        )
         self._waiting: list[QueuedRequest] = []
         self._drain: asyncio.Task[None] | None = None
         self._batch: Future[Any] | None = None
