@@ -27,6 +27,8 @@ class ModelConfig(Section):
     """Replaces the aggregation template; holds {problem} and {attempts}."""
     attempt_format: str | None = None
     """Replaces how one attempt is written; holds {attempt}, may hold {label} or {number}."""
+    template_arguments: dict[str, Any] = Field({})
+    """Arguments of the chat template, here or on a server, such as {enable_thinking = false}."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model. Leave off unless you have read that code."""
     device: str = "auto"
@@ -202,7 +204,7 @@ class RolloutConfig(Section):
     pools: int = Field(1, ge=1)
     """Distinct pools a training round, each with its share of the N aggregations as a credit group."""
     strip_thinking: bool = True
-    """Show candidates without their <think>...</think>."""
+    """Show candidates without their thinking."""
     max_prompt_tokens: int | None = Field(None, ge=16)
     """Budget of an aggregation prompt; a pool that does not fit is reduced, and the reduction recorded."""
 

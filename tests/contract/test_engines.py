@@ -230,6 +230,12 @@ def test_token_ids_decode_to_the_text_and_thinking_markers_survive(make_engine, 
     assert any("<think>" in o.text for o in outputs) and any("</think>" in o.text for o in outputs)
 
 
+def test_a_completion_of_a_prompt_that_opens_thinking_begins_with_its_marker(make_engine, tokenizer, ask):
+    outputs = ask(make_engine(), (f"{SHORT} <think>", 2, 0))[0].completions
+    for out in outputs:
+        assert out.text == "<think>" + tokenizer.decode(list(out.token_ids), skip_special_tokens=True)
+
+
 def test_every_end_token_of_the_model_stops(make_engine, model, ask):
     model.generation_config.eos_token_id = [2, 9]
     engine = make_engine()

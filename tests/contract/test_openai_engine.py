@@ -15,6 +15,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
@@ -266,6 +267,9 @@ class Words:
     def apply_chat_template(self, messages: Any, **_: Any) -> list[int]:
         return [99, *self(messages[0]["content"])["input_ids"], 98]
 
+    def decode(self, ids: list[int]) -> str:
+        return " ".join("<think>" if id_ == 7 else "w" * id_ for id_ in ids)
+
 
 def test_token_mode_sends_ids_and_returns_what_was_sampled(serve):
     server = serve()
@@ -280,6 +284,11 @@ def test_token_mode_sends_ids_and_returns_what_was_sampled(serve):
     for output in [*chat.outputs, *text.outputs]:
         assert len(output.token_ids) == len(output.logprobs) == output.length == 7
         assert all(value <= 0 for value in output.logprobs) and output.text.startswith("Thinking")
+
+
+def test_a_completion_of_a_prompt_that_opens_thinking_begins_with_its_marker(serve):
+    output = ask(engine_of(serve(), tokenizer=Words()), replace(TEXT, text="one two <think>")).outputs[0]
+    assert output.text.startswith("<think>Thinking")
 
 
 def test_a_prompt_that_does_not_fit_is_not_sent(serve):

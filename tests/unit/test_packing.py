@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paragator.core.errors import UsageError
-from paragator.core.packing import Packer, strip_thinking
+from paragator.core.packing import Packer
 from paragator.core.prompts import Templates
 from paragator.core.types import Problem, Prompt
 
@@ -15,23 +15,6 @@ PROBLEM = Problem("p", "P")
 
 def length(prompt: Prompt) -> int:
     return len(prompt.text)
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        (" plain ", "plain"),
-        ("<think>a\nb</think>\n\nanswer", "answer"),
-        ("<think>a</think>x<think>b</think>y", "xy"),
-        ("<think>never ends, boxed 5", ""),
-        ("<think>a</think>4 <think>or is it", ""),
-        ("opened in the prompt</think> answer", "answer"),
-        ("<think></think>", ""),
-        ("", ""),
-    ],
-)
-def test_strip_thinking(text: str, shown: str) -> None:
-    assert strip_thinking(text) == shown
 
 
 def test_thinking_is_stripped_and_unfinished_thinking_dropped_and_recorded() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from paragator.core.errors import UsageError
 from paragator.core.prompts import Templates
+from paragator.core.thinking import strip_thinking
 from paragator.core.types import Problem, Prompt
 
 KEEPS = (0.5, 0.25, 0.125)
@@ -30,7 +31,7 @@ class Packed:
 class Packer:
     """How attempts enter an aggregation prompt.
 
-    strip_thinking  show an attempt without its <think>...</think>; one whose thinking never ends has nothing to show
+    strip_thinking  show an attempt without its thinking; one whose thinking never ends has nothing to show
     max_tokens      the aggregation prompt's budget in tokens; None is unlimited
     count           counts a prompt's tokens; needed with max_tokens
     count_attempt   counts one attempt as it is shown, with what its template adds; then a prompt's length is `count` of
@@ -80,20 +81,6 @@ class Packer:
             return self.count(templates.for_aggregation(problem, texts)) <= self.max_tokens
         bare = self.count(templates.for_aggregation(problem, []))
         return bare + sum(map(self.count_attempt, texts)) <= self.max_tokens
-
-
-def strip_thinking(text: str) -> str:
-    """`text` without its thinking; "" when a thinking block never ends.
-
-    Some chat templates open the block in the prompt, so a lone </think> ends thinking that began before the text.
-    """
-    shown, at = "", 0
-    while (start := text.find("<think>", at)) >= 0 and (end := text.find("</think>", start)) >= 0:
-        shown += text[at:start].lstrip() if at else text[:start]
-        at = end + len("</think>")
-    shown += text[at:].lstrip() if at else text
-    shown = shown.rpartition("</think>")[2]
-    return "" if "<think>" in shown else shown.strip()
 
 
 def tail(text: str, share: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from paragator.core.packing import strip_thinking
+from paragator.core.thinking import strip_thinking
 from paragator.grading.tokens import NAMES
 from paragator.grading.units import is_counting
 

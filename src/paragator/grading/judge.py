@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paragator.core.errors import UsageError
-from paragator.core.packing import strip_thinking
 from paragator.core.prompts import fill
+from paragator.core.thinking import strip_thinking
 from paragator.core.types import Completion, Failure, Grade, Problem, Prompt, Sample, Verdict
 
 Mode = Literal["hybrid", "always"]

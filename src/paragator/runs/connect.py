@@ -125,6 +125,7 @@ def local_engine(config: Config, model: Any, tokenizer: Any, **options: Any) -> 
     from paragator.engines.local.transformers import TransformersEngine
 
     set_threads(config.train.threads)
+    options["template_arguments"] = config.model.template_arguments
     return TransformersEngine(model, tokenizer, sampling=resolve.samplings(config), **options)
 
 
@@ -135,7 +136,7 @@ def fitted(config: Config, problems: list[Problem], engine: OpenAI, sample: Samp
     rollout = config.rollout
     kept = Fitted(
         sample,
-        TokenCounter(engine.endpoint, str(engine.model), config.engine.extra_body),
+        TokenCounter(engine.endpoint, str(engine.model), engine.servers[0].extra_body),
         int(engine.context or 0),
         max_tokens={stage: sampling.max_tokens for stage, sampling in engine.sampling.items()},
         fitting=Fitting(
@@ -154,7 +155,8 @@ async def nobody(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
 def settings_of(config: Config, model: str) -> str:
     """What decides an answer apart from the request, for the journal: the model and how it samples."""
     stages = [config.generate.model_dump(exclude={"weight"}), config.aggregate.model_dump(exclude={"weight"})]
-    return json.dumps([model, stages, config.engine.extra_body], sort_keys=True)
+    said = [model, stages, config.engine.extra_body]
+    return json.dumps([*said, arguments] if (arguments := config.model.template_arguments) else said, sort_keys=True)
 
 
 def packer_of(config: Config, engine: Any) -> Packer:
@@ -220,7 +222,7 @@ async def vllm_engine(
             url = await stack.enter_async_context(served(settings.vllm_python, model, log, arguments))
             settings = settings.model_copy(update={"url": url, "model": NAME})
         engine = servers_of(settings, resolve.samplings(config))
-        engine.tokenizer = policy.tokenizer
+        engine.tokenizer, engine.template_arguments = policy.tokenizer, config.model.template_arguments
         stack.push_async_callback(engine.close)
         for server in engine.servers:
             await server.first_model()

@@ -154,7 +154,7 @@ def resolve(
 def engine_of(config: Config, task: Task) -> Any:
     """The engine that a config names, as far as it needs no weights: servers or a recording; None for the others."""
     if config.engine.kind in ("openai", "vllm"):
-        servers = servers_of(config.engine, samplings(config))
+        servers = servers_of(config.engine, samplings(config), config.model.template_arguments)
         return servers if config.engine.kind == "openai" else None  # vLLM is asked in tokens, once there is a tokenizer
     if config.engine.kind != "replay":
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paragator.config import EngineConfig, JudgeConfig
 from paragator.core.errors import UsageError
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from paragator.engines.http.openai import OpenAI
 
 
-def servers_of(config: EngineConfig, sampling: Mapping[Stage, Sampling]) -> OpenAI:
-    """The engine of the servers at engine.url."""
+def servers_of(
+    config: EngineConfig, sampling: Mapping[Stage, Sampling], template_arguments: Mapping[str, Any] | None = None
+) -> OpenAI:
+    """The engine of the servers at engine.url, which apply the chat template with these arguments."""
     from paragator.engines.http.openai import Limits, OpenAI, Prices
 
     return OpenAI(
@@ -26,7 +28,7 @@ def servers_of(config: EngineConfig, sampling: Mapping[Stage, Sampling]) -> Open
         sampling=sampling,
         key=read_key(config),
         limits=Limits(config.max_in_flight, config.request_timeout_s, config.total_timeout_s),
-        extra_body=config.extra_body,
+        extra_body=({"chat_template_kwargs": dict(template_arguments)} if template_arguments else {}) | config.extra_body,
         prices=Prices(config.price_in, config.price_out),
     )
 

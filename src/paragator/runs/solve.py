@@ -12,7 +12,7 @@ from typing import Any
 from paragator.config import Config
 from paragator.core import select
 from paragator.core.errors import RunError, UsageError
-from paragator.core.packing import strip_thinking
+from paragator.core.thinking import strip_thinking
 from paragator.core.scaffold import Scaffold, derive, run
 from paragator.core.text import printable
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage, Trace

@@ -12,7 +12,7 @@ from zlib import crc32
 
 from paragator.core.errors import UsageError
 from paragator.core.estimators import majority_at_k, mean, pass_at_k, pool_diagnostics
-from paragator.core.packing import strip_thinking
+from paragator.core.thinking import strip_thinking
 from paragator.core.types import Completion, Grade
 from paragator.records import Graded
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from paragator.config import TaskConfig
 from paragator.core.errors import UsageError
-from paragator.core.packing import strip_thinking
+from paragator.core.thinking import strip_thinking
 from paragator.core.types import Grade, Problem
 from paragator.grading.extract import boxes
 from paragator.tasks.base import Split, Task, take

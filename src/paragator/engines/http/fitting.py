@@ -17,8 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from paragator.core.errors import UsageError
-from paragator.core.packing import KEEPS, Packer, strip_thinking, tail
+from paragator.core.packing import KEEPS, Packer, tail
 from paragator.core.prompts import Templates
+from paragator.core.thinking import strip_thinking
 from paragator.core.types import Completion, Failure, Group, Problem, Prompt, Sample, Stage
 from paragator.engines.encoding import misfit
 from paragator.engines.http.choices import count_of
@@ -200,7 +201,7 @@ class Fitted:
         shown = strip_thinking(completion.text) if self.strip else completion.text.strip()
         if not shown or hash(shown) in self.known:
             return
-        sampled = completion.length if completion.thinking is None and "think>" not in completion.text else None
+        sampled = completion.length if completion.thinking is None and shown == completion.text.strip() else None
         tokens = min(sampled, size(shown)) if sampled else await self.tokens(shown, self.share)
         if 2 * tokens > self.share:
             cuts = [tail(shown, keep) for keep in KEEPS]

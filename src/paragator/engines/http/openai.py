@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
-from paragator.engines.encoding import encode, misfit
+from paragator.engines.encoding import encode, misfit, open_thinking
 from paragator.engines.http.endpoint import Endpoint, Limits, checked_key
 from paragator.engines.http.server import Asked, Server
 from paragator.engines.sampling import Sampling
@@ -109,6 +109,7 @@ class OpenAI:
         )
         self.prices = prices
         self.tokenizer: Any = None
+        self.template_arguments: Mapping[str, Any] = {}
         self.homes: dict[int, Server] = {}
         self._naming = asyncio.Lock()
 
@@ -121,7 +122,7 @@ class OpenAI:
         try:
             if server.model is None:
                 await self._name(server)
-            ids = None if self.tokenizer is None else tuple(encode(self.tokenizer, prompt))
+            ids = None if self.tokenizer is None else tuple(encode(self.tokenizer, prompt, self.template_arguments))
             asked = Asked(prompt, ids, stage, self.sampling[stage], seed)
             if ids is not None and (reason := misfit(len(ids), asked.sampling.max_tokens, server.context)):
                 return Group(prompt, (Failure(reason),) * n, ids, stage)
@@ -130,6 +131,8 @@ class OpenAI:
             )
         finally:
             server.in_flight -= n
+        if ids is not None and (opened := open_thinking(self.tokenizer, ids)):
+            outputs = [replace(o, text=opened + o.text) if isinstance(o, Completion) else o for o in outputs]
         return Group(prompt, tuple(outputs), ids, stage, num_prompt_tokens=asked.prompt_tokens)
 
     async def connect(self) -> None:
@@ -196,7 +199,7 @@ class OpenAI:
 
     def count(self, prompt: Prompt) -> int:
         """A prompt's length in tokens; in token mode."""
-        return len(encode(self.tokenizer, prompt))
+        return len(encode(self.tokenizer, prompt, self.template_arguments))
 
     async def close(self) -> None:
         """Close the connections. The engine may be used again."""

@@ -122,4 +122,5 @@ class Local:
         from paragator.engines.local.loading import load_model
         from paragator.engines.local.transformers import TransformersEngine
 
-        return TransformersEngine(*load_model(self.config), sampling=self.sampling)
+        arguments = self.config.template_arguments
+        return TransformersEngine(*load_model(self.config), sampling=self.sampling, template_arguments=arguments)

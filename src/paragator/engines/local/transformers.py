@@ -13,7 +13,7 @@ import torch
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
-from paragator.engines.encoding import encode, misfit
+from paragator.engines.encoding import decode, encode, misfit, open_thinking
 from paragator.engines.local.branching import rope_limit
 from paragator.engines.local.compute import submit
 from paragator.engines.local.generation import SampledSequence, SequenceRequest, sample_rows
@@ -41,6 +41,7 @@ class TransformersEngine:
     sampling          the settings of each stage that will be asked for
     max_batch_tokens  budget of one batch in tokens, rows times (prompt + max_tokens); bounds the key-value cache
     device            of the inputs; the model's by default
+    template_arguments  of the chat template, such as {"enable_thinking": False}
     autocast          entered around every batch: where the model's own forward autocasts, weights are then cast once a
                       batch and not once a token
 
@@ -57,6 +58,7 @@ class TransformersEngine:
         sampling: Mapping[Stage, Sampling],
         max_batch_tokens: int = 32_768,
         device: torch.device | str | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         if max_batch_tokens < 1:
@@ -66,6 +68,7 @@ class TransformersEngine:
         self.sampling = dict(sampling)
         self.max_batch_tokens = max_batch_tokens
         self.device = torch.device(device) if device is not None else model.device
+        self.template_arguments = dict(template_arguments or {})
         self.autocast = autocast
         self.eos_ids = end_tokens(model, tokenizer)
         config = model.config.get_text_config()
@@ -81,7 +84,7 @@ class TransformersEngine:
         if stage not in self.sampling:
             raise UsageError(f"no sampling settings for stage {stage!r}: this engine has {sorted(self.sampling)}")
         sampling = self.sampling[stage]
-        prompt_ids = tuple(encode(self.tokenizer, prompt))
+        prompt_ids = tuple(encode(self.tokenizer, prompt, self.template_arguments))
         if reason := self.misfit(len(prompt_ids), sampling.max_tokens):
             return Group(prompt, (Failure(reason),) * n, prompt_ids, stage)
         loop = asyncio.get_running_loop()
@@ -91,20 +94,24 @@ class TransformersEngine:
             self._drain = loop.create_task(self._answer_waiting())
         sampled = await request.future
         # Decoded here, in the loop's thread: a fast tokenizer must not be used from two threads at once.
-        return Group(prompt, tuple(self.completion(s) for s in sampled), prompt_ids, stage)
+        opened = open_thinking(self.tokenizer, prompt_ids)
+        return Group(prompt, tuple(self.completion(s, opened) for s in sampled), prompt_ids, stage)
 
     def count(self, prompt: Prompt) -> int:
         """A prompt's length in tokens."""
-        return len(encode(self.tokenizer, prompt))
+        return len(encode(self.tokenizer, prompt, self.template_arguments))
 
     def misfit(self, prompt_tokens: int, max_tokens: int) -> str | None:
         """Why a prompt of this length cannot be sampled, or None."""
         return misfit(prompt_tokens, max_tokens, self.context)
 
-    def completion(self, sampled: SampledSequence) -> Completion:
-        """A sampled row with its text, which leaves out the end-of-sequence token and special tokens."""
+    def completion(self, sampled: SampledSequence, opened: str = "") -> Completion:
+        """A sampled row with its text, which leaves out the end-of-sequence token and special tokens.
+
+        Where the prompt opened thinking, the text begins with that marker, so that thinking which was cut is known as such.
+        """
         shown = sampled.token_ids[:-1] if sampled.stopped else sampled.token_ids
-        text = self.tokenizer.decode(list(shown), skip_special_tokens=True)
+        text = opened + decode(self.tokenizer, shown)
         return Completion(text, "stop" if sampled.stopped else "length", sampled.token_ids, sampled.logprobs)
 
     def close(self) -> None:
