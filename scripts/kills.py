@@ -1,0 +1,238 @@
+"""kill -9 at random and aimed moments of a tiny training: `python scripts/kills.py [KILLS] [--seed N]`.
+
+A run is killed a few times, resumed each time, and must end in the bytes of a run that nobody disturbed: weights,
+optimiser state, traces, metrics (seconds left out), evaluations, the exported model. The cases train adapters, with a
+KL, under a cosine schedule, and with two updates a step. Half of the kills come at a random instant; the others strike
+in the process itself where most is at stake: around an optimiser step, between the files of a checkpoint, before and
+after the rename that makes it visible, while old ones are removed, in the middle of a line.
+
+Attempts are forks of one process that has imported everything, so that a kill takes a second and not ten. It needs
+POSIX. Prints a table and exits with 1 where an end differs; that run's folder is kept and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from paragator import records
+from paragator.cli.main import run
+from paragator.report import page
+from paragator.runs import folder
+from paragator.tasks.demonstrations import LARGEST, WORDS
+from paragator.training.warmup import WarmupConfig, build_model, build_tokenizer, export
+
+STEPS, MOST_KILLS = 6, 5
+CASES = {
+    "full weights": [],
+    "lora": ["--model.lora_rank=2"],
+    "kl": ["--train.kl=0.05"],
+    "lora and kl": ["--model.lora_rank=2", "--train.kl=0.05"],
+    "schedule": ["--optimizer.schedule=cosine", "--optimizer.warmup_steps=2"],
+    "two updates": ["--train.updates=2", "--optimizer.weight_decay=0.1", "--optimizer.schedule=linear"],
+}
+AIMS = (
+    "torch.optim.adamw:AdamW.step",
+    "paragator.training.checkpoint:save_file",
+    "paragator.training.checkpoint:os.fsync",
+    "pathlib:Path.rename",
+    "shutil:rmtree",
+    "os:replace",
+    "paragator.records:append_json_lines",
+    "paragator.training.policy:Policy.export",
+    "paragator.training.policy:Policy.restore",
+)
+"""Functions before or after a call of which the process kills itself; and "torn", in the middle of a written line."""
+IMPORTED_LATE = (
+    "paragator.engines.local.transformers",
+    "paragator.runs.train",
+    "paragator.training.loop",
+    "peft",
+    "transformers.models.llama.modeling_llama",
+)
+REWARD = """import zlib
+def score(problem, texts):
+    return [float(zlib.crc32((problem.id + text).encode()) % 2) for text in texts]
+"""
+
+
+def prepared(home: Path) -> list[str]:
+    """A model, problems and a reward in `home`; the words that train on them."""
+    words = [*WORDS, *map(str, range(LARGEST + 1))]
+    model = build_model(WarmupConfig(output="", width=32, layers=1, context=160), len(words))
+    export(model, build_tokenizer(words), home / "model")
+    settings = json.loads((home / "model" / "generation_config.json").read_text())
+    settings["eos_token_id"] = list(range(2, 60))  # one token in three ends a completion, so that few are cut off
+    (home / "model" / "generation_config.json").write_text(json.dumps(settings))
+    for name, first in (("train", 0), ("test", 100)):
+        rows = [{"id": f"{name}{i}", "problem": f"{first + i} 2 -> {i}", "answer": i} for i in range(8)]
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / "kills_reward.py").write_text(REWARD)
+    values = {
+        "model.path": home / "model", "task.name": "jsonl", "task.path": home / "train.jsonl",
+        "task.held_out_path": home / "test.jsonl", "task.reward": "kills_reward:score", "method.k": 2,
+        "rollout.candidates": 4, "rollout.pool_size": 2, "generate.max_tokens": 8, "aggregate.max_tokens": 8,
+        "train.steps": STEPS, "train.problems": 4, "train.precision": "float32", "train.checkpoint_every": 2,
+        "train.threads": 1, "optimizer.lr": 0.01, "optimizer.warmup_steps": 0, "eval.problems": 3, "eval.rounds": 1,
+    }  # fmt: skip
+    return ["train", *(f"--{key}={value}" for key, value in values.items())]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def aim(where: str, count: int, after: bool) -> None:
+    """Have this process die before or after the `count`-th call of a function."""
+    calls = 0
+    if where == "torn":
+        real_write = records.append_json_lines
+
+        def torn(path: Path, rows: Any) -> None:
+            nonlocal calls
+            calls += 1
+            rows = list(rows)
+            if calls == count and rows:
+                line = json.dumps(rows[-1]).encode()
+                real_write(path, rows[:-1])
+                with path.open("ab") as file:
+                    file.write(line[: len(line) // 2])
+                die()
+            real_write(path, rows)
+
+        records.append_json_lines = torn
+        return
+    module, _, name = where.partition(":")
+    owner: Any = importlib.import_module(module)
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    real = getattr(owner, last)
+
+    def deadly(*args: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count and not after:
+            die()
+        found = real(*args, **more)
+        if calls == count:
+            die()
+        return found
+
+    setattr(owner, last, deadly)
+
+
+def attempt(words: list[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
+    """The process id of a training that has begun in a fork, where `before` was called first."""
+    process = os.fork()
+    if process:
+        return process
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    code = 1
+    try:
+        before()
+        code = run(words)
+    finally:
+        os._exit(code)
+
+
+def ended(process: int) -> int:
+    """The exit code of a fork, once it has ended; -9 where it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def left_by(run_dir: Path) -> dict[str, Any]:
+    """What two runs that did the same have in common."""
+    files = [path for name in ("checkpoints", "model") for path in (run_dir / name).rglob("*") if path.is_file()]
+    found: dict[str, Any] = {str(path.relative_to(run_dir)): path.read_bytes() for path in files}
+    found["traces"] = (run_dir / "traces.jsonl").read_bytes()
+    rows = records.read_json_lines(run_dir / "metrics.jsonl")
+    found["metrics"] = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+    return found | {name: (run_dir / f"{name}.jsonl").read_bytes() for name in ("eval_before", "eval_after")}
+
+
+class Case:
+    """One configuration: what it leaves undisturbed, how long that takes, and runs of it that are killed."""
+
+    def __init__(self, name: str, words: list[str], home: Path, rng: Random) -> None:
+        self.name, self.words, self.home, self.rng = name, [*words, f"--runs={home}"], home, rng
+        start = time.perf_counter()
+        if code := ended(attempt([*self.words, "--name=whole"], home / "log")):
+            sys.exit(f"{name}: an undisturbed run ends with {code}; see {home / 'log'}")
+        self.seconds = time.perf_counter() - start
+        self.whole = left_by(home / "whole")
+
+    def killed(self, most: int) -> tuple[Counter[str], list[str]]:
+        """Kills by moment in one run, `most` of them at most, and what differs at its end."""
+        run_dir, kills = self.home / "killed", Counter[str]()
+        shutil.rmtree(run_dir, ignore_errors=True)
+        for _ in range(self.rng.randint(1, most)):
+            words = self.next_words(run_dir)
+            if self.rng.random() < 0.5:
+                moment, process = "random", attempt(words, self.home / "log")
+                time.sleep(self.rng.uniform(0.02, self.seconds))
+                os.kill(process, signal.SIGKILL)
+            else:
+                moment, count, after = self.rng.choice((*AIMS, "torn")), self.rng.randint(1, 6), self.rng.random() < 0.5
+                process = attempt(words, self.home / "log", lambda: aim(moment, count, after))  # noqa: B023 (a fork)
+            code = ended(process)
+            kills[moment] += code == -signal.SIGKILL  # else it had ended by itself
+            if code > 0:
+                return kills, [f"an attempt ended with {code}"]
+        if code := ended(attempt(self.next_words(run_dir), self.home / "log")):
+            return kills, [f"the last attempt ended with {code}"]
+        found = left_by(run_dir)
+        return kills, [key for key in sorted(found.keys() | self.whole.keys()) if found.get(key) != self.whole.get(key)]
+
+    def next_words(self, run_dir: Path) -> list[str]:
+        return [*self.words, "--name=killed", *(["--resume"] if folder.is_used(run_dir) else [])]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("kills", nargs="?", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    for name in IMPORTED_LATE:
+        importlib.import_module(name)
+    page.write_report = lambda run_dir: run_dir / "report.html"  # drawn from what is compared anyway
+    home = Path(tempfile.mkdtemp(prefix="kills-"))
+    os.chdir(home)
+    words, rng = prepared(home), Random(options.seed)
+    cases = []
+    for name, more in CASES.items():
+        (home / name.replace(" ", "-")).mkdir()
+        cases.append(Case(name, [*words, *more], home / name.replace(" ", "-"), rng))
+    by_case, by_moment, runs = Counter[str](), Counter[str](), Counter[str]()
+    while by_case.total() < options.kills:
+        case = cases[runs.total() % len(cases)]
+        kills, differing = case.killed(min(MOST_KILLS, options.kills - by_case.total()))
+        by_moment += kills
+        by_case[case.name] += kills.total()
+        runs[case.name] += 1
+        if differing:
+            print(f"{case.name}, after {dict(kills)}: {', '.join(differing)} (see {case.home})")
+            return 1
+    for title, counts in (("case", by_case), ("moment", by_moment)):
+        print(f"kills by {title}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+    print(f"{by_case.total()} kills in {runs.total()} runs: every end identical to an undisturbed run's")
+    shutil.rmtree(home)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
