@@ -136,12 +136,17 @@ class TrainResult:
             report=page if (page := run_dir / "report.html").is_file() else None,
         )
 
+    @property
+    def updated(self) -> int:
+        """How many steps changed the weights; the others had no credit, or were refused."""
+        return sum(bool(row.get("updated")) for row in self.metrics)
+
     def frame(self) -> DataFrame:
         """Metrics by step as a pandas DataFrame; UsageError where pandas is not installed."""
         return frame(self.metrics)
 
     def to_dict(self) -> dict[str, Any]:
-        """The run directory, its evaluations and the number of steps, as JSON values."""
+        """The run directory, its evaluations and its numbers of steps and of updated ones, as JSON values."""
         return run_json(self.folder, self.after.k if self.after else 4)
 
     def __repr__(self) -> str:
@@ -161,13 +166,14 @@ class TrainResult:
 
 
 def run_json(run_dir: Path, k: int) -> dict[str, Any]:
-    """What `train --json` and `eval --json` print: the evaluations of a run directory, and its number of steps."""
+    """What `train --json` and `eval --json` print: the evaluations of a run directory, its steps and those that updated."""
     out: dict[str, Any] = {"run": str(run_dir), "report": str(run_dir / "report.html")}
     for name in EVALUATIONS:
         if found := evaluation(run_dir / f"{name}.jsonl", k):
             out[name] = found.to_dict()
     metrics = run_dir / "metrics.jsonl"
-    out["steps"] = sum(1 for _ in records.read_json_lines(metrics)) if metrics.exists() else 0
+    updated = [bool(row.get("updated")) for row in records.read_json_lines(metrics)] if metrics.exists() else []
+    out |= {"steps": len(updated), "updated": sum(updated)}
     return dict(json.loads(json.dumps(out)))
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from paragator.core.methods import METHODS
 from paragator.engines.local import loading
 from paragator.engines.local.loading import EMBEDDED
 from paragator.engines.local.transformers import TransformersEngine
+from paragator.results import TrainResult
 from paragator.settings import load
 from paragator.training.policy import Policy
 
@@ -198,6 +200,61 @@ def test_lora_and_kl_run_and_export_a_plain_model(cli: Cli, toy: Path) -> None:
     assert cli("train", "--model.lora_rank", "2", "--train.kl", "0.05", *quick) == 0
     assert metrics(Path("runs/toy"))[1]["kl"] > 0
     assert weights(Path("runs/toy/model")).keys() == weights(toy / "model").keys()
+
+
+SILENT = "none of the 2 steps changed a weight"
+
+
+@pytest.mark.parametrize(
+    ("words", "silent"),
+    [
+        ((), False),
+        (("--task.reward", "flat_reward:same"), True),
+        (("--task.reward", "flat_reward:nothing"), True),
+        (("--task.reward", "flat_reward:right"), True),
+        (("--generate.weight", "0", "--aggregate.weight", "0"), True),
+        (("--task.reward", "flat_reward:same", "--train.kl", "0.1"), False),  # the KL is an update of its own
+        (("--method.name", "base"), False),  # trains nothing, and says so by its name
+    ],
+)
+def test_a_run_of_which_no_step_updated_says_so(
+    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], silent: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "flat_reward.py").write_text(
+        "def same(p, ts):\n    return [0.5] * len(ts)\n\ndef nothing(p, ts):\n    return [None] * len(ts)\n"
+        "\ndef right(p, ts):\n    return [1.0] * len(ts)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert cli("train", "--train.steps", "2", "--eval.around_training", "false", *words) == 0
+    assert (SILENT in capsys.readouterr().out) is silent
+    result = TrainResult.read("runs/toy")
+    assert result.to_dict()["updated"] == result.updated == sum(row["updated"] for row in metrics(Path("runs/toy")))
+    if silent:
+        assert result.updated == 0
+
+
+@pytest.mark.parametrize(
+    ("made_by", "settings", "experts"),
+    [
+        ("Qwen3MoeConfig", {"num_experts": 4}, 4),
+        ("Qwen2MoeConfig", {"num_experts": 6}, 6),
+        ("MixtralConfig", {"num_local_experts": 8}, 8),
+        ("OlmoeConfig", {"num_experts": 3}, 3),
+        ("GraniteMoeConfig", {"num_local_experts": 5}, 5),
+        ("Glm4MoeConfig", {"n_routed_experts": 7}, 7),
+        ("Gemma3Config", {}, 0),
+        ("LlamaConfig", {}, 0),
+        ("Qwen3Config", {}, 0),
+        ("GPT2Config", {}, 0),
+    ],
+)
+def test_a_models_experts_are_counted(made_by: str, settings: dict[str, int], experts: int) -> None:
+    import transformers
+
+    from paragator.runs.train import num_experts
+
+    assert num_experts(SimpleNamespace(config=getattr(transformers, made_by)(**settings))) == experts
 
 
 # ---- interruption and resumption -------------------------------------------------------------------------------------

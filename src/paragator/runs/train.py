@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paragator.config import Config
 from paragator.core.errors import UsageError
@@ -20,6 +20,13 @@ from paragator.tasks import Task
 
 if TYPE_CHECKING:
     from paragator.training.policy import Policy
+
+NO_UPDATE = (
+    "none of the {steps} steps changed a weight: in every group all rewards were alike, or all rollouts were cut; see "
+    "zero_credit, truncated and unscored in metrics.jsonl"
+)
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What models call their number of experts in their configs."""
 
 
 async def train(
@@ -49,7 +56,10 @@ async def train(
         logged.say(f"{config.name}: method {config.method.name}, {counts}")
         async with judging(config, resolved.task, run_dir, logged.say) as judged:
             finished = await trained(config, judged, data, run_dir, logged, engine)
-        return TrainResult.read(run_dir, config.eval.k, finished=finished)
+        result = TrainResult.read(run_dir, config.eval.k, finished=finished)
+        if finished and result.metrics and not result.updated and config.method.definition.trains:
+            logged.say(NO_UPDATE.format(steps=len(result.metrics)))
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,8 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
     policy = await computed(Policy.from_config, model, tokenizer, config)
     size = sum(p.numel() for p in model.parameters())
     events.say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
+    if experts := num_experts(model):
+        events.say(f"{experts} experts a layer: the router's load-balancing loss is not trained")
     watched = StepEvents(config, policy, events)
     async with connect.training_engine(config, policy, run_dir, events.say, own) as (engine, publish):
         if hasattr(engine, "misfit"):
@@ -121,6 +133,12 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
     if not finished:
         events.say(f"interrupted; go on with --resume (run directory {run_dir})")
     return finished
+
+
+def num_experts(model: Any) -> int:
+    """Experts of a layer; 0 of a model that has none."""
+    sizes = model.config.get_text_config()
+    return next((int(n) for name in EXPERTS if (n := getattr(sizes, name, None) or 0) > 1), 0)
 
 
 class StepEvents:
