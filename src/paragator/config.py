@@ -114,6 +114,8 @@ class EngineConfig(Section):
     """openai, vllm: longest a request may take with all its retries; then it is a Failure."""
     extra_body: dict[str, Any] = Field({})
     """openai, vllm: further request fields, passed on unchanged; in training, none that changes what is sampled."""
+    omit: list[Literal["seed", "temperature", "top_p", "top_k", "n", "max_tokens"]] = Field([])
+    """openai, vllm: request fields that the server refuses; in training, none that changes what is sampled."""
     price_in: float = Field(0, ge=0)
     """openai: price of a million prompt tokens, to print a cost."""
     price_out: float = Field(0, ge=0)

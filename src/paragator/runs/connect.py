@@ -41,6 +41,7 @@ class Connection:
     journal  None where answers cost nothing (a recording) or nothing is kept
     usage    a server's usage log; None in-process
     trouble  says how many attempts were repeated, and why the last one was; "" when none
+    remarks  what a user should know about the answers, a line each
     """
 
     sample: Sample
@@ -49,6 +50,7 @@ class Connection:
     journal: Journal | None = None
     usage: UsageLog | None = None
     trouble: Callable[[], str] = lambda: ""
+    remarks: Callable[[], list[str]] = list
 
 
 # ---- evaluation and solving ----
@@ -108,7 +110,8 @@ def connection_of(
     packer = packer_of(config, engine)
     if hasattr(engine, "endpoint") and engine.context is not None:
         sample, packer = fitted(config, problems, engine, sample)
-    return Connection(sample, packer, getattr(engine, "at_once", None), journal, usage, getattr(engine, "trouble", str))
+    told = {name: getattr(engine, name) for name in ("at_once", "trouble", "remarks") if hasattr(engine, name)}
+    return Connection(sample, packer, journal=journal, usage=usage, **told)
 
 
 async def loaded(config: Config) -> Any:
@@ -155,8 +158,8 @@ async def nobody(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
 def settings_of(config: Config, model: str) -> str:
     """What decides an answer apart from the request, for the journal: the model and how it samples."""
     stages = [config.generate.model_dump(exclude={"weight"}), config.aggregate.model_dump(exclude={"weight"})]
-    said = [model, stages, config.engine.extra_body]
-    return json.dumps([*said, arguments] if (arguments := config.model.template_arguments) else said, sort_keys=True)
+    more = [value for value in (config.model.template_arguments, sorted(config.engine.omit)) if value]
+    return json.dumps([model, stages, config.engine.extra_body, *more], sort_keys=True)
 
 
 def packer_of(config: Config, engine: Any) -> Packer:

@@ -73,6 +73,8 @@ async def evaluate(
             found = await measured(asked, connection.sample, output, tally, at_once=connection.at_once)
         if found is not None:
             say_table(found, config.eval.k, tally)
+        for remark in connection.remarks():
+            logged.say(remark)
         return concluded(config, found, run_dir, logged, report)
 
 
@@ -82,7 +84,7 @@ def concluded(
     """Say how an evaluation ended, write the report, and hand it back."""
     usage = read_usage(run_dir)
     if usage:
-        spent = ", ".join(f"{name.replace('_', ' ')} {value:,.10g}" for name, value in usage["total"].items())
+        spent = ", ".join(f"{name.replace('_', ' ')} {'not told' if value is None else f'{value:,.10g}'}" for name, value in usage["total"].items())
         events.say(f"usage of {usage['model']} in {usage['attempts']} attempts: {spent}")
     if found is None:
         events.say(f"interrupted; go on with --resume (run directory {run_dir})")
@@ -98,6 +100,9 @@ def concluded(
             f"{len(failed)} of {len(found)} traces failed, most by: {main_reason(failed)}; --resume tries them again"
         )
     else:
+        lost = [r for r in found if any(isinstance(o, Failure) for groups in r.trace.rounds for g in groups for o in g.outputs)]
+        if lost:
+            events.say(f"{len(lost)} of {len(found)} traces lost some of their solutions, most by: {main_reason(lost)}")
         (run_dir / connect.CALLS).unlink(missing_ok=True)
     return result
 

@@ -177,6 +177,10 @@ def check_engine(config: Config, training: bool) -> None:
         raise UsageError(
             f"engine.extra_body sets {', '.join(wrong)}: training needs the log-probabilities of what was sampled; remove it"
         )
+    if wrong := sorted(set(engine.omit) & (CHANGES_SAMPLING | {"max_tokens"})):
+        raise UsageError(
+            f"engine.omit leaves out {', '.join(wrong)}: training needs to know how it is sampled; remove it from engine.omit"
+        )
     if not training:
         raise UsageError("engine.kind = 'vllm' is for training; evaluate through the server: --url http://...")
     if engine.launch == bool(engine.url):

@@ -22,13 +22,14 @@ def servers_of(
     """The engine of the servers at engine.url, which apply the chat template with these arguments."""
     from paragator.engines.http.openai import Limits, OpenAI, Prices
 
+    template = {"chat_template_kwargs": dict(template_arguments)} if template_arguments else {}
     return OpenAI(
         config.urls,
         config.model,
         sampling=sampling,
         key=read_key(config),
         limits=Limits(config.max_in_flight, config.request_timeout_s, config.total_timeout_s),
-        extra_body=({"chat_template_kwargs": dict(template_arguments)} if template_arguments else {}) | config.extra_body,
+        extra_body={**template, **config.extra_body, **dict.fromkeys(config.omit)},
         prices=Prices(config.price_in, config.price_out),
     )
 

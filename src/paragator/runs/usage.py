@@ -52,11 +52,12 @@ def read_usage(run_dir: Path) -> dict[str, Any] | None:
 
 
 def summed(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Counts of two attempts added up, also those in dicts; of other values the later ones."""
+    """Counts of two attempts added up, also those in dicts; of other values the later ones, None giving way."""
     out: dict[str, Any] = {}
     for name, value in now.items():
         if isinstance(value, dict):
             out[name] = summed(earlier.get(name) or {}, value)
         else:
-            out[name] = value + (earlier.get(name) or 0) if isinstance(value, int | float) else value
+            before = earlier.get(name)
+            out[name] = before if value is None else value + (before or 0) if isinstance(value, int | float) else value
     return out

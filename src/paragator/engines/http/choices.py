@@ -8,20 +8,27 @@ from typing import Any
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, FinishReason
+from paragator.engines.http.replies import code_in, meaning_of, message_in
 
-FINISHES: dict[Any, FinishReason] = {
-    None: "stop",
-    "stop": "stop",
-    "eos": "stop",
-    "eos_token": "stop",
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "abort": "cancelled",
-    "cancelled": "cancelled",
+WORDS: dict[FinishReason, str] = {
+    "stop": "stop eos eos_token end_turn stop_sequence stop_token stop_str complete completed finished finish done end "
+    "end_of_text end_of_sequence endoftext stopped success",
+    "length": "length max_tokens max_token model_length max_length max_new_tokens max_output_tokens max_completion_tokens "
+    "max_tokens_reached token_limit length_limit limit context_length model_context_window_exceeded incomplete",
+    "cancelled": "abort aborted cancelled canceled cancel",
 }
-"""What servers write, and what it means here. With any other reason the completion is a Failure."""
+FINISHES: dict[str, FinishReason] = {"": "stop"} | {
+    word: finish for finish, words in WORDS.items() for word in words.split()
+}
+"""What servers write, in small letters, and what it means here. With any other reason the completion is a Failure."""
+LOST = frozenset(
+    "error network_error server_error internal_error engine_error engine_overloaded overloaded unavailable timeout "  # noqa: SIM905
+    "insufficient_system_resource insufficient_system_resources malformed_response".split()
+)
+"""The server lost the completion: it is asked again."""
+
+THINKING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+"""Where servers put a model's thinking."""
 
 Clean = Callable[[str], str]
 """Cleans what a server said, so that it can be part of a reason."""
@@ -34,9 +41,31 @@ def is_answer(found: Any) -> str | None:
     choices = found.get("choices")
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
         return "no choices"
-    if not isinstance(found.get("usage") or {}, dict):
-        return "usage is no object"
     return None
+
+
+def why_lost(found: dict[str, Any]) -> str | None:
+    """Why every choice of an answer was lost on the server's side; None where one was not."""
+    reasons = [lost(choice) for choice in found["choices"]]
+    return reasons[0] if all(reasons) else None
+
+
+def lost(choice: dict[str, Any]) -> str | None:
+    """Why the server lost a choice, by its finish reason or by an error in place of one; None where it did not."""
+    error = choice.get("error")
+    status = (code_in(error) or meaning_of(message_in(error))) if error else 200
+    if status == 429 or status >= 500:
+        return f"an error in place of a completion: {message_in(error)}"
+    reason = plain(choice.get("finish_reason"))
+    return f"finish reason {reason!r}: the server lost this completion" if reason in LOST and status < 400 else None
+
+
+def plain(reason: Any) -> str:
+    """A finish reason in small letters, without what only some servers put around it."""
+    if isinstance(reason, dict):  # SGLang
+        reason = reason.get("type")
+    word = "" if reason is None else str(reason).strip().lower().replace("-", "_").replace(" ", "_")
+    return word.removeprefix("finishreason.").removeprefix("finish_reason_").strip("<|>")
 
 
 def completion_of(
@@ -44,20 +73,30 @@ def completion_of(
 ) -> Completion | Failure:
     """One choice of a chat or text answer; with `prompt_ids`, of an answer in tokens.
 
-    `num_tokens` is the answer's own count where it has one choice; a choice may come with its own count.
+    `num_tokens` is the answer's own count where it has one choice; a choice may come with its own count. A finished choice
+    that holds nothing but thinking is read from there: servers that misread the model's format put the whole answer into
+    it. One that was cut has no answer yet.
     """
     message = choice.get("message")
     fields = message if isinstance(message, dict) else choice
     reason = choice.get("finish_reason")
-    finish = FINISHES.get(reason) if reason is None or isinstance(reason, str) else None
+    finish = FINISHES.get(plain(reason))
+    if error := choice.get("error"):
+        return Failure(f"an error in place of a completion: {clean(message_in(error))}")
     if finish is None:
-        return Failure(f"finish reason {clean(str(reason))!r}: the server ended this completion, not the model")
+        ended = (
+            "the server lost this completion"
+            if plain(reason) in LOST
+            else "the server ended this completion, not the model"
+        )
+        return Failure(f"finish reason {clean(str(reason))!r}: {ended}")
     if refusal := fields.get("refusal"):
         return Failure(f"refusal: {clean(str(refusal))}")
-    text = text_in(fields.get("content") if fields is message else choice.get("text"))
-    thinking = text_in(fields.get("reasoning_content")) or text_in(fields.get("reasoning"))
+    text, thinking = texts_of(fields, fields.get("content") if fields is message else choice.get("text"))
     if text is None and thinking is None:
         return Failure("empty answer: the server sent no text")
+    if prompt_ids is None and only_thought(text, thinking) and finish == "stop":
+        text, thinking = thinking, None
     usage = choice.get("usage")
     if num_tokens is None and isinstance(usage, dict):
         num_tokens = count_of(usage.get("completion_tokens"))
@@ -72,7 +111,7 @@ def with_tokens(
 ) -> Completion | Failure:
     """A completion with what vLLM sampled: token ids and their log-probabilities, one a token."""
     ids = choice.get("token_ids")
-    if not isinstance(ids, list) or not all(count_of(id_) is not None for id_ in ids):
+    if not isinstance(ids, list) or not all(type(id_) is int and id_ >= 0 for id_ in ids):
         raise UsageError(
             "engine.url: the server returns no token ids, which training needs; use vLLM, a version with return_token_ids"
         )
@@ -89,12 +128,28 @@ def with_tokens(
     return Completion(text, finish, tuple(ids), tuple(float(value) for value in logprobs))
 
 
+def only_thought(text: str | None, thinking: str | None) -> bool:
+    """Whether an answer has thinking and no text beside it."""
+    return not (text or "").strip() and bool((thinking or "").strip())
+
+
+def texts_of(fields: dict[str, Any], content: Any) -> tuple[str | None, str | None]:
+    """Text and thinking of a message: each in a field of its own, or both as parts of the content."""
+    thinking = next((found for name in THINKING if (found := text_in(fields.get(name)))), None)
+    parts = [content] if isinstance(content, dict) else content
+    if not isinstance(parts, list):
+        return text_in(content), thinking
+    thought = [part for part in parts if isinstance(part, dict) and str(part.get("type")) in ("thinking", "reasoning")]
+    text = text_in([part for part in parts if part not in thought])
+    return text, thinking or "".join(text_in(part.get("thinking")) or text_in([part]) or "" for part in thought) or None
+
+
 def text_in(value: Any) -> str | None:
     """A text, or the texts of a list of parts; None for anything else and for an empty list."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        parts = [part.get("text") for part in value if isinstance(part, dict)]
+        parts = [part.get("text") if isinstance(part, dict) else part for part in value]
         return "".join(part for part in parts if isinstance(part, str)) if parts else None
     return None
 
@@ -105,5 +160,21 @@ def sound(text: str) -> str:
 
 
 def count_of(value: Any) -> int | None:
-    """A count; None for anything else."""
+    """A count, also as "7" or 7.0; None for anything else."""
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        value = int(value.strip()[:18])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def usage_of(found: dict[str, Any]) -> tuple[int | None, int | None]:
+    """How many tokens prompt and completions have by the server's count; None for what it does not tell."""
+    usage = found.get("usage")
+    if not isinstance(usage, dict):
+        return None, None
+    tokens_in, tokens_out = (
+        next((count for name in names if (count := count_of(usage.get(name))) is not None), None)
+        for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
+    )
+    return tokens_in, tokens_out

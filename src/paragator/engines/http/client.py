@@ -10,6 +10,7 @@ import base64
 import errno
 import socket
 import ssl
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class Client:
                         response.close()
                         raise Broken(f"the answer is longer than {MOST_BYTES} bytes")
                 found = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status, found, b"".join(parts))
+                return Answer(response.status, found, unzipped(b"".join(parts)))
         except (ClientError, OSError) as error:
             failure = failure_of(error)
         raise failure  # outside the block: aiohttp's error holds the request's headers, and so the key
@@ -149,6 +150,16 @@ def proxy_for(url: SplitResult) -> SplitResult | None:
             f"set {url.scheme.upper()}_PROXY to one with http://, or add {host} to NO_PROXY"
         )
     return proxy
+
+
+def unzipped(body: bytes) -> bytes:
+    """A body that a server zipped without saying so, as it was before; any other as it is."""
+    if not body.startswith(b"\x1f\x8b"):
+        return body
+    try:
+        return zlib.decompressobj(31).decompress(body, MOST_BYTES)
+    except zlib.error:
+        return body
 
 
 def failure_of(error: BaseException) -> Exception:

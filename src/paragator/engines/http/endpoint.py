@@ -1,8 +1,9 @@
 """HTTP requests with retries, backoff and adaptive concurrency.
 
-Tried again: 408, 409, 425, 429, 5xx, timeouts, lost connections, truncated bodies, garbage instead of JSON. Any other
-status is Refused at once; 401 and 403 end the run. What a server says is cleaned and cut before it becomes part of a
-reason, and a reason never enters a prompt.
+An error in a body decides, whatever the status. Tried again: 408, 409, 425, 429, 5xx, timeouts, lost connections,
+truncated and empty bodies, garbage instead of JSON. Anything else is Refused at once; 401, and 403 before any good answer,
+end the run. What a server says is cleaned and cut before it becomes part of a reason, and a reason never enters a prompt.
+docs/servers.md lists what is made of what.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ import asyncio
 import json
 import math
 import random
-import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from paragator.core.errors import RunError, UsageError
 from paragator.engines.http.client import Answer, Broken, Client, Secret, Unreachable
 from paragator.engines.http.gate import Gate, Lane, Word
+from paragator.engines.http.replies import EMPTY, GARBLED, MODERATED, TOO_LONG, Trouble, held_in, said_in, trouble_in
 from paragator.engines.journal import Stopped
 
 REASON_CHARS = 300
 LONGEST_PAUSE_S = 60.0
+LEAST_PAUSE_S = 1.0
+"""A server that asks for a shorter pause waits for ours, up to this: retries never become a busy loop."""
 PATIENCE_S = 20.0
 """A server that answered before and takes no connection for this long has ended."""
 PERSISTENCE = 10
@@ -33,18 +35,17 @@ PERSISTENCE = 10
 GARBAGE = 3
 """A server whose first answers, this many in a row, are garbage is not a server of language models."""
 RETRIED = frozenset({408, 409, 425, 429})
-TOO_LONG = re.compile(
-    r"context.?(length|window)|max(imum)?.?(model|context|prompt).?len|prompt is too long|too many (input )?tokens",
-    re.I,
-)
 
 
 class Refused(Exception):
-    """A request that failed for good; its text is the reason of a Failure. `status` is 0 without an answer."""
+    """A request that failed for good; its text is the reason of a Failure. `status` is 0 without an answer.
 
-    def __init__(self, reason: str, status: int = 0) -> None:
+    trouble  what the server said, where it said something
+    """
+
+    def __init__(self, reason: str, status: int = 0, trouble: Trouble | None = None) -> None:
         super().__init__(reason)
-        self.status = status
+        self.status, self.trouble = status, trouble
 
 
 class Again(Exception):
@@ -74,11 +75,15 @@ class Limits:
 
 @dataclass(slots=True)
 class Clock:
-    """Time and attempts of one request, from its first attempt on; waiting for a first turn costs nothing."""
+    """Time and attempts of one request, from its first attempt on; waiting for a first turn costs nothing.
+
+    last  why the last attempt failed
+    """
 
     total_s: float
     end: float | None = None
     sent: int = 0
+    last: str | None = None
 
     def start(self) -> None:
         self.sent += 1
@@ -99,7 +104,9 @@ class Endpoint:
     retries      attempts after a first one
     last_reason  why an attempt last failed, of those that are tried again; None while none did
     good         good answers
-    garbage      how many of the last answers in a row were garbage in spite of their status 200, before a first good one
+    bad          how many of the last answers in a row say that the URL, the model or the key is wrong, before a first good one
+    since        the last request sent when these were enough to end the run; those sent before may still be answered well
+    flying       numbers of the requests in flight
     heard        when the server last took a connection
     lost         since when it takes none; None while it does
     """
@@ -115,7 +122,9 @@ class Endpoint:
     retries: int = 0
     last_reason: str | None = None
     good: int = 0
-    garbage: int = 0
+    bad: int = 0
+    since: int | None = None
+    flying: set[int] = field(default_factory=set, repr=False)
     heard: float | None = None
     lost: float | None = None
 
@@ -152,7 +161,7 @@ class Endpoint:
             async with asyncio.timeout(clock.left()):
                 ticket = await self.gate.enter("retry" if clock.sent else lane)
         except TimeoutError:
-            raise Again("no turn in time") from None
+            raise Again(clock.last or "no turn in time") from None
         if not clock.sent and self.stop():
             self.gate.leave(ticket, "neither")
             raise Stopped
@@ -165,6 +174,7 @@ class Endpoint:
             word = "fine"
         except Again as error:
             word, self.last_reason = error.word, str(error)
+            clock.last = str(error)
             raise
         except Refused:
             word = "fine"
@@ -174,6 +184,9 @@ class Endpoint:
         return found
 
     async def exchange(self, path: str, data: bytes, limit_s: float, check: Callable[[Any], str | None]) -> Any:
+        """A good answer to one attempt; else what the answer, or its absence, means."""
+        number = self.sent
+        self.flying.add(number)
         try:
             async with asyncio.timeout(limit_s):
                 answer = await self.client.send("POST", self.path(path), self.headers(), data)
@@ -184,18 +197,27 @@ class Endpoint:
             raise Again(str(error)) from None
         except Unreachable as error:
             raise self.gone(str(error)) from None
+        finally:
+            self.flying.discard(number)
         self.connected()
-        if answer.status != 200:
-            self.garbage = 0
-            raise self.trouble(answer)
-        try:
-            found = json.loads(answer.body)
-        except (ValueError, RecursionError):
-            raise self.no_answer("garbage instead of JSON", answer.body) from None
+        found, trouble = self.read(answer)
+        if trouble:
+            raise self.meaning(trouble, answer)
+        if found is EMPTY:
+            raise Again(f"the server sends empty answers (http {answer.status} without a body)")
+        if found is GARBLED:
+            raise self.no_answer("garbage instead of JSON", answer.body)
         if problem := check(found):
             raise self.no_answer(f"garbage: {problem}", answer.body)
         self.good += 1
         return found
+
+    def read(self, answer: Answer) -> tuple[Any, Trouble | None]:
+        """What an answer's body holds, or the error that it tells, without the key, which servers like to repeat."""
+        found = held_in(answer.body)
+        if trouble := trouble_in(answer, found):
+            return None, replace(trouble, said=self.hidden(trouble.said), words=self.hidden(trouble.words))
+        return found, None
 
     async def get(self, path: str, timeout_s: float) -> Answer:
         """One attempt at a GET; UsageError when nothing answers there."""
@@ -208,7 +230,7 @@ class Endpoint:
             raise self.nobody(str(error)) from None
         self.connected()
         if answer.status in (401, 403):
-            raise self.trouble(answer)
+            raise self.refused_key(f"http {answer.status}: {self.clean(said_in(answer.body))}")
         return answer
 
     @property
@@ -228,10 +250,9 @@ class Endpoint:
 
     def pause(self, error: Again, attempts: int) -> float:
         """Seconds to the next attempt: what the server asked for, else exponential with jitter."""
-        if error.after is not None:
-            return error.after * random.uniform(1.0, 1.1)
         longest = min(LONGEST_PAUSE_S, self.limits.backoff_s * 2.0 ** min(max(attempts, 1) - 1, 30))
-        return random.uniform(longest / 2, longest)
+        ours = random.uniform(longest / 2, longest)
+        return ours if error.after is None else max(error.after * random.uniform(1.0, 1.1), min(ours, LEAST_PAUSE_S))
 
     def given_up(self, error: Again, attempts: int) -> str:
         """Why there is no further attempt after `error`."""
@@ -240,36 +261,52 @@ class Endpoint:
         why = f"no further attempt within {total_s:g} s" if waits else f"timeout after {total_s:g} s"
         return f"{why}: {attempts} attempt{'s' if attempts != 1 else ''}, the last: {error}"
 
-    def trouble(self, answer: Answer) -> Exception:
-        """What an answer other than 200 means: Again, Refused, or an error that ends the run."""
-        status, said = answer.status, self.clean(said_in(answer.body))
-        reason = f"http {status}: {said}" if said else f"http {status}"
-        if status in (401, 403):
-            held = "refuses the key" if self.key else "wants a key, and none is set"
-            keys = "engine.key_env, engine.key_file" if self.section == "engine" else f"{self.section}.key_env"
-            return RunError(f"{self.where}: the server {held} ({reason}); see {keys}")
+    def meaning(self, trouble: Trouble, answer: Answer) -> Exception:
+        """What an error means: Again, Refused, or the end of the run."""
+        status, said = trouble.status, self.clean(trouble.said)
+        reason = f"{trouble.kind}: {said}" if said else trouble.kind
+        if TOO_LONG.search(trouble.words) and (status in (200, 400, 413, 422) or status >= 500):
+            return Refused(f"context length: {said}"[:REASON_CHARS], 400, trouble)
+        if status == 401 or (status == 403 and not MODERATED.search(trouble.words) and self.hopeless(1)):
+            return self.refused_key(reason)
         if status == 402 or (status == 429 and b"insufficient_quota" in answer.body):
             return RunError(f"{self.where}: no credit is left ({reason}); add some and --resume")
-        if status == 404 and not self.good:
+        if 300 <= status < 400:
+            reason += f"; it redirects to {self.clean(answer.headers.get('location', ''))}"
+        if (300 <= status < 400 or status in (404, 405)) and self.hopeless(1):
             return UsageError(f"{self.where}: {reason}; correct the URL or {self.section}.model")
-        if status in RETRIED or status >= 500:
-            word: Word = "pushed back" if status in (429, 503) else "neither"
-            after = retry_after(answer.headers)
-            if after is not None and after > self.limits.total_timeout_s:
-                reason += f"; the server asks to wait {math.ceil(after)} s"
-            return Again(reason, after=after, word=word)
-        if status in (400, 413, 422) and TOO_LONG.search(said):
-            return Refused(f"context length: {said}"[:REASON_CHARS], status)
-        return Refused(reason[:REASON_CHARS], status)
+        if status == 200:
+            return self.no_answer(trouble.kind, answer.body)
+        if status not in RETRIED and status < 500:
+            return Refused(reason[:REASON_CHARS], status, trouble)
+        self.bad, self.since = 0, None
+        if trouble.after is not None and trouble.after > self.limits.total_timeout_s:
+            reason += f"; the server asks to wait {math.ceil(trouble.after)} s"
+        return Again(reason, after=trouble.after, word="pushed back" if status in (429, 503) else "neither")
+
+    def refused_key(self, reason: str) -> RunError:
+        held = "refuses the key" if self.key else "wants a key, and none is set"
+        keys = "engine.key_env, engine.key_file" if self.section == "engine" else f"{self.section}.key_env"
+        return RunError(f"{self.where}: {reason}; the server {held}: see {keys}")
 
     def no_answer(self, what: str, body: bytes) -> Exception:
-        """A body with status 200 that is garbage: Again, or the caller's mistake where nothing else has ever come."""
+        """An answer that holds none: Again, or the caller's mistake where nothing else has ever come."""
         said = self.clean(said_in(body))
         reason = f"{what}: {said}" if said else what
-        self.garbage += 1
-        if not self.good and self.garbage >= GARBAGE:
+        if self.hopeless(GARBAGE):
             return UsageError(f"{self.where}: {reason}; correct the URL or {self.section}.model")
         return Again(reason)
+
+    def hopeless(self, enough: int) -> bool:
+        """One more bad answer: whether there were `enough` in a row and no good one ever came, or is still to come.
+
+        One may come from any request that was in flight when there were enough: quick errors overtake slow answers.
+        """
+        self.bad += 1
+        if self.good or self.bad < enough:
+            return False
+        self.since = self.sent if self.since is None else self.since
+        return min(self.flying, default=self.sent + 1) > self.since
 
     def gone(self, reason: str) -> Exception:
         """No connection: the caller's mistake if there never was one; a server that ended if there is none for long; else Again."""
@@ -289,41 +326,14 @@ class Endpoint:
     def nobody(self, reason: str) -> UsageError:
         return UsageError(f"{self.where}: no server answers there ({reason}); start it or correct the URL")
 
+    def hidden(self, text: str) -> str:
+        return text.replace(self.key, "***") if self.key else text
+
     def clean(self, text: str) -> str:
         """What a server said as one short printable line, without the key."""
-        if self.key:
-            text = text.replace(self.key, "***")
-        line = " ".join(text.split())
+        line = " ".join(self.hidden(text).split())
         line = "".join(char for char in line if char.isprintable())
         return line if len(line) <= REASON_CHARS - 40 else line[: REASON_CHARS - 41] + "…"
-
-
-def said_in(body: bytes) -> str:
-    """The message in an error's body, wherever servers put it; else the body's beginning."""
-    text = body[:10_000].decode("utf-8", "replace")
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return text
-    for name in ("error", "message", "detail"):
-        if isinstance(found, dict) and name in found:
-            found = found[name]
-    return found if isinstance(found, str) else json.dumps(found)[:10_000]
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait, from Retry-After (a number or a date) or retry-after-ms; None if it does not."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) / unit
-        except ValueError:
-            continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
 
 
 def checked_key(key: str, where: str) -> Secret:

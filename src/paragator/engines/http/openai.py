@@ -48,13 +48,15 @@ class Usage:
     calls    attempts sent, the failed ones included
     retries  attempts after a request's first
     cost     in the currency of the prices
+
+    Tokens and cost are None where answers came and no server counts.
     """
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
     calls: int = 0
     retries: int = 0
-    cost: float = 0.0
+    cost: float | None = 0.0
 
 
 class OpenAI:
@@ -65,7 +67,7 @@ class OpenAI:
     sampling    the settings of both stages, or of each stage that will be asked for
     key         bearer token; None takes the environment's OPENAI_API_KEY, "" sends none. It is in no text, log or repr
     limits      for each server
-    extra_body  further request fields; they replace fields of the same name
+    extra_body  further request fields; they replace fields of the same name, and a field that is None here is left out
     tokenizer   set it to turn on token mode, see the module; its model must be the servers'
     section     the config's section that these settings come from, for messages
 
@@ -92,7 +94,7 @@ class OpenAI:
         prices: Prices = FREE,
     ) -> None:
         extra = dict(extra_body or {})
-        if wrong := sorted(set(extra) & OURS):
+        if wrong := sorted(name for name in OURS & extra.keys() if name != "n" or extra[name] is not None):
             raise UsageError(
                 f"{self.section}.extra_body sets {', '.join(wrong)}: the engine sets these itself; remove it"
             )
@@ -183,14 +185,21 @@ class OpenAI:
         tokens_in = sum(server.prompt_tokens for server in self.servers)
         tokens_out = sum(server.completion_tokens for server in self.servers)
         cost = (tokens_in * self.prices.per_million_in + tokens_out * self.prices.per_million_out) / 1e6
-        endpoints = [server.endpoint for server in self.servers]
-        return Usage(tokens_in, tokens_out, sum(e.sent for e in endpoints), sum(e.retries for e in endpoints), cost)
+        calls = sum(server.endpoint.sent for server in self.servers)
+        retries = sum(server.endpoint.retries for server in self.servers)
+        if not tokens_in + tokens_out and any(server.uncounted for server in self.servers):
+            return Usage(None, None, calls, retries, None)
+        return Usage(tokens_in, tokens_out, calls, retries, cost)
 
     def trouble(self) -> str:
         """How many attempts were repeated, and why the last one was; "" when none."""
         retries = self.usage.retries
         reason = next((s.endpoint.last_reason for s in self.servers if s.endpoint.last_reason), None)
         return f"{retries:,} retries, the last: {reason}" if retries and reason else ""
+
+    def remarks(self) -> list[str]:
+        """What a user should know about the servers' answers so far, a line each."""
+        return [f"{server.endpoint.where}: {remark}" for server in self.servers for remark in server.remarks]
 
     def stop_when(self, stop: Callable[[], bool]) -> None:
         """Once `stop()`, requests under way finish, and calls that wait for their turn, or come later, raise Stopped."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import random
-from collections.abc import Mapping
+import re
+import time
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +15,40 @@ from typing import Any
 from paragator.core.errors import ParagatorError, UsageError
 from paragator.core.together import together
 from paragator.core.types import Completion, Failure, Prompt, Stage
-from paragator.engines.http.choices import completion_of, count_of, is_answer
-from paragator.engines.http.endpoint import Endpoint, Refused
+from paragator.engines.http.choices import (
+    completion_of,
+    count_of,
+    is_answer,
+    only_thought,
+    texts_of,
+    usage_of,
+    why_lost,
+)
+from paragator.engines.http.client import Answer
+from paragator.engines.http.endpoint import Again, Endpoint, Refused
 from paragator.engines.http.gate import Lane
+from paragator.engines.http.replies import held_in, said_in
 from paragator.engines.sampling import Sampling
 
 SEED_BITS = 31
 """What every server takes as a seed."""
 LISTING_TIMEOUT_S = 20.0
+LOADING_S = 60.0
+"""How long a server that is still loading its model is waited for."""
+OPTIONAL = ("seed", "top_k", "top_p", "temperature", "max_completion_tokens", "max_tokens")
+"""Fields that are left out once a server refuses them."""
+HARMLESS = ("seed",)
+"""The only one of them that training does without: the others change what is sampled."""
+REFUSAL = re.compile(
+    r"unsupported|not support|n.t support|not (currently |yet )?(supported|permitted|allowed|accepted|recogni[sz]ed|available)"
+    r"|unknown|unrecogni[sz]ed|unexpected|forbidden|extra (input|field|param)|additional propert|no such|cannot (both )?be"
+    r"|can.t be|deprecated|not implemented|n.t accept|not accept|remove|invalid (param|field|arg|prop|temp|top|seed)"
+    r"|only (the )?(default|1|one)|may only",
+    re.I,
+)
+OUT_OF_RANGE = re.compile(
+    r"must be (?!removed|unset|omitted|left|1\b)|between|range|(greater|less) than|at (most|least)", re.I
+)
 NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """Settings that vLLM would otherwise take from the model's generation_config.json."""
 
@@ -45,14 +74,20 @@ class Server:
     model      its name on the server; None until it is asked for the first that it lists
     context    tokens that prompt and completion may have together, where the server tells (vLLM does)
     takes_n    whether it gives n completions at once; False once it turns out not to
+    without    fields that requests leave out: those of `extra_body` that are None, and those that the server refuses
     in_flight  completions that were asked for and have not come
+    answers    completions that came; of them `thoughts` had thinking and no text, `blank` neither
     """
 
     def __init__(self, endpoint: Endpoint, model: str | None, extra_body: Mapping[str, Any]) -> None:
-        self.endpoint, self.model, self.extra_body = endpoint, model, dict(extra_body)
+        self.endpoint, self.model = endpoint, model
+        self.extra_body = {name: value for name, value in extra_body.items() if value is not None}
+        self.without = {name for name, value in extra_body.items() if value is None}
+        self.refused: list[str] = []
         self.context: int | None = None
-        self.takes_n = True
+        self.takes_n = "n" not in self.without
         self.in_flight = self.prompt_tokens = self.completion_tokens = 0
+        self.answers = self.thoughts = self.blank = self.uncounted = 0
         self._limit_field = "max_tokens"
 
     async def connect(self) -> None:
@@ -61,22 +96,32 @@ class Server:
             await self.first_model()
             return
         with suppress(ParagatorError):
-            if await self.first_model() != self.model:
+            if await self.first_model(0.0) != self.model:
                 self.context = None
 
-    async def first_model(self) -> str:
+    async def first_model(self, patience_s: float = LOADING_S) -> str:
         """The model that the server lists under our name, else its first; UsageError if it lists none.
 
         It becomes `model` if none is set, and its context becomes `context`.
         """
-        answer = await self.endpoint.get("/models", LISTING_TIMEOUT_S)
+        answer = await self._listing(min(patience_s, self.endpoint.limits.total_timeout_s))
         rows = listed(answer.body) if answer.status == 200 else []
         if not rows:
-            raise UsageError(await self._no_models(answer.status))
+            raise UsageError(await self._no_models(answer))
         row = next((row for row in rows if row["id"] == self.model), rows[0])
         self.context = count_of(row.get("max_model_len")) or self.context
         self.model = self.model or str(row["id"])
         return str(row["id"])
+
+    async def _listing(self, patience_s: float) -> Answer:
+        """The answer of /models, asked again while the server is loading."""
+        end, pause_s = time.monotonic() + patience_s, self.endpoint.limits.backoff_s
+        while True:
+            answer = await self.endpoint.get("/models", LISTING_TIMEOUT_S)
+            if answer.status != 503 or time.monotonic() + pause_s > end:
+                return answer
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 5.0)
 
     async def siblings(self, asked: Asked, n: int) -> list[Completion | Failure]:
         """n completions, from one request where the server does that; what is missing is asked for one by one."""
@@ -109,22 +154,71 @@ class Server:
         """The choices of one request, in order, counted. Aggregations go first: problems finish before others begin."""
         path = "/chat/completions" if asked.prompt.chat and asked.ids is None else "/completions"
         lane: Lane = "last" if asked.stage == "generate" else "next"
-        sent = self._limit_field  # a sibling may change it meanwhile
-        try:
-            found = await self.endpoint.post(path, self.body(asked, n, seed), is_answer, lane=lane)
-        except Refused as error:
-            if error.status != 400 or "max_completion_tokens" not in str(error) or sent != "max_tokens":
-                raise
-            self._limit_field = "max_completion_tokens"
-            return await self._request(asked, n, seed)
-        usage = found.get("usage") or {}
-        prompt_tokens, tokens = count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
+        while True:
+            body = self.body(asked, n, seed)
+            try:
+                found = await self.endpoint.post(path, body, checked, lane=lane)
+                break
+            except Refused as error:
+                if not self._adapted(error, body, training=asked.ids is not None):
+                    raise
+        prompt_tokens, tokens = usage_of(found)
         asked.prompt_tokens = prompt_tokens if prompt_tokens is not None else asked.prompt_tokens
         self.prompt_tokens += prompt_tokens or 0
         self.completion_tokens += tokens or 0
+        self.uncounted += prompt_tokens is None and tokens is None
         choices = sorted(found["choices"], key=lambda choice: count_of(choice.get("index")) or 0)
         known = tokens if len(choices) == 1 else None
-        return [completion_of(choice, known, asked.ids, self.endpoint.clean) for choice in choices]
+        outputs = [completion_of(choice, known, asked.ids, self.endpoint.clean) for choice in choices]
+        self._look(choices, outputs)
+        return outputs
+
+    def _adapted(self, error: Refused, sent: Mapping[str, Any], *, training: bool) -> bool:
+        """Whether another request, with other fields, may succeed where one with the fields `sent` was refused."""
+        if error.status not in (400, 422) or error.trouble is None or str(error).startswith("context length"):
+            return False
+        said = error.trouble.said
+        name = refused_field(said, error.trouble.named, [field for field in sent if field not in self.extra_body])
+        if "max_tokens" in sent and (name == "max_tokens" or "max_completion_tokens" in said):
+            self._limit_field = "max_completion_tokens"
+            return True
+        if name is None or (training and name not in HARMLESS):
+            return False
+        if name not in self.without:
+            self.without.add(name)
+            self.refused.append(name)
+            warnings.warn(
+                f"{self.endpoint.where}: the server refuses {name} ({self.endpoint.clean(said)[:160]}); it is left out, "
+                f'as with {self.endpoint.section}.omit = ["{name}"]',
+                stacklevel=2,
+            )
+        return True
+
+    def _look(self, choices: list[dict[str, Any]], outputs: list[Completion | Failure]) -> None:
+        """Count answers that were no plain texts."""
+        for choice, output in zip(choices, outputs, strict=True):
+            if isinstance(output, Failure):
+                continue
+            message = choice.get("message")
+            text, thinking = (
+                texts_of(message, message.get("content")) if isinstance(message, dict) else (output.text, None)
+            )
+            thought = only_thought(text, thinking)
+            self.answers += 1
+            self.thoughts += thought
+            self.blank += not thought and not output.text.strip()
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know about the answers so far, a line each."""
+        found = [f"the server refuses {name}: it is left out" for name in self.refused]
+        if self.thoughts:
+            found.append(
+                f"{self.thoughts:,} of {self.answers:,} answers had no content, only reasoning: finished ones were read from it"
+            )
+        if self.blank:
+            found.append(f"{self.blank:,} of {self.answers:,} answers had no text at all")
+        return found
 
     def body(self, asked: Asked, n: int, seed: int) -> dict[str, Any]:
         """The fields of a request."""
@@ -146,16 +240,25 @@ class Server:
             body["messages"] = [{"role": "user", "content": asked.prompt.text}]
         else:
             body["prompt"] = asked.prompt.text
-        return body | self.extra_body
+        left_out = self.without | ({"max_tokens", "max_completion_tokens"} if "max_tokens" in self.without else set())
+        return {name: value for name, value in body.items() if name not in left_out} | self.extra_body
 
-    async def _no_models(self, status: int) -> str:
+    async def _no_models(self, reply: Answer) -> str:
         """What to do about a server that lists no models, after a look whether /v1 was left out."""
         where, model = f"{self.endpoint.where}: ", f"{self.endpoint.section}.model"
         if not self.endpoint.url.endswith("/v1"):
             answer = await self.endpoint.get("/v1/models", LISTING_TIMEOUT_S)
             if answer.status == 200 and listed(answer.body):
                 return f"{where}the path is wrong; write {self.endpoint.url}/v1"
-        return f"{where}the server lists no models (http {status} for /models); correct the URL, or set {model}"
+        said = (
+            ""
+            if reply.status == 200 and isinstance(held_in(reply.body), list)
+            else self.endpoint.clean(said_in(reply.body))
+        )
+        status = f"http {reply.status} for /models" + (f": {said[:160]}" if said else "")
+        if reply.status == 503:
+            return f"{where}the server is not ready ({status}); try again once it is"
+        return f"{where}the server lists no models ({status}); correct the URL, or set {model}"
 
 
 def seed_of(seed: int, index: int) -> int:
@@ -163,11 +266,38 @@ def seed_of(seed: int, index: int) -> int:
     return random.Random(f"{seed}:{index}").getrandbits(SEED_BITS)
 
 
+def checked(found: Any) -> str | None:
+    """Why an answer is garbage, or None; Again where the server lost its completions."""
+    if reason := is_answer(found):
+        return reason
+    if reason := why_lost(found):
+        raise Again(reason)
+    return None
+
+
+def refused_field(said: str, named: Sequence[str], sent: Sequence[str]) -> str | None:
+    """The optional field of a request that a server refuses as such; None where it refuses a value or something else."""
+    if not REFUSAL.search(said) or OUT_OF_RANGE.search(said):
+        return None
+    optional = [name for name in OPTIONAL if name in sent]
+    if found := next((name for name in named if name in optional), None):
+        return found
+    places = {name: match.start() for name in optional if (match := re.search(rf"(?<!\w){name}(?!\w)", said))}
+    if "top_p" in places and re.search(r"\b(both|together|only one)\b", said):
+        return "top_p"
+    return min(places, key=lambda name: places[name], default=None)
+
+
 def listed(body: bytes) -> list[dict[str, Any]]:
-    """The models in a listing; none in anything else."""
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return []
-    rows = found.get("data") if isinstance(found, dict) else None
-    return [row for row in rows if isinstance(row, dict) and row.get("id")] if isinstance(rows, list) else []
+    """The models in a listing, each with its id: an array of them or of names, bare or in a field; none in anything else."""
+    found = held_in(body)
+    rows = (found.get("data") or found.get("models")) if isinstance(found, dict) else found
+    if isinstance(rows, dict):
+        rows = [{"id": name, **row} if isinstance(row, dict) else name for name, row in rows.items()]
+    out: list[dict[str, Any]] = []
+    for row in rows if isinstance(rows, list) else []:
+        fields = row if isinstance(row, dict) else {"id": row}
+        id_ = next((fields[name] for name in ("id", "name", "model") if isinstance(fields.get(name), str | int)), None)
+        if id_:
+            out.append({**fields, "id": id_})
+    return out

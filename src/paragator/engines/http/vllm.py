@@ -25,8 +25,9 @@ from paragator.core.errors import ParagatorError, RunError, UsageError
 from paragator.core.types import Group, Prompt, Stage
 from paragator.engines.encoding import misfit
 from paragator.engines.http.client import Broken, Unreachable
-from paragator.engines.http.endpoint import Endpoint, said_in
+from paragator.engines.http.endpoint import Endpoint
 from paragator.engines.http.openai import OpenAI
+from paragator.engines.http.replies import said_in
 
 START_TIMEOUT_S = 900.0
 ROUTE_TIMEOUT_S = 600.0
