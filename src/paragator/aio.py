@@ -47,11 +47,12 @@ async def evaluate(
     UsageError or DataError for what cannot work, before anything is asked; RunError where a run cannot go on.
     """
     from paragator.runs.evaluate import evaluate as evaluate_run
+    from paragator.tasks.files import is_data_file
 
     values = engine_values(engine)
     own = None if isinstance(task, str) else task if isinstance(task, Task) else task_of(task)
     if isinstance(task, str):
-        is_file = task.endswith(".jsonl")
+        is_file = is_data_file(task)
         more = {"task.name": "jsonl", "task.path": task, "task.held_out_path": task} if is_file else {"task.name": task}
         values = merged(values, nested(more))
     elif not isinstance(task, Task):

@@ -11,7 +11,7 @@ from paragator.cli.main import Parser
 from paragator.core.errors import UsageError
 from paragator.core.text import one_line, printable
 from paragator.tasks.benchmarks import TABLE
-from paragator.tasks.checks import EXAMPLES, CheckedSet, Shared, check_sets, first_problems
+from paragator.tasks.checks import EXAMPLES, FINDINGS, CheckedSet, Shared, check_sets, first_problems
 from paragator.tasks.reasoning_gym import PREFIX
 from paragator.tasks.sources import locate, place_of, suggest
 
@@ -21,7 +21,7 @@ VERBS = {
     "show": "the first problems of a set or a file",
 }
 CHECK = """
-A NAME is a row of `paragator data list` or a JSONL file; without one, every set with a local file is checked. Training sets and
+A NAME is a row of `paragator data list` or a data file; without one, every set with a local file is checked. Training sets and
 files are compared with every evaluation set that has a local file, or with those of --against: "13 words" counts the evaluation
 problems that share a run of 13 words with a problem there, "half" those with half of their runs there (often twins with other
 numbers), "whole" those with all of them.
@@ -83,13 +83,16 @@ def check(arguments: list[str]) -> int:
 
 def report(checked: Sequence[CheckedSet], shared: Sequence[Shared]) -> str:
     """The findings as two tables, and the rows that they are about."""
-    heads = ["set", "rows", "expected", "missing", "double ids", "double problems", "empty", "not text", "unverified"]
+    heads = ["set", "rows", "expected", "missing", "double ids", "double problems", "empty", "not text"]
+    heads += ["no answer", "unknown kind", "unverified"]
     table, lines = [heads], []
     for c in checked:
-        lists = [c.missing, c.doubled_ids, c.doubled_problems, c.empty, c.not_text, c.unverified]
+        lists = [getattr(c, name) for name in FINDINGS]
         expected = "" if c.expected is None else f"{c.expected:,}"
         table.append([c.name, f"{c.rows:,}", expected, *(str(len(found) or "") for found in lists)])
         lines += [f"{c.name}: {head}: {sample(found)}" for head, found in zip(heads[3:], lists, strict=True) if found]
+        if c.read_within:
+            lines.append(f"{c.name}: answers read within their references: {sample(c.read_within)}")
         if c.miscounted:
             lines.append(f"{c.name}: {c.rows:,} rows where {c.expected:,} are expected")
     parts = [columns(table), "\n".join(lines)]
@@ -101,7 +104,7 @@ def report(checked: Sequence[CheckedSet], shared: Sequence[Shared]) -> str:
             example = f"{id_} = {match.other} ({match.share:.0%})"
             rows.append([s.within, s.of, f"{s.total:,}", *counts, example])
         parts.append(columns(rows))
-    if not lines and not shared:
+    if not shared and all(c.clean for c in checked):
         parts.append("nothing found")
     return "\n\n".join(part for part in parts if part)
 

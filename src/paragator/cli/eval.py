@@ -16,6 +16,7 @@ from paragator.results import run_json
 from paragator.runs.evaluate import evaluate
 from paragator.runs.resolve import eval_config, resolve
 from paragator.settings import merged, nested, parse_value, read_values, to_json
+from paragator.tasks.files import is_data_file
 
 SHORT = {
     "--task": "task.name",
@@ -88,6 +89,6 @@ def values_of(flags: Namespace, overrides: Sequence[str], names: Iterable[str]) 
         given["engine.kind"] = kind
     if "model.path" in given and (kind or values.get("engine", {}).get("kind")) == "openai":
         given["engine.model"] = given.pop("model.path")
-    if str(task := given.get("task.name", "")).endswith(".jsonl"):
+    if is_data_file(task := str(given.get("task.name", ""))):
         given |= {"task.name": "jsonl", "task.path": task, "task.held_out_path": task}
     return merged(values, nested(given))

@@ -20,7 +20,8 @@ from typing import Any, get_args
 from paragator.core.errors import DataError, UsageError
 from paragator.core.prompts import CHAT, Templates
 from paragator.core.types import Completion, FinishReason, Group, Plan, Problem, Prompt, Sample, Stage
-from paragator.records import read_json_lines
+from paragator.tasks.files import rows_of
+from paragator.tasks.references import problem_text, reference_of
 from paragator.tasks.sources import answer_text
 
 
@@ -120,27 +121,31 @@ def beyond(what: str) -> str:
 
 def problems(path: Path, *, problem_field: str = "problem") -> list[Problem]:
     """The recording's problems, so that evaluating it needs no other file; DataError where one has no answer."""
-    found = [row.problem for row in read(path, problem_field=problem_field)]
+    found = [row.problem for row in read(path, problem_field=problem_field, prose=False)]
     for problem in found:
         if not problem.answer:
             raise DataError(f"{path}: problem {problem.id!r} has no answer to grade by; add the field 'answer'")
     return found
 
 
-def read(path: Path, *, problem_field: str = "problem") -> list[Recorded]:
+def read(path: Path, *, problem_field: str = "problem", prose: bool = True) -> list[Recorded]:
     """Every line of a recording; DataError names the line that is not one, a duplicate id, or a file without lines."""
     out: dict[str, Recorded] = {}
-    for number, row in enumerate(read_json_lines(path, ours=False), 1):
+    for number, (_, row) in enumerate(rows_of(path), 1):
         where = f"{path}: row {number}"
-        text, completions = row.get(problem_field), row.get("completions")
-        if not isinstance(text, str) or not text.strip():
+        text, completions = problem_text(row.get(problem_field), where), row.get("completions")
+        if text is None or not text.strip():
             raise DataError(f"{where}: field {problem_field!r} is missing or empty; name the field that holds it")
         if not isinstance(completions, list) or not completions:
             raise DataError(
                 f"{where}: field 'completions' must be a list of one or more; record some, or remove the row"
             )
         answer = row.get("answer")
-        answer = None if answer is None else answer_text(answer, where)
+        answer = (
+            None
+            if answer is None
+            else reference_of(answer_text(answer, where), where, kind=row.get("kind"), prose=prose)
+        )
         problem = Problem(str(row.get("id", number)), text, answer)
         if problem.id in out:
             raise DataError(f"{where}: id {problem.id!r} occurs twice; give every problem its own")

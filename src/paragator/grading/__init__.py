@@ -98,6 +98,8 @@ def checked(item: Pair) -> tuple[str, str, str | None]:
 def start(item: Pair, workers: Workers | None) -> Grade | Future[Grade]:
     """The verdict if it takes microseconds, else its future."""
     full = checked(item)
+    if not full[1].strip():
+        return Grade("unscored", reason="the reference is empty")
     found = attempt(rules.quick, *full)
     return found if found is not None else (workers or shared()).submit([full])[0]
 

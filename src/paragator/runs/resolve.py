@@ -23,6 +23,7 @@ from paragator.runs.folder import OWN_WEIGHTS
 from paragator.runs.servers import judge_engine, servers_of
 from paragator.settings import merged, validate
 from paragator.tasks import Task, load_task
+from paragator.tasks.files import count_rows, is_data_file
 
 ENDPOINT_MAX_TOKENS, LOCAL_MAX_TOKENS = 4096, 1024
 CHANGES_SAMPLING = {
@@ -70,8 +71,7 @@ def eval_config(values: Mapping[str, Any]) -> Config:
             config = with_values(config, {"task.name": "jsonl", "task.path": path, "task.held_out_path": path})
     task = config.task
     if task.name == "jsonl" and task.path == task.held_out_path and task.path and Path(task.path).is_file():
-        with Path(task.path).open("rb") as file:
-            wanted["eval.problems"] = max(1, sum(1 for line in file if line.strip()))
+        wanted["eval.problems"] = max(1, count_rows(Path(task.path)))
     return with_values(config, {key: value for key, value in wanted.items() if not is_set(config, key)})
 
 
@@ -145,7 +145,7 @@ def resolve(
         judge_engine(config.judge)
     if task is None:
         task = load_task(config.task)
-        if config.task.name.endswith("jsonl"):  # the file of one's own, by either name
+        if config.task.name == "jsonl" or is_data_file(config.task.name):  # the file of one's own, by either name
             task.problems("train" if training else "held-out", 1, config.seed)
     found = read_recorded(config, known) if training and recorded else None
     return Resolved(config, task, known, engine if engine is not None else engine_of(config, task), found)

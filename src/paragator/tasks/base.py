@@ -39,10 +39,11 @@ class Task:
 def load_task(config: TaskConfig) -> Task:
     """The task that a config names, with its reward function if it names one; UsageError for an unknown name.
 
-    A name that ends in .jsonl is that file, as if task.name were jsonl and task.path the file.
+    A name that ends as a data file's is that file, as if task.name were jsonl and task.path the file.
     """
     from paragator.tasks import arithmetic, countdown, jsonl, reasoning_gym
     from paragator.tasks.benchmarks import TABLE
+    from paragator.tasks.files import is_data_file
     from paragator.tasks.sources import suggest
 
     builders: dict[str, Callable[[TaskConfig], Task]] = {
@@ -51,7 +52,7 @@ def load_task(config: TaskConfig) -> Task:
         "jsonl": jsonl.build,
         **dict.fromkeys(TABLE, jsonl.build_row),
     }
-    if config.name.endswith(".jsonl"):
+    if is_data_file(config.name):
         config = config.model_copy(update={"name": "jsonl", "path": config.path or config.name})
     build = reasoning_gym.build if config.name.startswith(reasoning_gym.PREFIX) else builders.get(config.name)
     if build is None:

@@ -33,6 +33,7 @@ class DataSet:
     part                           only rows whose source, in one of `part_fields`, holds this word
     subset, subset_seed            training draws this many problems of the training side, the same ones in every run
     kind                           what the answers are, for the grader; None infers it from each reference
+    prose                          answers may be sentences, which a reward function reads
     rows                           how many rows the hub's split holds; None where no source says
     """
 
@@ -50,6 +51,7 @@ class DataSet:
     part: str = ""
     part_fields: tuple[str, ...] = ("source", "source_data", "dataset", "subset")
     kind: str | None = None
+    prose: bool = False
     training: bool = False
     subset: int | None = None
     subset_seed: int = 0

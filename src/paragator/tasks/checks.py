@@ -8,20 +8,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paragator.config import TaskConfig
-from paragator.core.errors import DataError
+from paragator.core.errors import DataError, UsageError
+from paragator.core.text import one_line
 from paragator.core.types import Problem
+from paragator.grading import check_kind
 from paragator.tasks.base import load_task
 from paragator.tasks.benchmarks import TABLE, DataSet
 from paragator.tasks.overlap import Index, Match
 from paragator.tasks.reasoning_gym import PREFIX
+from paragator.tasks.references import NoReference
 from paragator.tasks.sources import DataEntry, first, locate, nothing_in, numbered_rows, read_entry, resolve
 
 EXAMPLES = 5
+FINDINGS = (
+    *("missing", "doubled_ids", "doubled_problems", "empty", "not_text", "no_answer", "unknown_kind", "unverified"),
+)
+"""What may be wrong with a row: fields of CheckedSet."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedSet:
-    """What was found in one set; every list holds the ids (for `missing`, the places) of the rows concerned."""
+    """What was found in one set; every list holds the ids (for `missing` and `no_answer`, the places) of the rows concerned."""
 
     name: str
     found: str
@@ -35,6 +42,10 @@ class CheckedSet:
     doubled_problems: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     not_text: list[str] = field(default_factory=list)
+    no_answer: list[str] = field(default_factory=list)
+    unknown_kind: list[str] = field(default_factory=list)
+    read_within: list[str] = field(default_factory=list)
+    """Rows whose answer was read from within their reference; these are right, if it was meant so."""
     unverified: list[str] = field(default_factory=list)
 
     @property
@@ -48,14 +59,12 @@ class CheckedSet:
     @property
     def clean(self) -> bool:
         """Whether nothing was found."""
-        lists = (self.missing, self.doubled_ids, self.doubled_problems, self.empty, self.not_text, self.unverified)
-        return not self.miscounted and not any(lists)
+        return not self.miscounted and not any(getattr(self, name) for name in FINDINGS)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        lists = ("missing", "doubled_ids", "doubled_problems", "empty", "not_text", "unverified")
         head = {"name": self.name, "found": self.found, "rows": self.rows, "expected": self.expected}
-        return head | {"usable": len(self.entries)} | {name: getattr(self, name) for name in lists}
+        return head | {"usable": len(self.entries)} | {name: getattr(self, name) for name in (*FINDINGS, "read_within")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +121,16 @@ def check_set(data_set: DataSet, *, references: bool = False) -> CheckedSet:
     for number, row in rows:
         try:
             entry = read_entry(row, data_set, f"{found}:{number}")
+        except NoReference as error:
+            checked.no_answer.append(f"line {number} ({str(error).partition(': ')[2].rpartition(': ')[0]})")
+            continue
         except DataError:
             checked.missing.append(f"line {number}")
             continue
+        try:
+            check_kind(entry.kind)
+        except UsageError:
+            checked.unknown_kind.append(f"{entry.problem.id} ({entry.kind})")
         look(entry, checked, texts)
         if first(row, data_set.fields.id) is not None:
             ids[entry.problem.id] += 1
@@ -133,6 +149,10 @@ def look(entry: DataEntry, checked: CheckedSet, texts: set[str]) -> None:
         return
     if not entry.textual:
         checked.not_text.append(entry.problem.id)
+    if entry.given is not None:
+        checked.read_within.append(
+            f"{entry.problem.id} ({one_line(entry.given, 60)} is read as {entry.problem.answer})"
+        )
     checked.entries.append(entry)
 
 

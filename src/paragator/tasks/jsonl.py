@@ -1,6 +1,6 @@
-"""Tasks over recorded problems: a JSONL file, or a set of the table in `benchmarks.toml`; one grader for all.
+"""Tasks over recorded problems: a file of rows, or a set of the table in `benchmarks.toml`; one grader for all.
 
-A file has one object a line with fields `problem` and `answer`, and optionally `id` and `kind`; `task.fields` renames them.
+A row has the fields `problem` and `answer`, and optionally `id` and `kind`; `task.fields` renames them.
 Answers are compared by `paragator.grading`; for another comparison, set a reward function (`task.reward`).
 """
 
@@ -17,9 +17,9 @@ from paragator.config import TaskConfig
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Grade, Problem
 from paragator.grading import check_kind
-from paragator.records import numbered_lines
 from paragator.tasks.base import Split, Task, is_held_out
 from paragator.tasks.benchmarks import TABLE, DataSet, Fields
+from paragator.tasks.files import rows_of
 from paragator.tasks.sources import DataEntry, by_content, find, load_rows, nothing_in, read_entry, subset
 
 NAMES = ("problem", "answer", "id", "kind")
@@ -136,7 +136,7 @@ def data_set(config: TaskConfig) -> DataSet:
     names = {name: (config.fields.get(name, name),) for name in NAMES}
     if config.kind or config.reward:
         del names["kind"]
-    return DataSet("", "", fields=Fields(**names))
+    return DataSet("", "", fields=Fields(**names), prose=config.reward is not None)
 
 
 def read_file(path: Path, row: DataSet) -> list[DataEntry]:
@@ -145,7 +145,7 @@ def read_file(path: Path, row: DataSet) -> list[DataEntry]:
     A row without an id is named by its place among the rows, blank lines not counted.
     """
     out: dict[str, DataEntry] = {}
-    for place, (number, line) in enumerate(numbered_lines(path, ours=False), 1):
+    for place, (number, line) in enumerate(rows_of(path), 1):
         where = f"{path}:{number}"
         named = any(name in line for name in row.fields.id)
         entry = read_entry(line if named else {**line, row.fields.id[0]: str(place)}, row, where)

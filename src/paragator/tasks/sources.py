@@ -1,4 +1,4 @@
-"""Sets of the table in `benchmarks.toml`, and any JSONL file, as problems: from a local folder, or else from the hub.
+"""Sets of the table in `benchmarks.toml`, and any file of rows, as problems: from a local folder, or else from the hub.
 
 A local file is `PARAGATOR_DATA/<file>` or `data/<file>`; the hub is read through the `datasets` library (extra `data`).
 A row whose answer is empty is left out and counted; one without a field that it must have is a DataError.
@@ -20,8 +20,9 @@ from typing import Any
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Problem
 from paragator.grading.extract import final_box
-from paragator.records import numbered_lines
 from paragator.tasks.benchmarks import TABLE, DataSet, Fields
+from paragator.tasks.files import rows_of
+from paragator.tasks.references import problem_text, reference_of
 
 FOLDER = "PARAGATOR_DATA"
 ALIASES = {"numerical": "number", "integer": "number", "decimal": "number", "piecewisefunction": "piecewise"}
@@ -32,11 +33,15 @@ TYPED = ("equation", "inequality", "interval", "set", "matrix", "piecewise", "nu
 
 @dataclass(frozen=True, slots=True)
 class DataEntry:
-    """A problem, what kind of answer it has (None: infer), and whether the file's answer was text."""
+    """A problem, what kind of answer it has (None: infer), and whether the file's answer was text.
+
+    given  the file's reference, where the answer was read from within it
+    """
 
     problem: Problem
     kind: str | None = None
     textual: bool = True
+    given: str | None = None
 
     @property
     def said(self) -> str:
@@ -95,7 +100,7 @@ def place_of(data_set: DataSet) -> str:
 
 
 def resolve(name: str) -> DataSet:
-    """A row of the table, or a JSONL file as one; UsageError with suggestions."""
+    """A row of the table, or a file of rows as one; UsageError with suggestions."""
     path = Path(name)
     if name in TABLE or not (path.suffix or path.is_file()):
         return replace(find(name), subset=None)
@@ -107,7 +112,7 @@ def resolve(name: str) -> DataSet:
 def numbered_rows(data_set: DataSet) -> tuple[str, list[tuple[int, dict[str, Any]]]]:
     """Where a set was found, and its rows, each with its line in the file; a part of a set is only its own rows."""
     if path := locate(data_set):
-        found, rows = str(path), list(numbered_lines(path, ours=False))
+        found, rows = str(path), list(rows_of(path))
     else:
         found, hub_rows = from_hub(data_set)
         rows = list(enumerate(hub_rows, 1))
@@ -171,12 +176,16 @@ def nothing_in(found: object) -> DataError:
 
 
 def read_entry(row: Mapping[str, Any], data_set: DataSet, where: str) -> DataEntry:
-    """One row; its answer is "" when the file's is empty. DataError when a field is missing or the answer is an object.
+    """One row; its answer is "" when the file's is empty. DataError when a field is missing or the answer cannot be one.
 
     An id that is a bare number gets the set's name before it; a row without one gets a hash of its text.
     """
     name = f"{data_set.name}-" if data_set.name else ""
-    text = as_text(required(row, data_set.fields.problem, where)).strip()
+    asked = required(row, data_set.fields.problem, where)
+    text = problem_text(asked, where)
+    if text is None:
+        raise DataError(f"{where}: problem = {repr(asked)[:80]}: write it as text, or as a list of chat messages")
+    text = text.strip()
     if not text:
         raise missing(data_set.fields.problem, where)
     value = required(row, data_set.fields.answer, where)
@@ -190,7 +199,12 @@ def read_entry(row: Mapping[str, Any], data_set: DataSet, where: str) -> DataEnt
     kind = ALIASES.get(kind, kind)
     if data_set.name and kind not in TYPED:
         kind = ""
-    return DataEntry(Problem(id_, text, answer), kind or data_set.kind, is_text(value))
+    given = answer
+    if not data_set.name:
+        answer = reference_of(answer, where, kind=kind or data_set.kind, prose=data_set.prose)
+    return DataEntry(
+        Problem(id_, text, answer), kind or data_set.kind, is_text(value), given if given != answer else None
+    )
 
 
 def required(row: Mapping[str, Any], names: Sequence[str], where: str) -> Any:

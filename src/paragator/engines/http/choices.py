@@ -17,9 +17,7 @@ WORDS: dict[FinishReason, str] = {
     "max_tokens_reached token_limit length_limit limit context_length model_context_window_exceeded incomplete",
     "cancelled": "abort aborted cancelled canceled cancel",
 }
-FINISHES: dict[str, FinishReason] = {"": "stop"} | {
-    word: finish for finish, words in WORDS.items() for word in words.split()
-}
+FINISHES: dict[str, FinishReason] = {word: finish for finish, words in WORDS.items() for word in words.split()}
 """What servers write, in small letters, and what it means here. With any other reason the completion is a Failure."""
 LOST = frozenset(
     "error network_error server_error internal_error engine_error engine_overloaded overloaded unavailable timeout "  # noqa: SIM905
@@ -80,7 +78,7 @@ def completion_of(
     message = choice.get("message")
     fields = message if isinstance(message, dict) else choice
     reason = choice.get("finish_reason")
-    finish = FINISHES.get(plain(reason))
+    finish = FINISHES.get(plain(reason) or "stop")
     if error := choice.get("error"):
         return Failure(f"an error in place of a completion: {clean(message_in(error))}")
     if finish is None:
