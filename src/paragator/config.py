@@ -70,6 +70,8 @@ class TaskConfig(Section):
     """reasoning-gym: parameters of the generator."""
     reward: str | None = None
     """A reward function "module:function" (problem, texts) -> one number or None a text; replaces the task's checker."""
+    correct_from: float = 1.0
+    """reward: from which number on a solution counts as correct, in pass@k, maj@k and what pools are measured by."""
     min_numbers: int = Field(4, ge=2, le=32)
     """Fewest numbers (countdown) or terms (arithmetic)."""
     max_numbers: int = Field(4, ge=2, le=32)
@@ -91,6 +93,10 @@ class TaskConfig(Section):
                 raise ValueError(f"task.min_{what} = {low} is above task.max_{what} = {high}")
         if self.name == "countdown" and self.max_numbers > MOST_COUNTDOWN:
             raise ValueError(f"task.max_numbers = {self.max_numbers}: Countdown has {MOST_COUNTDOWN} numbers at most")
+        if self.reward is None and self.correct_from != 1:
+            raise ValueError(
+                f"task.correct_from = {self.correct_from} is of a reward function; set task.reward, or remove it"
+            )
         return self
 
 

@@ -27,11 +27,24 @@ class Graded:
 
     def rewards(self, round_: int) -> list[float | None]:
         """The round's rewards in population order; None where unscored. Failed outputs are left out."""
-        return [g.reward for group in self.grades[round_] for g in group if g is not None]
+        return [grade.reward for grade in self.of_round(round_)]
+
+    def right(self, round_: int) -> list[float | None]:
+        """The round's verdicts in population order: 1 correct, 0 incorrect, None unscored."""
+        return [grade.right for grade in self.of_round(round_)]
 
     def answers(self, round_: int) -> list[str | None]:
-        """The round's extracted answers in population order."""
-        return [g.answer for group in self.grades[round_] for g in group if g is not None]
+        """The round's answers in population order."""
+        return [grade.answer for grade in self.of_round(round_)]
+
+    def of_round(self, round_: int) -> list[Grade]:
+        """The round's grades in population order."""
+        return [grade for group in self.grades[round_] for grade in group if grade is not None]
+
+    @property
+    def is_fractional(self) -> bool:
+        """Whether a reward is neither 0 nor 1."""
+        return any(reward not in (None, 0, 1) for t in range(self.num_rounds) for reward in self.rewards(t))
 
     @property
     def num_rounds(self) -> int:

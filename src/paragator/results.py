@@ -77,8 +77,9 @@ class EvalResult:
 
     def text(self) -> str:
         """The tables: accuracy, cost, and pools where some were shown."""
-        sheets = self.table().sheets()
-        return "\n".join("\n".join(f"  {line}" for line in sheet.text().splitlines()) for sheet in sheets)
+        found = self.table()
+        parts = [*(sheet.text() for sheet in found.sheets()), found.note]
+        return "\n".join(f"  {line}" for part in parts for line in part.splitlines())
 
     def to_dict(self) -> dict[str, Any]:
         """The tables as JSON values."""
@@ -226,7 +227,7 @@ def html_tables(found: EvalTable) -> str:
         lines = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]
         heads = "".join(f"<th>{cell}</th>" for cell in head)
         out.append(f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
-    return "".join(out)
+    return "".join([*out, f"<p>{html.escape(found.note)}</p>" if found.note else ""])
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:

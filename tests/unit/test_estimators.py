@@ -144,9 +144,9 @@ def tie_share(votes: list[str], answer: str) -> float:
 def test_diagnostics_of_an_all_wrong_pool() -> None:
     found = pool_diagnostics(
         pool_answers=["1", "2", None, "2"],
-        pool_rewards=[0.0, 0.0, 0.0, 0.0],
+        pool_right=[0.0, 0.0, 0.0, 0.0],
         pool_texts=["so 1", "so 2", "", "thus 2"],
-        aggregation_rewards=[1.0, 0.0, None, 0.0],
+        aggregation_right=[1.0, 0.0, None, 0.0],
         aggregation_texts=["new", " so\n2 ", "thus 2", ""],
     )
     assert found["distinct_answers"] == 2
@@ -159,9 +159,9 @@ def test_diagnostics_of_an_all_wrong_pool() -> None:
 def test_diagnostics_of_a_pool_with_a_right_candidate() -> None:
     found = pool_diagnostics(
         pool_answers=["1", "2"],
-        pool_rewards=[1.0, None],
+        pool_right=[1.0, None],
         pool_texts=["a", "b"],
-        aggregation_rewards=[1.0, 0.0, 0.5, None],
+        aggregation_right=[1.0, 0.0, 0.0, None],
         aggregation_texts=["c"],
     )
     assert found["pool_has_correct"] == 1
@@ -175,9 +175,9 @@ def test_a_majority_is_more_than_half_of_all_members() -> None:
     for rewards, expected in (([1.0, 1.0, 0.0], 0.5), ([1.0, 1.0, None], 0.5), ([1.0, 0.0], NAN), ([0.0], NAN)):
         found = pool_diagnostics(
             pool_answers=["1"] * len(rewards),
-            pool_rewards=rewards,
+            pool_right=rewards,
             pool_texts=[],
-            aggregation_rewards=[1.0, 0.0, None],
+            aggregation_right=[1.0, 0.0, None],
             aggregation_texts=[],
         )
         assert found["majority_lost"] == pytest.approx(expected, nan_ok=True)
@@ -187,9 +187,9 @@ def test_a_majority_is_more_than_half_of_all_members() -> None:
 def test_a_pool_that_might_hold_a_right_candidate_is_unknown(rewards: list[float | None]) -> None:
     found = pool_diagnostics(
         pool_answers=[],
-        pool_rewards=rewards,
+        pool_right=rewards,
         pool_texts=[],
-        aggregation_rewards=[1.0],
+        aggregation_right=[1.0],
         aggregation_texts=[],
     )
     assert all(
@@ -200,9 +200,9 @@ def test_a_pool_that_might_hold_a_right_candidate_is_unknown(rewards: list[float
 def test_a_pool_that_showed_nothing_is_not_measured() -> None:
     found = pool_diagnostics(
         pool_answers=[],
-        pool_rewards=[],
+        pool_right=[],
         pool_texts=[],
-        aggregation_rewards=[1.0],
+        aggregation_right=[1.0],
         aggregation_texts=["new"],
     )
     assert math.isnan(found["distinct_answers"]) and math.isnan(found["copy_rate"])

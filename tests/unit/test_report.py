@@ -179,15 +179,15 @@ def test_choice_of_traces_mixes_kinds() -> None:
     records = [spelled(i, *(("ww", "rw"), ("rw", "ww"), ("rw", "rw"))[i % 3]) for i in range(90)]
     chosen = choose(records)
     kinds = [kind for kind, _ in chosen]
-    assert [kinds.count(kind) for kind in ("recovery", "destruction", "plain")] == [8, 8, 8]
+    assert [kinds.count(kind) for kind in ("solved", "lost", "plain")] == [8, 8, 8]
     assert chosen == choose(iter(records))
-    assert [kind for kind, _ in choose(records[:2])] == ["recovery", "destruction"]
+    assert [kind for kind, _ in choose(records[:2])] == ["solved", "lost"]
 
 
 def test_what_was_not_scored_is_neither_wrong_nor_lost() -> None:
     rounds = [("rw", "xx"), ("rw", "w?"), ("rw", ""), ("??", "rw"), ("wx", "rw"), ("w?", "rw"), ("r?", "rx")]
     assert [kind_of(spelled(0, *some)) for some in rounds] == ["plain"] * len(rounds)
-    assert [kind_of(spelled(0, *some)) for some in (("ww", "r?"), ("rx", "ww"))] == ["recovery", "destruction"]
+    assert [kind_of(spelled(0, *some)) for some in (("ww", "r?"), ("rx", "ww"))] == ["solved", "lost"]
 
 
 def test_pictures_of_little_are_pictures() -> None:

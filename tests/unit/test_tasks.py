@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +19,7 @@ from paragator.core.errors import DataError, UsageError
 from paragator.core.prompts import COMPACT
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.tasks import Task, arithmetic, countdown, grade_trace, load_task
-from paragator.tasks.base import graded_by, is_held_out, take
+from paragator.tasks.base import is_held_out, take
 from paragator.tasks.countdown import MAX_ANSWER_CHARS, content_key, parse
 from paragator.tasks.demonstrations import LARGEST, Countdown, Sums, enumerate_attempts
 
@@ -444,39 +443,7 @@ def test_jsonl_without_a_held_out_problem_says_so(tmp_path: Path) -> None:
         task.problems("held-out", 9, 0)
 
 
-# ---- reward functions ------------------------------------------------------------------------------------------------
-
-
-def test_a_reward_function_replaces_the_checker() -> None:
-    def reward(problem: Problem, texts: list[str]) -> list[float | None]:
-        return [1.0, 0.25, None, True][: len(texts)]
-
-    grades = graded_by(reward, "r")(FOUR, ["a", "b", "c", "d"])
-    assert [g.verdict for g in grades] == ["correct", "incorrect", "unscored", "correct"]
-    assert [g.reward for g in grades] == [1.0, 0.25, None, 1.0]
-    assert [g.answer for g in grades] == ["a", "b", "c", "d"]
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, "1", [1.0]])
-def test_a_reward_that_is_no_number(bad: Any) -> None:
-    with pytest.raises(UsageError, match=r"reward mod:f gave .* for problem p: return a finite number, or None"):
-        graded_by(lambda problem, texts: [bad], "mod:f")(FOUR, ["a"])
-
-
-@pytest.mark.parametrize("values", [[], [1.0], [1.0, 0.0, 1.0]])
-def test_a_reward_of_the_wrong_length(values: list[float]) -> None:
-    with pytest.raises(UsageError, match=rf"reward mod:f gave {len(values)} values for 2 texts: return one for each"):
-        graded_by(lambda problem, texts: values, "mod:f")(FOUR, ["a", "b"])
-
-
-def test_a_named_reward_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "length_reward.py").write_text(
-        "def score(problem, texts):\n    return [float(len(t) > 1) for t in texts]\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [])  # as for the installed script, which does not look into the current folder
-    task = load_task(TaskConfig(reward="length_reward:score"))
-    assert [g.reward for g in task.grade(FOUR, ["a", "bb"])] == [0.0, 1.0]
+# ---- grades of a trace ------------------------------------------------------------------------------------------------
 
 
 def test_failed_outputs_keep_their_place_and_get_no_grade() -> None:

@@ -121,13 +121,14 @@ def odds(count: int, k: int, total: int) -> tuple[float, ...]:
 def pool_diagnostics(
     *,
     pool_answers: Sequence[str | None],
-    pool_rewards: Sequence[float | None],
+    pool_right: Sequence[float | None],
     pool_texts: Sequence[str],
-    aggregation_rewards: Sequence[float | None],
+    aggregation_right: Sequence[float | None],
     aggregation_texts: Sequence[str],
 ) -> dict[str, float]:
-    """What one pool, as shown, offered and what its aggregations made of it; texts without thinking. Right is a reward >= 1.
+    """What one pool, as shown, offered and what its aggregations made of it; texts without thinking.
 
+    Right is a verdict as a number: 1 correct, 0 incorrect, None unscored.
     NaN where not defined (of an empty pool all) or not scored; average with `mean`, which leaves NaN out.
 
     distinct_answers  different answers in the pool; a missing one is none
@@ -137,10 +138,10 @@ def pool_diagnostics(
     majority_lost     of the aggregations of a pool of which more than half is right, the share that is wrong
     copy_rate         share of aggregations whose text, but for white space, is a pool text
     """
-    known = [r for r in pool_rewards if r is not None]
-    has_correct = 1.0 if any(r >= 1 for r in known) else 0.0 if known and len(known) == len(pool_rewards) else NAN
-    majority = 2 * sum(r >= 1 for r in known) > len(pool_rewards)
-    right = mean(None if r is None else float(r >= 1) for r in aggregation_rewards)
+    known = [r for r in pool_right if r is not None]
+    has_correct = 1.0 if any(known) else 0.0 if known and len(known) == len(pool_right) else NAN
+    majority = 2 * sum(known) > len(pool_right)
+    right = mean(aggregation_right)
     pool = {" ".join(text.split()) for text in pool_texts} - {""}
     copied = (float(" ".join(text.split()) in pool) for text in aggregation_texts)
     return {

@@ -188,19 +188,21 @@ Verdict = Literal["correct", "incorrect", "unscored"]
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A grader's verdict on one solution; `answer` is what it extracted, `reason` why it is unscored or wrong."""
+    """A grader's verdict on one solution; `reason` is why it is unscored or wrong."""
 
     verdict: Verdict
     answer: str | None = None
+    """What the grader read and majority voting counts; None does not vote."""
     reason: str = ""
     value: float | None = None
-    """A reward other than 0 or 1, from a reward function."""
+    """The reward that a reward function gave; None of other graders, whose verdict is all there is."""
 
     @property
     def reward(self) -> float | None:
         """The reward that credit uses: None when unscored, else `value`, else 1 or 0."""
-        if self.verdict == "unscored":
-            return None
-        if self.value is not None:
-            return self.value
-        return 1.0 if self.verdict == "correct" else 0.0
+        return self.right if self.value is None or self.verdict == "unscored" else self.value
+
+    @property
+    def right(self) -> float | None:
+        """The verdict as a number: 1 correct, 0 incorrect, None unscored."""
+        return None if self.verdict == "unscored" else float(self.verdict == "correct")

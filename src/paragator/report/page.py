@@ -167,7 +167,8 @@ def headline(tables: Mapping[str, EvalTable]) -> str:
         out.append(f"<h2>{show(HEADINGS[sheet.name])}</h2>{as_table(sheet.cells())}")
     sizes = "; ".join(f"{label}: {one.problems} problems, {one.traces} traces" for label, one in tables.items())
     note = f"Shares in percent, with 95% intervals bootstrapped over problems ({sizes}). A dash: nothing to measure."
-    return "\n".join([*out, f'<p class="soft">{show(note)}</p>'])
+    notes = dict.fromkeys([note, *(one.note for one in tables.values() if one.note)])
+    return "\n".join([*out, f'<p class="soft">{show(" ".join(notes))}</p>'])
 
 
 def pictures(metrics: Sequence[dict[str, Any]], tables: Mapping[str, EvalTable]) -> str:

@@ -1,4 +1,4 @@
-"""A few dozen traces to read: recoveries, destructions and plain ones, with every pool that was shown."""
+"""A few dozen traces to read: solved ones, lost ones and plain ones, with every pool that was shown."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def choose_from(path: Path) -> list[tuple[str, Graded]]:
 
 
 def choose(records: Iterable[Graded]) -> list[tuple[str, Graded]]:
-    """At most TRACES (kind, record): some recoveries, as many destructions, then plain ones; the latest of each."""
+    """At most TRACES (kind, record): some solved, as many lost, then plain ones; the latest of each."""
     kept: dict[str, deque[Graded]] = {
-        "recovery": deque(maxlen=TRACES_OF_A_KIND),
-        "destruction": deque(maxlen=TRACES_OF_A_KIND),
+        "solved": deque(maxlen=TRACES_OF_A_KIND),
+        "lost": deque(maxlen=TRACES_OF_A_KIND),
         "plain": deque(maxlen=TRACES),
     }
     for record in records:
@@ -31,13 +31,13 @@ def choose(records: Iterable[Graded]) -> list[tuple[str, Graded]]:
 
 
 def kind_of(record: Graded) -> str:
-    """recovery: all candidates were wrong and a last solution is right; destruction: the reverse; else plain."""
+    """solved: all candidates were wrong and a last solution is right; lost: the reverse; else plain."""
     if record.num_rounds < 2:
         return "plain"
     before, after = some_right(record.grades[0]), some_right(record.grades[-1])
     if (before, after) == (False, True):
-        return "recovery"
-    return "destruction" if (before, after) == (True, False) else "plain"
+        return "solved"
+    return "lost" if (before, after) == (True, False) else "plain"
 
 
 def some_right(grades: Sequence[Sequence[Grade | None]]) -> bool | None:
@@ -51,8 +51,8 @@ def readings(source: str, chosen: Sequence[tuple[str, Graded]]) -> str:
     if not chosen:
         return "<h2>Traces</h2><p>No trace is recorded.</p>"
     note = (
-        f"{len(chosen)} traces of {source}. Recovery: all candidates were wrong, a solution of the last round is right; "
-        "destruction: the reverse. One group of marks a round."
+        f"{len(chosen)} traces of {source}. Solved: all candidates were wrong, a solution of the last round is right; "
+        "lost: the reverse. One group of marks a round."
     )
     head = f'<h2>Traces</h2><p class="soft">{show(note)}</p>'
     return "\n".join([head, *(reading(kind, one) for kind, one in chosen)])
@@ -105,6 +105,8 @@ def verdict(output: Completion, grade: Grade | None) -> str:
     """A solution's verdict in words, with its answer and why."""
     word = grade.verdict if grade else "unscored"
     parts: list[str] = [word]
+    if grade and grade.reward not in (None, 0, 1):
+        parts.append(f"reward {grade.reward:.6g}")
     if grade and grade.answer is not None:
         parts.append(f"answer {grade.answer}")
     if grade and grade.reason:

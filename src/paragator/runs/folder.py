@@ -152,7 +152,8 @@ MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.max_refused", "tra
 
 def check_same(run_dir: Path, text: str) -> None:
     """Refuse to resume a run under a config that gives other results, naming the keys."""
-    old, new = flat(read_note(run_dir / "config.json")), flat(json.loads(text))
+    new = flat(json.loads(text))
+    old = flat(Config().model_dump(mode="json")) | flat(read_note(run_dir / "config.json"))  # perhaps without newer keys
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in MAY_CHANGE)
     if changed:
         what = ", ".join(f"{k} ({old.get(k)!r} -> {new.get(k)!r})" for k in changed[:5])

@@ -285,10 +285,10 @@ def read_recorded(config: Config, known: Facts) -> dict[str, tuple[Problem, Grou
             raise DataError(
                 f"{path}: candidates of model {made_by}, but model.path is {known.fingerprint}; run paragator sample again"
             )
-        scored = [r for r in record.rewards(0) if r is not None]
+        scored = [right for right in record.right(0) if right is not None]
         if len(record.trace.population(0)) < config.rollout.pool_size or not scored:
             continue
-        (easy if sum(r >= 1 for r in scored) * 2 > len(scored) else hard).append(record)
+        (easy if sum(scored) * 2 > len(scored) else hard).append(record)
     total = min(len(hard) / share if share else len(easy), len(easy) / (1 - share) if share < 1 else len(hard))
     chosen = hard[: round(total * share)] + easy[: round(total * (1 - share))]
     if not chosen:

@@ -11,14 +11,14 @@ from typing import Any
 from paragator.core.errors import UsageError
 from paragator.core.estimators import Interval
 from paragator.stats.curves import Metrics
-from paragator.stats.measures import MEASURES, Key
+from paragator.stats.measures import MEASURES, REWARD, Key
 from paragator.stats.resample import Bootstrapped, average, over_seeds, resample
 from paragator.stats.runs import MethodRuns, Run, gather, load_run
 from paragator.stats.sheet import Column, Sheet, to_csv
 from paragator.stats.table import EvalTable, bar_cells, plain, rounds_sheets, temperature_cells
 
 AVERAGE = "average"
-COMPARED = ("pass_at_1", "pass_at_k", "maj_at_k")
+COMPARED = ("pass_at_1", "pass_at_k", "maj_at_k", REWARD)
 Pair = tuple[str, int, int]
 """A measure, a round of a row, and the round of the first row that it is compared with."""
 
@@ -104,7 +104,8 @@ class Comparison:
         for place in (benchmark, self.places[-1]):  # last rounds, where the two went differently far
             if self.num_rounds(row, place) and self.num_rounds(0, place):
                 rounds.add((self.num_rounds(row, place) - 1, self.num_rounds(0, place) - 1))
-        keys = [(name, *pair) for name in COMPARED for pair in sorted(rounds)]
+        names = [name for name in COMPARED if all((name, 0) in run.scores.values for run in (*mine, *theirs))]
+        keys = [(name, *pair) for name in names for pair in sorted(rounds)]
         columns: list[Sequence[float]] = []
         for name, t, first in keys:
             own = [run.scores.values[name, t] for run in mine] + [run.scores.values[name, first] for run in theirs]
@@ -142,11 +143,14 @@ class Comparison:
     def differences(self, measures: Sequence[str] = COMPARED) -> list[Sheet]:
         """Each row minus the first, on the same problems: round by round, and each one's own last round."""
         found = {row: self.paired(row) for row in range(1, len(self.rows))}
-        return [self.difference(name, place, found) for place in self.places for name in measures] if found else []
+        known = {pair[0] for cells in found.values() for _, pair in cells}
+        names = [name for name in measures if name != REWARD or name in known] if found else []
+        return [self.difference(name, place, found) for place in self.places for name in names]
 
     def difference(self, name: str, place: str, found: dict[int, dict[tuple[str, Pair], Interval]]) -> Sheet:
         later = range(max(self.num_rounds(row, place) for row in range(len(self.rows))))
-        columns = (*(Column(f"round {t}", signed=True) for t in later), Column("last round", signed=True))
+        unit, titles = MEASURES[name].unit, [*(f"round {t}" for t in later), "last round"]
+        columns = [Column(title, unit, signed=True) for title in titles]
         rows = []
         for row, cells in found.items():
             last = (self.num_rounds(row, place) - 1, self.num_rounds(0, place) - 1)
@@ -212,9 +216,12 @@ class Comparison:
             out.append(f"Of one seed: {who}; intervals and differences hold for that seed only.")
         if len(self.benchmarks) > 1:
             out.append("The average weighs benchmarks equally and needs a run on each.")
+        named = [(name, run) for row in self.rows for name, some in row.runs.items() for run in some]
+        out += dict.fromkeys(f"{name}: {run.scores.note}" for name, run in named if run.scores.note)
         lacking: dict[str, list[str]] = {}
-        for run in (run for row in self.rows for some in row.runs.values() for run in some if run.lacking):
-            lacking.setdefault(run.lacking, []).append(str(run.path))
+        for _, run in named:
+            if run.lacking:
+                lacking.setdefault(run.lacking, []).append(str(run.path))
         return out + [f"Incomplete: {', '.join(paths)}, {what}." for what, paths in lacking.items()]
 
     def markdown(self, table: str = "") -> str:

@@ -16,7 +16,7 @@ from paragator.core.thinking import strip_thinking
 from paragator.core.types import Completion, Grade
 from paragator.records import Graded
 
-Unit = Literal["share", "tokens", "count", "whole", "probability"]
+Unit = Literal["share", "tokens", "count", "whole", "probability", "reward"]
 Section = Literal["accuracy", "cost", "pools"]
 NAN = math.nan
 VOTERS = 32
@@ -40,9 +40,9 @@ class RoundView:
         return list(zip(self.record.trace.population(self.round), grades, strict=True))
 
     @cached_property
-    def rewards(self) -> list[float | None]:
+    def right(self) -> list[float | None]:
         """1, 0 or None (unscored) in population order; a reward function's own values are not accuracy."""
-        return [as_reward(grade) for _, grade in self.solutions]
+        return [grade.right for _, grade in self.solutions]
 
     @cached_property
     def answers(self) -> list[str | None]:
@@ -88,9 +88,9 @@ class RoundView:
             found.append(
                 pool_diagnostics(
                     pool_answers=[shown.answers[i] for i in group.pool],
-                    pool_rewards=[shown.rewards[i] for i in group.pool],
+                    pool_right=[shown.right[i] for i in group.pool],
                     pool_texts=[shown.texts[i] for i in group.pool],
-                    aggregation_rewards=self.rewards[own],
+                    aggregation_right=self.right[own],
                     aggregation_texts=self.texts[own],
                 )
             )
@@ -102,7 +102,7 @@ class RoundView:
 
     def best_of(self, k: int) -> float:
         """Unbiased pass@k over the scored solutions; NaN when fewer than k are scored."""
-        scored = [r for r in self.rewards if r is not None]
+        scored = [r for r in self.right if r is not None]
         return pass_at_k(len(scored), int(sum(scored)), k)
 
 
@@ -121,10 +121,11 @@ def diagnostic(title: str, name: str, unit: Unit = "share") -> Measure:
 
 
 MEASURES: Mapping[str, Measure] = {
-    "pass_at_1": Measure("pass@1", "accuracy", "share", lambda view, k: mean(view.rewards)),
+    "pass_at_1": Measure("pass@1", "accuracy", "share", lambda view, k: mean(view.right)),
     "pass_at_k": Measure("pass@{k}", "accuracy", "share", lambda view, k: view.best_of(k)),
-    "maj_at_k": Measure("maj@{k}", "accuracy", "share", lambda view, k: majority_at_k(view.answers, view.rewards, k)),
-    "oracle": Measure("oracle", "accuracy", "share", lambda view, k: highest(view.rewards)),
+    "maj_at_k": Measure("maj@{k}", "accuracy", "share", lambda view, k: majority_at_k(view.answers, view.right, k)),
+    "oracle": Measure("oracle", "accuracy", "share", lambda view, k: highest(view.right)),
+    "reward": Measure("mean reward", "accuracy", "reward", lambda view, k: mean(g.reward for _, g in view.solutions)),
     "tokens": Measure("tokens a solution", "cost", "tokens", lambda view, k: mean(s.length for s, _ in view.solutions)),
     "generated": Measure("generated", "cost", "tokens", lambda view, k: view.generated),
     "generated_so_far": Measure("generated so far", "cost", "tokens", lambda view, k: view.so_far("generated")),
@@ -140,6 +141,10 @@ MEASURES: Mapping[str, Measure] = {
     "copy_rate": diagnostic("copied", "copy_rate"),
 }
 """Every measure, in the order of the columns; docs/metrics.md says what each means."""
+REWARD = "reward"
+"""The measure that is left out where all rewards are 0 or 1, as it is pass@1 there."""
+BY_ANSWER = ("maj_at_k", "votes", "distinct_answers")
+"""What is not measured where a reward function reads no answers."""
 
 Minus = Literal["", "first", "previous"]
 DIFFERENCES: tuple[Minus, Minus] = ("first", "previous")
@@ -163,10 +168,6 @@ def failed(view: RoundView) -> float:
     return 1 - len(view.solutions) / view.asked if view.asked else NAN
 
 
-def as_reward(grade: Grade) -> float | None:
-    return None if grade.verdict == "unscored" else float(grade.verdict == "correct")
-
-
 def known_sum(values: Iterable[int | None]) -> float:
     """The sum; NaN when one of them is not known."""
     return sum(NAN if value is None else float(value) for value in values)
@@ -187,12 +188,15 @@ class Scores:
     values: Mapping[tuple[str, int], Sequence[float]]
     draws: int
     """Seeds the bootstrap: depends on the problems alone, so that evaluations of the same ones share their draws."""
+    note: str = ""
+    """What counts as correct, where some reward is neither 0 nor 1."""
 
     def columns(self) -> dict[Key, Sequence[float]]:
         """All values, and for accuracies the differences to round 0 and to the round before, problem by problem."""
         out: dict[Key, Sequence[float]] = {(name, t, ""): column for (name, t), column in self.values.items()}
         for name, measure in MEASURES.items():
-            for t in range(1, self.num_rounds) if measure.section == "accuracy" else ():
+            known = measure.section == "accuracy" and (name, 0) in self.values
+            for t in range(1, self.num_rounds) if known else ():
                 own = self.values[name, t]
                 for minus, other in zip(DIFFERENCES, (0, t - 1), strict=True):
                     out[name, t, minus] = [a - b for a, b in zip(own, self.values[name, other], strict=True)]
@@ -220,9 +224,34 @@ def scores(records: Sequence[Graded], k: int = 4) -> Scores:
                 found.setdefault((measure, t), {}).setdefault(name, []).append(one.of(view, k))
             for n in sizes if t == 0 else ():
                 found.setdefault(("votes", n), {}).setdefault(name, []).append(MEASURES["maj_at_k"].of(view, n))
-    columns = {key: [mean(values[name]) for name in problems] for key, values in found.items()}
+    note = note_of(records)
+    left_out = () if note else (REWARD,)
+    unknown = BY_ANSWER if is_silent(records) else ()
+    columns = {
+        key: [NAN if key[0] in unknown else mean(values[name]) for name in problems]
+        for key, values in found.items()
+        if key[0] not in left_out
+    }
     texts = sorted({f"{record.trace.problem.id}\n{record.trace.problem.text}" for record in records})
-    return Scores(k, problems, len(records), num_rounds, columns, crc32("\n".join(texts).encode(errors="replace")))
+    draws = crc32("\n".join(texts).encode(errors="replace"))
+    return Scores(k, problems, len(records), num_rounds, columns, draws, note)
+
+
+def note_of(records: Sequence[Graded]) -> str:
+    """What counts as correct, where some reward is neither 0 nor 1; else ""."""
+    fractional = [record.trace.extra.get("correct_from") for record in records if record.is_fractional]
+    if not fractional:
+        return ""
+    known = " or ".join(f"{x:.10g}" for x in sorted({x for x in fractional if x is not None}))
+    if not known:
+        return "Some rewards are neither 0 nor 1; what is correct is the task's own verdict."
+    return f"Some rewards are neither 0 nor 1; correct is a reward of {known} or more (task.correct_from)."
+
+
+def is_silent(records: Sequence[Graded]) -> bool:
+    """Whether a reward function reads no answers: it gave rewards, and no solution of any round has an answer."""
+    grades = [grade for record in records for t in range(record.num_rounds) for grade in record.of_round(t)]
+    return any(grade.value is not None for grade in grades) and all(grade.answer is None for grade in grades)
 
 
 def vote_sizes(candidates: int) -> list[int]:

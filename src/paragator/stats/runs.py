@@ -183,9 +183,14 @@ def seeds_of(runs: Mapping[str, tuple[Run, ...]]) -> str:
 
 
 def check_same_problems(runs: Sequence[Run]) -> None:
-    """Runs of one task must be on the same problems, or pairing them would mean nothing."""
+    """Runs of one task must be on the same problems and call the same correct, or pairing them would mean nothing."""
     first: dict[tuple[str, str], Run] = {}
+    noted: dict[tuple[str, str], Run] = {}
     for run in runs:
+        if run.scores.note and run.scores.note != (known := noted.setdefault(run.task, run)).scores.note:
+            raise DataError(
+                f"{run.path}: {run.scores.note} Not so in {known.path}: {known.scores.note} Evaluate both alike"
+            )
         other = first.setdefault(run.task, run)
         if odd := sorted(run.texts.keys() ^ other.texts.keys()):
             has, lacks = (run, other) if odd[0] in run.texts else (other, run)

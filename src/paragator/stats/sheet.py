@@ -120,6 +120,8 @@ def show_number(value: float, column: Column) -> str:
         return f"{100 * value:{sign}.1f}"
     if column.unit == "whole":
         return f"{value:{sign},.0f}"
+    if column.unit == "reward":
+        return f"{value:{sign}.3f}" if abs(value) < 1000 else f"{value:{sign},.0f}"
     if column.unit == "probability":
         return f"{value:.4f}"
     if column.unit == "count":

@@ -9,7 +9,7 @@ from typing import Any
 
 from paragator.core.estimators import Interval
 from paragator.records import Graded
-from paragator.stats.measures import DIFFERENCES, MEASURES, Key, Minus, Section, scores
+from paragator.stats.measures import DIFFERENCES, MEASURES, REWARD, Key, Minus, Section, scores
 from paragator.stats.resample import resample
 from paragator.stats.sheet import Column, Sheet
 
@@ -32,6 +32,13 @@ class EvalTable:
     traces: int
     num_rounds: int
     found: Mapping[Key, Interval]
+    note: str = ""
+    """What counts as correct, where some reward is neither 0 nor 1."""
+
+    @property
+    def measures(self) -> list[str]:
+        """The measures that it shows."""
+        return [name for name in MEASURES if name != REWARD or (REWARD, 0, "") in self.found]
 
     def cell(self, measure: str, round_: int, minus: Minus = "") -> Interval:
         """One number; all NaN where there is none."""
@@ -55,11 +62,12 @@ class EvalTable:
         """Plain JSON values; None for what is NaN, and for an interval without a mean."""
         rounds: list[dict[str, Any]] = []
         for t in range(self.num_rounds):
-            rounds.append({"round": t, **{name: plain(self.cell(name, t)) for name in MEASURES}})
+            rounds.append({"round": t, **{name: plain(self.cell(name, t)) for name in self.measures}})
             for minus in DIFFERENCES if t else ():
                 gains = {name: plain(cell) for (name, at, how), cell in self.found.items() if (at, how) == (t, minus)}
                 rounds[-1][f"minus_{minus}"] = gains
-        return {"k": self.k, "problems": self.problems, "traces": self.traces, "rounds": rounds}
+        note = {"note": self.note} if self.note else {}
+        return {"k": self.k, "problems": self.problems, "traces": self.traces, "rounds": rounds, **note}
 
     def sheets(self) -> list[Sheet]:
         """Accuracy, cost, and pools by round; the last only where a pool was shown."""
@@ -83,7 +91,8 @@ def rounds_sheets(tables: Mapping[str, EvalTable], of: str = "", name: str = "")
     out = []
     k = next(iter(tables.values())).k
     for section, title in SECTIONS.items():
-        named = {key: one for key, one in MEASURES.items() if one.section == section}
+        shown = {name for table in tables.values() for name in table.measures}
+        named = {key: one for key, one in MEASURES.items() if one.section == section and key in shown}
         columns = [Column(one.title.format(k=k), one.unit) for one in named.values()]
         keys: list[tuple[str, Minus]] = [(key, "") for key in named]
         if section == "accuracy":
@@ -108,7 +117,7 @@ def table(records: Sequence[Graded], k: int = 4) -> EvalTable:
     columns = found.columns()
     sampled = resample(list(columns.values()), seed=(found.draws,))
     intervals = {key: one.interval() for key, one in zip(columns, sampled, strict=True)}
-    return EvalTable(k, len(found.problems), found.traces, found.num_rounds, intervals)
+    return EvalTable(k, len(found.problems), found.traces, found.num_rounds, intervals, found.note)
 
 
 def plain(cell: Interval) -> dict[str, float | None] | None:

@@ -1,24 +1,19 @@
-"""The Task type, the built-in tasks by name, and reward functions from user code."""
+"""The Task type, the built-in tasks by name, and grades for a whole trace."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import math
-import os
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from paragator.config import TaskConfig
-from paragator.core.errors import RunError, UsageError
+from paragator.core.errors import UsageError
 from paragator.core.types import Failure, Grade, Problem, Trace
 from paragator.records import Graded
+from paragator.tasks.rewards import graded_by, import_reward
 
 Split = Literal["train", "held-out"]
-Reward = Callable[[Problem, Sequence[str]], Sequence[float | None]]
-"""Scores the texts of one problem: one number a text, None where it cannot say."""
 Grader = Callable[[Problem, Sequence[str]], list[Grade] | Awaitable[list[Grade]]]
 """One Grade a text: at once, or awaited where it asks worker processes or a judge."""
 
@@ -28,12 +23,14 @@ class Task:
     """Problems by split, and grades for the solutions of one problem.
 
     problems(split, count, seed) gives `count` distinct problems, the same ones for the same seed; the two splits
-    never share a problem. grade(problem, texts) gives one Grade a text.
+    never share a problem. grade(problem, texts) gives one Grade a text. `correct_from` is the reward from which a
+    reward function's solutions are correct; None where the grader says so itself.
     """
 
     name: str
     problems: Callable[[Split, int, int], list[Problem]]
     grade: Grader
+    correct_from: float | None = None
 
 
 def load_task(config: TaskConfig) -> Task:
@@ -61,60 +58,24 @@ def load_task(config: TaskConfig) -> Task:
     task = build(config)
     if config.reward is None:
         return task
-    return Task(task.name, task.problems, graded_by(import_reward(config.reward), config.reward))
+    grade = graded_by(import_reward(config.reward), config.reward, config.correct_from)
+    return Task(task.name, task.problems, grade, config.correct_from)
 
 
 async def grade_trace(task: Task, trace: Trace, extra: Mapping[str, Any]) -> Graded:
-    """A trace, marked with `extra`, and the grade of each of its solutions; failed outputs keep None."""
+    """A trace, marked with `extra`, and the grade of each of its solutions; failed outputs keep None.
+
+    Where a reward is neither 0 nor 1, the mark "correct_from" says from which one a solution is correct.
+    """
     rounds = []
     for groups in trace.rounds:
         found = task.grade(trace.problem, [c.text for group in groups for c in group.completions])
         grades = iter(await found if isinstance(found, Awaitable) else found)
         rounds.append(tuple(tuple(None if isinstance(o, Failure) else next(grades) for o in g.outputs) for g in groups))
-    return Graded(replace(trace, extra=extra), tuple(rounds))
-
-
-def import_reward(name: str) -> Reward:
-    """The function behind "module:function"; the module may lie in the current folder."""
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # the `paragator` script, unlike `python -m`, leaves it out
-        sys.path.append(os.getcwd())
-    try:
-        reward: Reward = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # user code may raise anything
-        what = f"{type(error).__name__}: {error}"
-        raise UsageError(
-            f"task.reward = {name!r}: {what}; write it as module:function, importable from here"
-        ) from error
-    if not callable(reward):
-        raise UsageError(f"task.reward = {name!r} is not a function; write it as module:function")
-    return reward
-
-
-def graded_by(reward: Reward, name: str) -> Callable[[Problem, Sequence[str]], list[Grade]]:
-    """A grader from a reward function; what the function returns is checked, never trusted."""
-
-    def grade(problem: Problem, texts: Sequence[str]) -> list[Grade]:
-        try:
-            values = list(reward(problem, texts))
-        except Exception as error:  # user code may raise anything; the run stays resumable
-            kind = type(error).__name__
-            raise RunError(
-                f"reward {name} raised {kind} for problem {problem.id}: {error}; fix it and --resume"
-            ) from error
-        if len(values) != len(texts):
-            raise UsageError(f"reward {name} gave {len(values)} values for {len(texts)} texts: return one for each")
-        return [to_grade(value, text, problem, name) for value, text in zip(values, texts, strict=True)]
-
-    return grade
-
-
-def to_grade(value: float | None, text: str, problem: Problem, name: str) -> Grade:
-    if value is None:
-        return Grade("unscored", text, "the reward function gave None")
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise UsageError(f"reward {name} gave {value!r} for problem {problem.id}: return a finite number, or None")
-    return Grade("correct" if value >= 1 else "incorrect", text, value=float(value))
+    record = Graded(replace(trace, extra=extra), tuple(rounds))
+    if task.correct_from is None or not record.is_fractional:
+        return record
+    return replace(record, trace=replace(trace, extra={**extra, "correct_from": task.correct_from}))
 
 
 def is_held_out(key: str) -> bool:

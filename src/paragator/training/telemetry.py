@@ -31,13 +31,13 @@ def summary(records: Sequence[Graded], crediting: Crediting) -> dict[str, float]
         if name in zero:
             out[f"{name}/zero_credit"] = fmean(zero[name])
     k = min(crediting.settings.k, crediting.candidates)
-    first = [[x >= 1 for x in r.rewards(0) if x is not None] for r in records]
-    found = [pass_at_k(len(right), sum(right), k) for right in first if len(right) >= k]
+    first = [[x for x in r.right(0) if x is not None] for r in records]
+    found = [pass_at_k(len(right), int(sum(right)), k) for right in first if len(right) >= k]
     if found:
         out["generate/pass_at_k"] = fmean(found)
-    shown = [[r.rewards(0)[i] for i in g.pool] for r in records if r.num_rounds > 1 for g in r.trace.rounds[1]]
+    shown = [[r.right(0)[i] for i in g.pool] for r in records if r.num_rounds > 1 for g in r.trace.rounds[1]]
     if shown:
-        out["pool/has_correct"] = fmean(any((x or 0) >= 1 for x in pool) for pool in shown)
+        out["pool/has_correct"] = fmean(any(pool) for pool in shown)
     solutions = [c for r in records for t in range(r.num_rounds) for c in r.trace.population(t)]
     return {**out, "tokens": float(sum(len(c.token_ids or ()) for c in solutions))}
 
