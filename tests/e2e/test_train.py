@@ -23,6 +23,7 @@ from paragator import records
 from paragator.cli.main import main, run
 from paragator.config import ModelConfig
 from paragator.core.errors import RunError, UsageError
+from paragator.core.estimators import pass_at_k
 from paragator.core.methods import METHODS
 from paragator.engines.local import loading
 from paragator.engines.local.loading import EMBEDDED
@@ -534,6 +535,31 @@ def test_warmup_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.
     assert "resuming after step 200" in said
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_fractional_reward_that_is_awaited(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same reward, plain and async, trains alike, and a step counts as correct what the evaluation does."""
+    body = "return [(len(text) % 5 / 4, text[:1]) for text in texts]\n"
+    (tmp_path / "fractional.py").write_text(
+        f"import asyncio\ndef plain(problem, texts):\n    {body}"
+        f"async def waits(problem, texts):\n    await asyncio.sleep(0)\n    {body}"
+    )
+    for name in ("plain", "waits"):
+        words = ("--name", name, "--task.reward", f"fractional:{name}", "--task.correct_from", "0.5")
+        assert cli("train", *words, "--train.steps", "2") == 0
+    said = capsys.readouterr().out
+    assert "mean reward" in said and "correct is a reward of 0.5 or more (task.correct_from)" in said
+    assert {row["extra"]["correct_from"] for row in traces(tmp_path / "runs" / "plain")} == {0.5}
+    first, second = (metrics(tmp_path / "runs" / name) for name in ("plain", "waits"))
+    assert first == second
+    for row in first:
+        graded = [
+            t
+            for t in records.read(tmp_path / "runs" / "plain" / "traces.jsonl")
+            if t.trace.extra["step"] == row["step"]
+        ]
+        shares = [pass_at_k(4, sum(g.reward >= 0.5 for g in t.of_round(0)), 2) for t in graded]  # type: ignore[operator]
+        assert row["generate/pass_at_k"] == pytest.approx(sum(shares) / len(shares))
 
 
 # ---- wrong inputs that only a model or its output can show -----------------------------------------------------------
