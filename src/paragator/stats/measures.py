@@ -96,14 +96,10 @@ class RoundView:
             )
         return {name: mean(one[name] for one in found) for name in found[0]} if found else {}
 
-    def share(self, test: Callable[[Completion, Grade], bool]) -> float:
-        """The share of the solutions that pass a test; NaN without solutions."""
-        return mean(float(test(solution, grade)) for solution, grade in self.solutions)
-
     def best_of(self, k: int) -> float:
         """Unbiased pass@k over the scored solutions; NaN when fewer than k are scored."""
-        scored = [r for r in self.right if r is not None]
-        return pass_at_k(len(scored), int(sum(scored)), k)
+        found = scored(self.right)
+        return pass_at_k(len(found), int(sum(found)), k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +120,16 @@ MEASURES: Mapping[str, Measure] = {
     "pass_at_1": Measure("pass@1", "accuracy", "share", lambda view, k: mean(view.right)),
     "pass_at_k": Measure("pass@{k}", "accuracy", "share", lambda view, k: view.best_of(k)),
     "maj_at_k": Measure("maj@{k}", "accuracy", "share", lambda view, k: majority_at_k(view.answers, view.right, k)),
-    "oracle": Measure("oracle", "accuracy", "share", lambda view, k: highest(view.right)),
+    "oracle": Measure("oracle", "accuracy", "share", lambda view, k: max(scored(view.right), default=NAN)),
     "reward": Measure("mean reward", "accuracy", "reward", lambda view, k: mean(g.reward for _, g in view.solutions)),
     "tokens": Measure("tokens a solution", "cost", "tokens", lambda view, k: mean(s.length for s, _ in view.solutions)),
     "generated": Measure("generated", "cost", "tokens", lambda view, k: view.generated),
     "generated_so_far": Measure("generated so far", "cost", "tokens", lambda view, k: view.so_far("generated")),
     "prompted_so_far": Measure("prompts so far", "cost", "tokens", lambda view, k: view.so_far("prompted")),
-    "truncated": Measure("truncated", "cost", "share", lambda view, k: view.share(is_truncated)),
-    "unscored": Measure("unscored", "cost", "share", lambda view, k: view.share(is_unscored)),
+    "truncated": Measure(
+        "truncated", "cost", "share", lambda view, k: mean(s.finish_reason == "length" for s, _ in view.solutions)
+    ),
+    "unscored": Measure("unscored", "cost", "share", lambda view, k: mean(right is None for right in view.right)),
     "failed": Measure("failed", "cost", "share", lambda view, k: failed(view)),
     "distinct_answers": diagnostic("distinct answers", "distinct_answers", "count"),
     "pool_has_correct": diagnostic("right in pool", "pool_has_correct"),
@@ -152,16 +150,8 @@ Key = tuple[str, int, Minus]
 """A measure, a round, and the round that it is compared with, if any."""
 
 
-def highest(rewards: Sequence[float | None]) -> float:
-    return max((r for r in rewards if r is not None), default=NAN)
-
-
-def is_truncated(solution: Completion, grade: Grade) -> bool:
-    return solution.finish_reason == "length"
-
-
-def is_unscored(solution: Completion, grade: Grade) -> bool:
-    return grade.verdict == "unscored"
+def scored(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def failed(view: RoundView) -> float:
