@@ -420,7 +420,7 @@ def test_a_kind_that_is_not_known_is_refused_before_anything_is_graded(tmp_path:
     with pytest.raises(DataError, match=r"data\.jsonl:3: kind = 'zet' is not known; did you mean 'set'"):
         load_task(TaskConfig(**here)).problems("held-out", 9, 0)  # type: ignore[arg-type]
     assert len(load_task(TaskConfig(**here, kind="number")).problems("held-out", 9, 0)) == 2  # type: ignore[arg-type]
-    assert len(load_task(TaskConfig(**here, reward="json:dumps")).problems("held-out", 9, 0)) == 2  # type: ignore[arg-type]
+    assert len(load_task(TaskConfig(**here, reward="operator:add")).problems("held-out", 9, 0)) == 2  # type: ignore[arg-type]
 
 
 def test_a_place_is_the_line_in_the_file_and_an_id_the_place_among_its_rows(tmp_path: Path) -> None:
