@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
@@ -144,14 +145,17 @@ def test_equal_to_sampling_one_row_at_a_time_without_a_cache(make_engine, model,
     assert len(ended) > 3  # rows ended at different steps, so finished ones left the batch
 
 
+MLA = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6}
+MLA |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 8}
 KINDS = {
     "qwen3": (Qwen3Config, {"head_dim": 16, "num_key_value_heads": 1}, True),
     "llama with adapters": (LlamaConfig, {"num_key_value_heads": 1}, True),
     "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}, True),
     "gpt_neox": (GPTNeoXConfig, {}, True),
     "opt": (OPTConfig, {"ffn_dim": 64, "word_embed_proj_dim": 32}, True),
-    "mistral": (MistralConfig, {"num_key_value_heads": 1, "sliding_window": 4}, False),
-    "gemma2": (Gemma2Config, {"head_dim": 16, "num_key_value_heads": 1, "sliding_window": 4}, False),
+    "mistral": (MistralConfig, {"num_key_value_heads": 1, "sliding_window": 4}, True),
+    "deepseek": (DeepseekV3Config, MLA, False),
+    "gemma2": (Gemma2Config, {"head_dim": 16, "num_key_value_heads": 1, "sliding_window": 4}, True),
 }
 
 

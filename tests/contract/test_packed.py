@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,50 +18,11 @@ from paragator.training import attention, packed  # noqa: E402
 from paragator.training.attention import layout  # noqa: E402
 from paragator.training.packed import Batch, collate, log_probs, padded_log_probs  # noqa: E402
 from paragator.training.rows import Branch, Tree, pack  # noqa: E402
+from toys import TREES, VOCAB, gradients, packed_log_probs, relative, toy, tree  # noqa: E402
 
 torch.set_num_threads(1)
-VOCAB = 23
-
-
-def toy(kind: str = "Llama", **extra: Any) -> Any:
-    """A random two-layer model; `kind` is the prefix of a stock architecture's classes."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_implementation": "sdpa"}
-    more = {"initializer_range": 0.5, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    made = getattr(transformers, "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config")
-    config = made(**(sizes | heads | more | extra))
-    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
-
-
-def tree(prompt: int, *branches: int, stage: Any = "generate", seed: int = 0) -> Tree:
-    rng = random.Random(f"{prompt}:{branches}:{seed}")
-    ids = [tuple(rng.randrange(VOCAB) for _ in range(n)) for n in branches]
-    made = [Branch(t, tuple(-rng.random() for _ in t), rng.uniform(-1, 1)) for t in ids]
-    return Tree(stage, tuple(rng.randrange(VOCAB) for _ in range(prompt)), tuple(made))
-
-
-TREES = [tree(5, 3, 1, 7), tree(9, 4, 4, 2, 6, 5, stage="aggregate"), tree(1, 8), tree(3, 12, 11), tree(2, 1)]
 BUDGETS = [1000, 30, 17, 1]
 """All in one row; trees share rows; cut trees; branches above the budget."""
-
-
-def packed_log_probs(model: Any, trees: list[Tree], budget: int, temperature: Any = 1.0) -> Tensor:
-    """Packed log-probabilities in the oracle's order: trees, branches, tokens."""
-    batches = [collate(row) for row in pack(trees, budget)]
-    values = torch.cat([log_probs(model, b, temperature) for b in batches])
-    keys = torch.cat([b.trees * 1000 + b.branches for b in batches])
-    return values[keys.argsort(stable=True)]
-
-
-def gradients(model: Any, value: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    value.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
 
 
 ALIKE = [tree(9, 4, 4, 2), tree(8, 6, 5, 1, 4), tree(9, 4, seed=1), tree(7, 2, 4, 5, stage="aggregate"), tree(9, 1, 5)]

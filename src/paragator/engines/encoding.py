@@ -16,14 +16,22 @@ LAST_TOKENS = 16
 def encode(tokenizer: Any, prompt: Prompt, arguments: Mapping[str, Any] | None = None) -> list[int]:
     """Through the chat template with these arguments, or as plain text; UsageError where the tokenizer has no template."""
     if not prompt.chat:
-        return list(tokenizer(prompt.text)["input_ids"])
+        ids, end = list(tokenizer(prompt.text)["input_ids"]), getattr(tokenizer, "eos_token_id", None)
+        appended = len(ids) > 1 and ids[-1] == end and not prompt.text.endswith(str(tokenizer.eos_token))
+        return ids[:-1] if appended else ids  # nothing follows an end token: some tokenizers add one to every text
     if getattr(tokenizer, "chat_template", None) is None:
         raise UsageError(
             'the tokenizer has no chat template: set model.template = "compact", or use a tokenizer with a template'
         )
+    from jinja2 import TemplateError
+
     message = [{"role": "user", "content": prompt.text}]
     settings = {"add_generation_prompt": True, **(arguments or {}), "return_dict": False}
-    return list(tokenizer.apply_chat_template(message, **settings))
+    try:
+        return list(tokenizer.apply_chat_template(message, **settings))
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"the tokenizer's chat template fails: {reason}; correct it, or use another") from None
 
 
 def open_thinking(tokenizer: Any, prompt_ids: Sequence[int]) -> str:

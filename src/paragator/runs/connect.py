@@ -118,8 +118,11 @@ async def loaded(config: Config) -> Any:
     """The model that a config names, in this process."""
     from paragator.engines.local.compute import computed
     from paragator.engines.local.loading import load_model
+    from paragator.engines.local.proof import prove_sampling
 
-    return local_engine(config, *await computed(load_model, config.model))
+    engine = local_engine(config, *await computed(load_model, config.model))
+    await computed(prove_sampling, engine.model)
+    return engine
 
 
 def local_engine(config: Config, model: Any, tokenizer: Any, **options: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,7 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
     from paragator.training.loop import Sampler
     from paragator.training.loop import train as train_steps
     from paragator.training.policy import Policy, as_begun
+    from paragator.training.proof import prove
     from paragator.training.recipe import Recipe
 
     config = as_begun(config, run_dir)
@@ -105,6 +107,8 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
     events.say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
     if experts := num_experts(model):
         events.say(f"{experts} experts a layer: the router's load-balancing loss is not trained")
+    in_process = own is None and config.engine.kind == "transformers"
+    await computed(partial(prove, policy, sampling=in_process))
     watched = StepEvents(config, policy, events)
     async with connect.training_engine(config, policy, run_dir, events.say, own) as (engine, publish):
         if hasattr(engine, "misfit"):

@@ -8,7 +8,7 @@ In bfloat16 on CUDA one FlexAttention kernel takes the calls' place (flex.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from paragator.engines.local.branching import check_plain, window_of
+from paragator.engines.local.branching import capped, check_plain, weights_of, window_of
 from paragator.training import flex
 from paragator.training.rows import TOGETHER
 
@@ -118,18 +118,19 @@ class Masks:
     layout: Layout
     kept: dict[tuple[Any, ...], Layout] = field(default_factory=dict)
 
-    def of(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Layout:
-        """For heads of these shapes [1, heads, T, size] and this window; None sees all."""
+    def of(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, own: bool = False) -> Layout:
+        """For heads of these shapes [1, heads, T, size] and this window; None sees all. `own`: scores are computed here."""
         longest = max(prompt + max(branches, default=0) for prompt, branches in self.layout.trees)
         window = window if window and window < longest else None
         dtype = autocast_type(query.device, query.dtype)
         heads = (query.shape[1], key.shape[1], query.shape[3])
-        alike = value.shape[3] == query.shape[3]
-        kind = (query.device, dtype, heads, alike, window)
+        alike = value.shape[3] == query.shape[3] and not own
+        kind = (query.device, dtype, heads, alike, own, window)
         if kind not in self.kept:
             block = alike and flex.usable(query.device, dtype, heads)
-            more = {} if alike else {"fused": False}  # kernels that are causal themselves want one size
-            self.kept[kind] = self.layout.ready(query.device, dtype, heads[0] // heads[1], window, block=block, **more)
+            fused = None if alike else False  # kernels that are causal themselves want one size
+            per_key = 1 if own else heads[0] // heads[1]
+            self.kept[kind] = self.layout.ready(query.device, dtype, per_key, window, fused=fused, block=block)
         return self.kept[kind]
 
 
@@ -247,11 +248,14 @@ def tree_attention(
 
     The signature is transformers' attention interface's. Raises UsageError for scores that are not computed here.
     """
+    own = more.get("softcap") is not None or more.get("s_aux") is not None
+    if layout is None and own:
+        return scored(query, key, value, attention_mask, scaling, more).transpose(1, 2), None
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)
     check_plain(more)
     if isinstance(layout, Masks):
-        layout = layout.of(query, key, value, window_of(module, more))
+        layout = layout.of(query, key, value, window_of(module, more), own)
     if layout.block is not None:
         kind = autocast_type(query.device, query.dtype)
         return flex.attend(query.to(kind), key.to(kind), value.to(kind), layout.block, scaling), None
@@ -270,8 +274,11 @@ def tree_attention(
     for call in layout.calls:
         shape = (call.count, call.length)
         k, v = slots(keys, at, *shape), slots(values, at, *shape, wide)
-        causal = {"is_causal": call.mask is None, "enable_gqa": heads != groups}
-        prompt = attend(slots(queries, at, *shape), k, v, call.mask, **causal, **options)
+        q, mask = slots(queries, at, *shape), call.mask
+        if own:
+            prompt = scored(q, k, v, mask, scaling, more)
+        else:
+            prompt = attend(q, k, v, mask, is_causal=mask is None, enable_gqa=heads != groups, **options)
         out.append(prompt.transpose(1, 2).reshape(-1, heads * wide))
         at += call.count * call.length
         for part in call.branches:
@@ -279,7 +286,9 @@ def tree_attention(
             k2 = torch.cat([repeated(k, part), slots(keys, at, *shape)], 2)
             v2 = torch.cat([repeated(v, part), slots(values, at, *shape, wide)], 2)
             q, mask = slots(queries, at, *shape), part.mask
-            if isinstance(mask, CausalBias):  # it chooses its kernel before autocast would have its say
+            if own:
+                found = scored(q, k2, v2, mask, scaling, more)
+            elif isinstance(mask, CausalBias):  # it chooses its kernel before autocast would have its say
                 q, k2, v2 = (x.to(autocast_type(x.device, x.dtype)) for x in (q, k2, v2))
                 found = attend(q, k2, v2, mask, enable_gqa=heads != groups, **options)
             else:  # heads that share keys become further queries of them: fewer and larger products
@@ -289,6 +298,24 @@ def tree_attention(
             at += len(part.tree) * part.length
     found = gather(torch.cat(out), layout.slot, layout.token, layout.padding)
     return found.view(1, tokens, heads, wide), None
+
+
+def scored(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, more: Mapping[str, Any]
+) -> Tensor:
+    """Attention with the soft cap or the sinks that a model asks for, which no kernel of sdpa has: [B, H, L, E].
+
+    A mask of None is causal; bool ones say what is seen, others are added.
+    """
+    (count, heads, length, size), groups = query.shape, key.shape[1]
+    q = query.reshape(count, groups, -1, size) * (size**-0.5 if scaling is None else scaling)
+    scores = capped(q @ key.transpose(-1, -2), more.get("softcap")).view(count, heads, length, -1)
+    if mask is None and length > 1:
+        mask = torch.ones(length, scores.shape[-1], dtype=torch.bool, device=q.device).tril(scores.shape[-1] - length)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+    weights = weights_of(scores.view(count, groups, -1, scores.shape[-1]), more.get("s_aux")).to(value.dtype)
+    return (weights @ value).view(count, heads, length, -1)
 
 
 def autocast_type(device: torch.device, otherwise: torch.dtype) -> torch.dtype:

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Stage
-from paragator.engines.local.branching import NO_MASK, check_rope, without_router_logits
+from paragator.engines.local.branching import NO_MASK, check_rope, stock_attention, text_config, without_router_logits
 from paragator.training.attention import NAME, Layout, Masks, layout
 from paragator.training.rows import LOGITS_AT_ONCE, STAGES, PackedRow, Piece, Tree
 
@@ -100,7 +100,7 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[Stage, float] | flo
         "attention_mask": NO_MASK,  # or transformers would make one
         **without_router_logits(model),
     }
-    vocabulary = model_config(model).vocab_size
+    vocabulary = text_config(model).vocab_size
     few = rows.numel() * vocabulary <= LOGITS_AT_ONCE
     head, states = _whole, None
     if not few and has_plain_head(model):
@@ -174,20 +174,16 @@ def padded_log_probs(model: Any, trees: Sequence[Tree], temperature: Mapping[Sta
 
 def use_tree_attention(model: Any, longest: int) -> None:
     """Have `model` attend by `tree_attention`; UsageError unless it can, for sequences of `longest` tokens."""
-    config = model_config(model)
+    config = text_config(model)
     name = config._attn_implementation
-    if name not in ("sdpa", NAME):
-        raise UsageError(f"attn_implementation = {name!r} cannot attend in packed rows: load the model with 'sdpa'")
+    if name not in (stock_attention(model), NAME):
+        wanted = stock_attention(model)
+        raise UsageError(f"attn_implementation = {name!r} cannot attend in packed rows: load the model with {wanted!r}")
     config._attn_implementation = NAME
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         raise UsageError(f"layers of type {min(kinds)!r} cannot be packed: use a model with attention in every layer")
     check_rope(config, longest)
-
-
-def model_config(model: Any) -> Any:
-    """The text model's config, also of a wrapped model."""
-    return getattr(model, "module", model).config.get_text_config()
 
 
 _COLUMNS = {

@@ -101,21 +101,33 @@ class SharedPrefixCache:
 
     def by_row(self, x: Tensor) -> Tensor:
         """The inverse of `by_prompt`."""
-        split = x.view(*x.shape[:2], self.width, -1, x.shape[3]).transpose(1, 2).flatten(0, 1)
+        split = x.view(*x.shape[:2], self.width, x.shape[2] // self.width, x.shape[3]).transpose(1, 2).flatten(0, 1)
         return split if self.full else split.index_select(0, self.place)
+
+
+def text_config(model: Any) -> Any:
+    """The text model's config, also of a wrapped model."""
+    return getattr(model, "module", model).config.get_text_config()
+
+
+def stock_attention(model: Any) -> str:
+    """transformers' own attention that a model is loaded with: sdpa, or eager where sdpa lacks what its scores need."""
+    inner = getattr(model, "module", model)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return "sdpa" if getattr(inner, "_supports_sdpa", True) else "eager"
 
 
 def can_branch(model: Any, cache: Any) -> bool:
     """Whether this model attends in every layer through transformers' attention interface, and keeps all keys."""
-    return bool(getattr(model, "_supports_attention_backend", False)) and all(
-        type(layer) is DynamicLayer for layer in cache.layers
-    )
+    compressed = getattr(text_config(model), "kv_lora_rank", None)  # what is cached are no keys yet
+    through_interface = bool(getattr(model, "_supports_attention_backend", False)) and not compressed
+    return through_interface and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 @contextmanager
 def attending(model: Any) -> Iterator[None]:
     """`branch_attention` in all layers of `model`."""
-    config = model.config.get_text_config()
+    config = text_config(model)
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:
@@ -126,8 +138,7 @@ def attending(model: Any) -> Iterator[None]:
 
 def without_router_logits(model: Any) -> dict[str, bool]:
     """What keeps a mixture of experts from computing a loss of its router, which its config may ask for."""
-    asked = hasattr(getattr(model, "module", model).config.get_text_config(), "output_router_logits")
-    return {"output_router_logits": False} if asked else {}
+    return {"output_router_logits": False} if hasattr(text_config(model), "output_router_logits") else {}
 
 
 def full_cache(model: Any) -> DynamicCache | None:
@@ -135,7 +146,7 @@ def full_cache(model: Any) -> DynamicCache | None:
 
     `branch_attention` shows each layer its window; transformers' own cache of such a layer drops the rest, and cannot be shared.
     """
-    config = model.config.get_text_config()
+    config = text_config(model)
     kinds = set(getattr(config, "layer_types", None) or ())
     plain = kinds <= {"full_attention", "sliding_attention"} and not getattr(config, "num_kv_shared_layers", 0)
     return DynamicCache() if plain and getattr(config, "sliding_window", None) else None
@@ -183,10 +194,27 @@ def check_rope(config: Any, longest: int) -> None:
 
 
 def check_plain(more: Mapping[str, Any]) -> None:
-    """UsageError for scores that are more than products of queries and keys; `more` is what a model gives its attention."""
-    for name in ("softcap", "s_aux", "position_bias"):
-        if more.get(name) is not None:
-            raise UsageError(f"attention with {name} cannot share prompts: use a model with plain attention")
+    """UsageError for scores that depend on where queries and keys lie; `more` is what a model gives its attention."""
+    if more.get("position_bias") is not None:
+        raise UsageError("attention with position_bias cannot share prompts: use a model with plain attention")
+
+
+def capped(scores: Tensor, cap: float | None) -> Tensor:
+    """Scores between -cap and cap (Gemma 2), before anything is masked."""
+    return scores if cap is None else (scores / cap).tanh() * cap
+
+
+def weights_of(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """softmax of scores [B, K, Q, X] in float32 or better; with sinks [H] (gpt-oss) each head has a key more, of no value.
+
+    Q lists the queries of H / K heads, head by head.
+    """
+    precise = torch.promote_types(scores.dtype, torch.float32)
+    if sinks is None:
+        return scores.softmax(-1, dtype=precise)
+    per_head = sinks.view(scores.shape[1], -1).repeat_interleave(scores.shape[2] * scores.shape[1] // len(sinks), 1)
+    sink = per_head[None, :, :, None].expand(len(scores), -1, -1, -1).to(scores.dtype)
+    return torch.cat([scores, sink], -1).softmax(-1, dtype=precise)[..., :-1]
 
 
 def branch_attention(
@@ -218,11 +246,11 @@ def branch_attention(
         prompt_keys, prompt_values = prompt_keys[:, :, hidden:], prompt_values[:, :, hidden:]
         mask = None if mask is None else mask[..., hidden:]
         key, value = key[:, :, -window:], value[:, :, -window:]
-    to_prompt = branches.by_prompt(q) @ prompt_keys.transpose(-1, -2)
+    to_prompt = capped(branches.by_prompt(q) @ prompt_keys.transpose(-1, -2), more.get("softcap"))
     if mask is not None:
         to_prompt = to_prompt.masked_fill(mask, -torch.inf)
-    scores = torch.cat([branches.by_row(to_prompt), q @ key.transpose(-1, -2)], -1)
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    to_own = capped(q @ key.transpose(-1, -2), more.get("softcap"))
+    weights = weights_of(torch.cat([branches.by_row(to_prompt), to_own], -1), more.get("s_aux")).to(value.dtype)
     of_prompt, of_own = weights[..., : to_prompt.shape[-1]], weights[..., to_prompt.shape[-1] :]
     found = branches.by_row(branches.by_prompt(of_prompt) @ prompt_values) + of_own @ value
     return found.reshape(rows, 1, heads, -1), None

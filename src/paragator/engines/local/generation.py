@@ -24,6 +24,7 @@ from paragator.engines.local.branching import (
     can_branch,
     check_rope,
     full_cache,
+    text_config,
     without_router_logits,
 )
 from paragator.engines.local.products import narrow_products
@@ -140,7 +141,7 @@ def prefill(
     for row in rows:
         index.setdefault(row.prompt_ids, len(index))
     width = max(len(ids) for ids in index)
-    check_rope(model.config.get_text_config(), width + max_tokens)
+    check_rope(text_config(model), width + max_tokens)
     padding = [width - len(ids) for ids in index]
     input_ids = torch.tensor([[0] * pad + list(ids) for pad, ids in zip(padding, index, strict=True)], device=device)
     first = torch.tensor(padding, device=device)[:, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,24 +93,65 @@ def load_model(config: ModelConfig, seed: int = 0) -> tuple[Any, Any]:
     """(model, tokenizer) in float32 with sdpa attention, on the configured device; LoRA adapters, drawn from `seed`, if asked for."""
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = folder_of(config)
     source = config.path if folder is None else str(folder)
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    load: Any = AutoModelForCausalLM.from_pretrained
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        settings = AutoConfig.from_pretrained(source, **options)
+        settings._attn_implementation = "sdpa"  # whatever a training framework left there
+        options |= {"config": settings, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        try:
+            model, info = load(source, attn_implementation="sdpa", **options)
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            model, info = load(source, attn_implementation="eager", **options)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"model.path = {config.path!r} cannot be loaded: {reason}") from None
+    check_loaded(config.path, model, tokenizer, sorted(info["missing_keys"]))
     if config.lora_rank:
         model = add_lora(model, config.lora_rank, seed)
     return placed(model, config.device, "model.device"), tokenizer
+
+
+def check_loaded(path: str, model: Any, tokenizer: Any, missing: Sequence[str]) -> None:
+    """UsageError for weights that are not there, tokens without an embedding, and a model that never ends a completion."""
+    if missing:
+        raise UsageError(
+            f"model.path = {path!r}: {len(missing)} tensors are missing from its weights, such as {missing[0]}, and would be "
+            "random; copy the model again, or correct its config.json"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    extra = getattr(
+        tokenizer, "added_tokens_decoder", {}
+    )  # those that no plain text becomes; prompts are checked for them
+    last = max((i for i in tokenizer.get_vocab().values() if i not in extra), default=-1)
+    if last >= rows:
+        raise UsageError(
+            f"model.path = {path!r}: the tokenizer has tokens up to {last}, the model embeddings for {rows}: "
+            "use the tokenizer that belongs to the model"
+        )
+    if not end_tokens(model, tokenizer):
+        raise UsageError(
+            f"model.path = {path!r} names no end token, so no completion would ever end: set eos_token_id in its "
+            "generation_config.json"
+        )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a completion, as the model's generation settings, its config and the tokenizer name them."""
+    found: list[int] = []
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found += [ids] if isinstance(ids, int) else list(ids or ())
+    return tuple(dict.fromkeys(found))
 
 
 def placed(model: Any, wanted: str, name: str) -> Any:

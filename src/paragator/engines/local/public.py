@@ -120,7 +120,10 @@ class Local:
 
     def _load(self) -> TransformersEngine:
         from paragator.engines.local.loading import load_model
+        from paragator.engines.local.proof import prove_sampling
         from paragator.engines.local.transformers import TransformersEngine
 
         arguments = self.config.template_arguments
-        return TransformersEngine(*load_model(self.config), sampling=self.sampling, template_arguments=arguments)
+        engine = TransformersEngine(*load_model(self.config), sampling=self.sampling, template_arguments=arguments)
+        prove_sampling(engine.model)
+        return engine

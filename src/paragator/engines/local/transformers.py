@@ -14,9 +14,10 @@ import torch
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
 from paragator.engines.encoding import decode, encode, misfit, open_thinking
-from paragator.engines.local.branching import rope_limit
+from paragator.engines.local.branching import rope_limit, text_config
 from paragator.engines.local.compute import submit
 from paragator.engines.local.generation import SampledSequence, SequenceRequest, sample_rows
+from paragator.engines.local.loading import end_tokens
 from paragator.engines.sampling import Sampling
 
 QUIET_PASSES = 4
@@ -71,10 +72,11 @@ class TransformersEngine:
         self.template_arguments = dict(template_arguments or {})
         self.autocast = autocast
         self.eos_ids = end_tokens(model, tokenizer)
-        config = model.config.get_text_config()
+        config = text_config(model)
         self.context = min(
             filter(None, (getattr(config, "max_position_embeddings", None), rope_limit(config))), default=None
         )
+        self.embeddings = model.get_input_embeddings().weight.shape[0]
         self._waiting: list[QueuedRequest] = []
         self._drain: asyncio.Task[None] | None = None
         self._batch: Future[Any] | None = None
@@ -85,6 +87,11 @@ class TransformersEngine:
             raise UsageError(f"no sampling settings for stage {stage!r}: this engine has {sorted(self.sampling)}")
         sampling = self.sampling[stage]
         prompt_ids = tuple(encode(self.tokenizer, prompt, self.template_arguments))
+        if max(prompt_ids, default=0) >= self.embeddings:
+            raise UsageError(
+                f"a prompt has token {max(prompt_ids)}, the model embeddings for {self.embeddings}: use the tokenizer that "
+                "belongs to the model"
+            )
         if reason := self.misfit(len(prompt_ids), sampling.max_tokens):
             return Group(prompt, (Failure(reason),) * n, prompt_ids, stage)
         loop = asyncio.get_running_loop()
@@ -174,12 +181,3 @@ class TransformersEngine:
                 device=self.device,
                 cancelled=lambda: all(r.future.cancelled() for r in requests),
             )
-
-
-def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a completion, as the model's generation settings, its config and the tokenizer name them."""
-    found: list[int] = []
-    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        found += [ids] if isinstance(ids, int) else list(ids or ())
-    return tuple(dict.fromkeys(found))

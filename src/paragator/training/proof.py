@@ -1,0 +1,41 @@
+"""Before a run starts: log-probabilities of a packed row against a plain forward of the same model (see engines/local/proof.py)."""
+
+from __future__ import annotations
+
+import torch
+
+from paragator.engines.local.proof import (
+    compare,
+    narrowed,
+    plain_log_probs,
+    prove_sampling,
+    random_ids,
+    tokens_of_proof,
+    told,
+)
+from paragator.training.packed import collate, log_probs
+from paragator.training.policy import Policy
+from paragator.training.rows import STAGES, Branch, Tree, pack
+
+
+def prove(policy: Policy, *, sampling: bool = True) -> None:
+    """UsageError unless updates, and sampling in this process, compute what the model computes alone."""
+    model, room = policy.raw, tokens_of_proof(policy.raw)
+    shapes = [(room // 6 + 1, (room // 8 + 1, room // 3, 1)), (room // 2, (room // 4, room - room // 2, room // 2))]
+
+    def branch(count: int, name: str) -> Branch:
+        return Branch(random_ids(model, count, name), (0.0,) * count, 0.0)
+
+    trees = [
+        Tree(stage, random_ids(model, prompt, stage), tuple(branch(n, f"{stage}:{b}") for b, n in enumerate(branches)))
+        for stage, (prompt, branches) in zip(STAGES, shapes, strict=True)
+    ]
+    (row,) = pack(trees, sum(tree.num_tokens for tree in trees))
+    one_process = policy.accelerator.num_processes == 1  # several would wait for the backward pass
+    with told(model, "trained"), narrowed(model), policy.accelerator.autocast():
+        plain = plain_log_probs(model, [(tree.prompt_ids, b.token_ids) for tree in trees for b in tree.branches])
+        with torch.set_grad_enabled(one_process):  # as in updates, whose kernels are then ready
+            packed = log_probs(policy.model, collate(row).to(policy.accelerator.device))
+        compare(model, "packed", packed.tolist(), plain)
+    if sampling:
+        prove_sampling(model, policy.accelerator.autocast)
