@@ -261,7 +261,7 @@ class OptimizerConfig(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's weight decay."""
+    """AdamW's weight decay, of matrices; norms and biases never decay."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping by global norm."""
 

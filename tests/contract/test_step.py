@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.config import Config
 from paragator.core import credit
-from paragator.core.errors import UsageError
+from paragator.core.errors import RunError, UsageError
 from paragator.core.methods import METHODS, Method
 from paragator.core.packing import Packer
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
@@ -388,6 +390,93 @@ def test_a_checkpoint_restores_weights_and_moments(
     assert policy.restore(tmp_path / "step_1")["step"] == 1
     policy.update(TREES, 2, CONSTANTS)
     assert all(torch.equal(wanted[n], p) for n, p in policy.raw.named_parameters())
+
+
+def with_biases() -> Any:
+    """A model with biases, norms with biases, and learned positions."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": 40}
+    return GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+
+
+@pytest.mark.parametrize("kind", ["norms", "biases", "adapters"])
+def test_weight_decay_shrinks_matrices_and_nothing_else(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, kind: str
+) -> None:
+    """AdamW's decay is apart from its step: a matrix ends lr x decay x weight below what it does without."""
+    made = {
+        "norms": lambda: copy.deepcopy(model),
+        "biases": with_biases,
+        "adapters": lambda: lora(copy.deepcopy(model)),
+    }
+    lr, decay = 0.01, 0.5
+    before, plain, shrunk = (
+        Policy.from_config(made[kind](), tokenizer, configured(f"--optimizer.weight_decay={x}", f"--optimizer.lr={lr}"))
+        for x in (0, 0, decay)
+    )
+    for policy in (plain, shrunk):
+        policy.update(TREES, 1, CONSTANTS)
+    old, without, found = before.tensors(), plain.tensors(), shrunk.tensors()
+    assert kind == "adapters" or any(p.ndim == 1 for p in found.values())
+    for name, p in found.items():
+        expected = without[name] - (lr * decay * old[name] if p.ndim >= 2 else 0)
+        assert torch.equal(p, expected) if p.ndim < 2 else torch.allclose(p, expected, atol=1e-6), name
+
+
+def test_without_weight_decay_the_optimiser_is_the_plain_one(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """One group in the model's order, as torch makes it of the parameters alone: every digit stays."""
+    policy = Policy.from_config(model, tokenizer, configured())
+    (group,) = policy.optimizer.param_groups
+    plain = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    assert {k: v for k, v in group.items() if k != "params"} == {
+        k: v for k, v in plain.param_groups[0].items() if k != "params"
+    }
+    assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", ["norms", "biases", "adapters"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_moments_find_their_parameters_again(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, kind: str, decay: float
+) -> None:
+    """In a new policy, whatever the groups: the next update is the one that an undisturbed policy makes, bit for bit."""
+    made = {
+        "norms": lambda: copy.deepcopy(model),
+        "biases": with_biases,
+        "adapters": lambda: lora(copy.deepcopy(model)),
+    }
+    config = configured(f"--optimizer.weight_decay={decay}")
+    first, second = (Policy.from_config(made[kind](), tokenizer, config) for _ in range(2))
+    first.update(TREES, 1, CONSTANTS)
+    first.save(tmp_path / "step_1", {"step": 1})
+    second.restore(tmp_path / "step_1")
+    for policy in (first, second):
+        policy.update(TREES, 2, CONSTANTS)
+    again = second.tensors()
+    assert all(torch.equal(p, again[name]) for name, p in first.tensors().items())
+    # a file names a parameter by its place in the model, as files did when there was one group
+    stored = load_file(tmp_path / "step_1" / "optimizer.safetensors")
+    for i, p in enumerate(first.tensors().values()):
+        assert stored[f"{i}.exp_avg"].shape == p.shape
+
+
+def test_a_checkpoint_of_a_version_that_decayed_everything_is_refused(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Where weights decay; without decay it is as good as a new one."""
+    for decay in (0.0, 0.1):
+        policy = Policy.from_config(copy.deepcopy(model), tokenizer, configured(f"--optimizer.weight_decay={decay}"))
+        policy.update(TREES, 1, CONSTANTS)
+        policy.save(tmp_path / "step_1", {"step": 1})
+        note = tmp_path / "step_1" / "meta.json"
+        note.write_text(json.dumps({k: v for k, v in json.loads(note.read_text()).items() if k != "decays"}))
+        if not decay:
+            assert policy.restore(tmp_path / "step_1")["step"] == 1
+            continue
+        with pytest.raises(RunError, match="whose weight decay also shrank norms and biases"):
+            policy.restore(tmp_path / "step_1")
 
 
 # ---- the whole step --------------------------------------------------------------------------------------------------

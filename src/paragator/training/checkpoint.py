@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def save(
 
     RunError, and nothing written, for values that are not finite: the checkpoint before is the better one.
     """
-    state = optimizer_tensors(optimizer)
+    state = optimizer_tensors(optimizer, tensors.values())
     for name, tensor in {**tensors, **state}.items():
         if not torch.isfinite(tensor).all():
             raise RunError(
@@ -57,7 +58,7 @@ def read_into(folder: Path, tensors: dict[str, torch.Tensor], optimizer: torch.o
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(stored[name])
-    restore_optimizer(optimizer, state)
+    restore_optimizer(optimizer, tensors.values(), state)
     return meta
 
 
@@ -67,17 +68,23 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The per-parameter state as "index.name" -> tensor."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": v.detach().cpu().contiguous() for i, s in state.items() for name, v in s.items()}
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state of each parameter as "index.name" -> tensor, in the order of `parameters`, however they are grouped."""
+    states = [(i, optimizer.state[p]) for i, p in enumerate(parameters) if p in optimizer.state]
+    return {f"{i}.{name}": v.detach().cpu().contiguous() for i, state in states for name, v in state.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor], tensors: dict[str, torch.Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`; torch numbers parameters group by group."""
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    number_of = {id(p): number for number, p in enumerate(grouped)}
+    numbers = {str(i): number_of[id(p)] for i, p in enumerate(parameters)}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(numbers[index], {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -27,6 +27,9 @@ from paragator.training.rows import STAGES, PackedRow, Tree, pack
 IDLE = {"loss": 0.0, "grad_norm": 0.0, "lr": 0.0, "updated": 0.0}
 """Statistics of a step that changed no weight."""
 
+DECAYS = "matrices"
+"""What weight decay shrinks, noted in a checkpoint."""
+
 
 class NotFinite(Exception):
     """What of an update is not finite, and what to do about it."""
@@ -58,10 +61,9 @@ class Policy:
         if settings.compile:
             compile_layers(model, *([] if self.reference is None else [self.reference]))
         optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
+            decayed([p for p in model.parameters() if p.requires_grad], settings.optimizer.weight_decay),
             lr=settings.optimizer.lr,
             betas=settings.optimizer.betas,
-            weight_decay=settings.optimizer.weight_decay,
             fused=model.device.type in ("cpu", "cuda"),  # one pass over weights and moments: 7 times as fast on a CPU
         )
         self.raw = model
@@ -194,12 +196,17 @@ class Policy:
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write a checkpoint from which `restore` continues."""
-        own = {"updates": self.updates, "refused": self.refused, "precision": self.precision}
+        own = {"updates": self.updates, "refused": self.refused, "precision": self.precision, "decays": DECAYS}
         checkpoint.save(folder, self.tensors(), self.optimizer.optimizer, {**meta, **own})
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Take weights and optimiser state from a checkpoint; returns its meta."""
         meta = checkpoint.read_into(folder, self.tensors(), self.optimizer.optimizer)
+        if self.settings.optimizer.weight_decay and meta.get("decays") != DECAYS:
+            raise RunError(
+                f"checkpoint {folder} is of a version whose weight decay also shrank norms and biases; start again with "
+                "--overwrite or another --name"
+            )
         self.updates, self.refused = meta["updates"], meta.get("refused", 0)
         return meta
 
@@ -240,6 +247,15 @@ def budget_on(device: torch.device, sizes: Any, config: Config, bfloat16: bool) 
         return config.train.batch_tokens or memory.MOST_TOKENS[False]
     free = torch.cuda.mem_get_info(device)[0] if cuda else memory.free_memory()
     return memory.budget(config, shape, free, bfloat16=bfloat16, cuda=cuda)
+
+
+def decayed(parameters: Sequence[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """The optimiser's groups: matrices decay, norms and biases do not. One group where nothing decays."""
+    if not weight_decay:
+        return [{"params": list(parameters), "weight_decay": 0.0}]
+    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def frozen_reference(model: Any, kl: float) -> Any:
