@@ -146,6 +146,8 @@ class EngineConfig(Section):
 class JudgeConfig(Section):
     mode: Literal["off", "hybrid", "always"] = "off"
     """hybrid asks a model where the rules cannot decide; always asks it for every answer, and reports the agreement."""
+    form: Literal["ours", "principia"] = "ours"
+    """How it is asked: in our words, or as the published Principia verifier, which sees the last box and says yes or no."""
     url: str | None = None
     """The judge's OpenAI-compatible base URL."""
     model: str | None = None

@@ -19,7 +19,18 @@ from hypothesis import strategies as st
 from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Completion, Failure, Grade, Problem, Prompt, Stage
 from paragator.engines.scripted import Scripted
-from paragator.grading.judge import MAX_CHARS, Cache, Judge, digest, harmless, judge_prompt, judged, parse, undecided
+from paragator.grading.judge import (
+    FORMS,
+    MAX_CHARS,
+    Cache,
+    Judge,
+    digest,
+    harmless,
+    judge_prompt,
+    judged,
+    parse,
+    undecided,
+)
 
 CORRECT = "They agree.\nVERDICT: CORRECT"
 INCORRECT = "They differ.\nVERDICT: INCORRECT\n"
@@ -408,3 +419,70 @@ def test_agreement_counts_the_rules_against_the_judge() -> None:
     assert found["agree"] == 3 / 4
     assert (found["asked"], found["unparsable"], found["not_sent"], found["failed"]) == (6, 1, 1, 0)
     assert judge_of(CORRECT).agreement["agree"] is None
+
+
+# ---- the form of the Principia verifier
+
+
+@pytest.mark.parametrize(
+    ("judgement", "expected"),
+    [
+        ("They are the same set.\nyes", "correct"),
+        ("They differ in a sign.\nNo.", "incorrect"),
+        ("Both hold.\n\n**Yes**\n", "correct"),
+        ("Compared.\nAnswer: YES", "correct"),
+        ("Compared.\n**Final Answer:** no", "incorrect"),
+        ("Compared.\nFinal decision: Yes", "correct"),
+        ("My verdict is: `no`", "incorrect"),
+        ("Final judgment: no", "incorrect"),
+        ("<think>no\nno</think>Equal.\nyes", "correct"),
+        ("yes", "correct"),
+        ("The candidate wrote\nyes\nbut that is wrong.\nno", None),
+        ("yes\nyes", None),
+        ("yes\nThey are equal.", None),
+        ("yes and no", None),
+        ("The answer is yes", None),
+        ("Equal, so yes.", None),
+        ("no?", None),
+        ("yes!", None),
+        ("not", None),
+        ("VERDICT: CORRECT", None),
+        ("\\boxed{yes}", None),
+        ("", None),
+    ],
+)
+def test_only_one_last_line_says_yes_or_no(judgement: str, expected: str | None) -> None:
+    assert parse(Completion(judgement), FORMS["principia"]) == expected
+    assert parse(Completion(judgement, "length"), FORMS["principia"]) is None
+
+
+def test_the_principia_form_shows_the_last_box_alone() -> None:
+    judge = judge_of("Same.\nyes", mode="always", form="principia")
+    rules = Grade("incorrect", "what the rules took")
+    found = grade(
+        judge, rules, "<think>\\boxed{1}</think> First \\boxed{0}. Long after that, and much else, \\boxed{x>1} holds."
+    )
+    assert found == Grade("correct", "x>1", "judge m")
+    prompt = judge.sample.calls[0][0]  # type: ignore[attr-defined]
+    assert between(prompt) == "x>1" and "what the rules took" not in prompt.text and "Long after" not in prompt.text
+    assert "Solve." in prompt.text and "(1, \\infty)" in prompt.text and "VERDICT" not in prompt.text
+
+
+@pytest.mark.parametrize(
+    "text", ["The answer is x>1.", "#### 5", "\\boxed{5", "<think>\\boxed{5}</think>", "\\boxed{ }", ""]
+)
+def test_a_solution_without_a_box_is_not_sent_in_the_principia_form(text: str) -> None:
+    judge = judge_of("yes", mode="always", form="principia")
+    rules = Grade("unscored", "5", "unsure")
+    assert grade(judge, rules, text) == rules and asked(judge) == 0 and judge.counts["not_sent"] == 1
+
+
+def test_each_form_has_its_own_verdicts_in_one_cache(tmp_path: Path) -> None:
+    def reply(prompt: Prompt, index: int, stage: Stage, seed: int) -> str:
+        return "yes" if "single word" in prompt.text else INCORRECT
+
+    for form, verdict in (("ours", "incorrect"), ("principia", "correct")) * 2:
+        judge = Judge(Scripted(reply), name="m", cache=tmp_path / "c.sqlite", form=form)  # type: ignore[arg-type]
+        assert grade(judge, UNSURE).verdict == verdict
+        judge.close()
+    assert judge.counts["cache_hits"] == 1 and asked(judge) == 0

@@ -36,7 +36,7 @@ async def judging(config: Config, task: Task, run_dir: Path, say: Callable[[str]
         if settings.model is None:
             await engine.connect()
         name = f"{engine.model}@{settings.url}"
-        judge = Judge(engine, name=name, cache=Path(settings.cache), mode=settings.mode)
+        judge = Judge(engine, name=name, cache=Path(settings.cache), mode=settings.mode, form=settings.form)
         try:
             yield replace(task, grade=judged(task.grade, judge))
         finally:
