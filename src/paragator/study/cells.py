@@ -19,7 +19,7 @@ from paragator.core.errors import UsageError
 from paragator.core.methods import method_named
 from paragator.engines.local.loading import facts, folder_of
 from paragator.runs.folder import MAY_CHANGE, OWN_WEIGHTS, flat
-from paragator.settings import Section, validate
+from paragator.settings import Section, merged, read_toml, validate
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -158,14 +158,7 @@ def base_values(study: Study, beside: Path) -> dict[str, Any]:
     values = dict(study.base)
     if (named := values.pop("file", None)) is None:
         return values
-    path = beside / str(named)
-    try:
-        from_file = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"base file {path}: {error.strerror or error}; name a run's TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"base file {path} is not TOML: {error}; fix it") from None
-    return merged(from_file, values)
+    return merged(read_toml(beside / str(named), "base file"), values)
 
 
 def unit(study: Study, base: Mapping[str, Any], cell: Cell, seed: int) -> Unit:
@@ -247,24 +240,13 @@ def file_of(path: str, stamps: tuple[tuple[int, int], ...]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values; where both have one, that of `over`."""
-    out = dict(under)
-    for key, value in over.items():
-        old = out.get(key)
-        out[key] = merged(old if isinstance(old, Mapping) else {}, value) if isinstance(value, Mapping) else value
-    return out
-
-
 SHARED = (
     "model.",
     "task.",
     "engine.",
     "judge.",
     "eval.",
-    "train.distinct_problems",
-    "train.threads",
-    "train.precision",
+    *(f"train.{k}" for k in ("distinct_problems", "threads", "precision")),
 )
 SHARED_OF_A_STAGE = ("max_tokens", "temperature", "top_p", "top_k")
 NO_EVALUATION = "{ problems = 1, around_training = false }"

@@ -293,9 +293,3 @@ def environment(threads: int) -> dict[str, str]:
     if platform.machine().lower() in ("x86_64", "amd64"):
         out.setdefault("MKL_CBWR", "AVX2")
     return out
-
-
-def default_jobs(threads: int) -> int:
-    """How many runs at once the processor cores allow."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads)

@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from paragator.core.errors import RunError, UsageError
+from paragator.engines.local.threads import usable_cores
 from paragator.report.compare import check_folder
 from paragator.runs import resolve
 from paragator.runs.folder import clear, locked, write_whole
 from paragator.stats.runs import load_run, read_json
 from paragator.study.cells import Study, Unit, rollouts, tokens_at_most, units
 from paragator.study.finished import CONFIG, NOTE, outcome, recorded
-from paragator.study.jobs import Job, Runner, check_trained, default_jobs, left, phases, state_of
+from paragator.study.jobs import Job, Runner, check_trained, left, phases, state_of
 from paragator.study.output import write_results
 from paragator.study.results import Results
-
-
-def silent(job: Job) -> None:
-    """Hears of a change and says nothing."""
 
 
 async def run_study(
@@ -30,7 +27,7 @@ async def run_study(
     only: Sequence[str] = (),
     at_once: int = 0,
     overwrite: bool = False,
-    changed: Callable[[Job], None] = silent,
+    changed: Callable[[Job], None] = lambda job: None,
 ) -> Results:
     """Run what a study still needs, each run in a process of its own, and write and return its results.
 
@@ -61,16 +58,17 @@ class StudyRun:
             check_trained(one)
         check_folder(self.study.results_dir)
 
-    def start(self, at_once: int = 0, changed: Callable[[Job], None] = silent) -> Runner:
+    def start(self, at_once: int = 0, changed: Callable[[Job], None] = lambda job: None) -> Runner:
         """A Runner of what is left to do; `at_once` 0 is as many as the cores allow. Writes the study's note."""
         if at_once < 0:
             raise UsageError(f"--jobs = {at_once}: at least 1 is needed")
+        threads = self.every[0].config.train.threads or 1
         if self.overwrite:
             remove(self.chosen)
         self.study.folder.mkdir(parents=True, exist_ok=True)
         write_note(self.study, self.every)
         todo = [Job(unit) for unit in self.chosen if left(unit, self.study)]
-        return Runner(self.study, todo, at_once or default_jobs(self.every[0].config.train.threads or 1), changed)
+        return Runner(self.study, todo, at_once or max(1, usable_cores() // threads), changed)
 
     def results(self) -> Results:
         """Tables, metrics and pictures of all runs that are finished, written into the study's folder of results."""
