@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from common import case, finish, parser, say, use_threads
@@ -215,7 +215,7 @@ class Bench:
             "copy_bytes_s": speed,
             "measured_step_s": statistics.median(m["seconds"] for m in metrics),
         }
-        self.told |= Cost(shape, hardware, efficiency).told()
+        self.told |= asdict(hardware) | asdict(efficiency)
         say(f"{name}: " + ", ".join(f"{k} = {v:.3g}" for k, v in self.told.items() if isinstance(v, float)))
         return replace(cluster, efficiency=efficiency)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from paragator.config import Config
 from paragator.core.errors import UsageError
-from paragator.planning.hardware import Cost
 from paragator.planning.lengths import Lengths
 from paragator.planning.simulate import Cluster, Workload
 from paragator.training.memory import Shape
@@ -84,5 +83,6 @@ def assumptions(workload: Workload, cluster: Cluster) -> dict[str, Any]:
         "parallel": {"train": cluster.train_parallel, "rollout": cluster.parallel},
         "rows": cluster.batching.rows,
         "attention": "block" if cluster.skips else "dense",
-        **Cost(Shape(1, 1, 1, 1, 1, 1, 1, True), cluster.hardware, cluster.efficiency).told(),
+        **asdict(cluster.hardware),
+        **asdict(cluster.efficiency),
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from paragator.core.errors import UsageError
 from paragator.planning.estimate import pass_flops
@@ -165,7 +164,3 @@ class Cost:
         """Bytes/s in and out of a device: to another host, or within one."""
         h = self.hardware
         return (h.network_bytes_s if network else h.link_bytes_s) * self.efficiency.network_share
-
-    def told(self) -> dict[str, Any]:
-        """Every figure that the seconds rest on."""
-        return {**asdict(self.hardware), **asdict(self.efficiency)}

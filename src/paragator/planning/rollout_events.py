@@ -129,9 +129,9 @@ class Replica:
 
     def decode(self, steps: int) -> None:
         self.spend(self.span(steps))
-        rows = len(self.running)
-        live = self.kv_tokens - self.gone
-        self.flop += decode_flop(self.cost, rows, live, steps)
+        if (rows := len(self.running)) and steps:
+            read = (self.kv_tokens - self.gone) / rows + (steps - 1) / 2  # by a row, at the middle
+            self.flop += steps * pass_flops(self.cost.shape, rows, read, rows)
         self.steps += steps
         self.kv_tokens += self.held * steps
         self.gone += (self.held - rows) * steps
@@ -165,13 +165,6 @@ class Replica:
             self.gone = 0.0
         self.admit()
         return done
-
-
-def decode_flop(cost: Cost, rows: int, kv_tokens: float, steps: int) -> float:
-    """FLOPs of decode steps whose rows read `kv_tokens` together at the first of them."""
-    if not rows or not steps:
-        return 0.0
-    return steps * pass_flops(cost.shape, rows, kv_tokens / rows + (steps - 1) / 2, rows)
 
 
 @dataclass(frozen=True, slots=True)
