@@ -19,7 +19,7 @@ from paragator.report.plots import (
     whole_ticks,
 )
 from paragator.stats.curves import is_number
-from paragator.stats.table import EvalTable, bar_cells, temperature_cells
+from paragator.stats.table import EvalTable, in_short
 
 BARS = ("#56B4E9", "#E69F00", "#0072B2")
 """Colours that differ in lightness too."""
@@ -37,13 +37,12 @@ def bars(panels: Mapping[str, Mapping[str, EvalTable]]) -> bytes | None:
     places = {place for tables in shown.values() for place in tables}
     if len(places) == 1 < len(shown):
         shown = {place: {label: tables[place] for label, tables in shown.items()} for place in places}
-    k = next(iter(next(iter(shown.values())).values())).k
-    names = ("initial pass@1", f"initial maj@{k}", "aggregation, last round")
+    names = list(in_short(next(iter(next(iter(shown.values())).values())), "maj_at_k"))
     figure, axes_list = canvas(len(shown), "Problems solved (%)", names, across=across(shown))
     for axes, (label, tables) in zip(axes_list, shown.items(), strict=True):
         axes.set_title(as_label(label))
         for i, name in enumerate(names):
-            cells = {at: bar_cells(table)[i] for at, table in enumerate(tables.values())}
+            cells = {at: in_short(table, "maj_at_k")[name] for at, table in enumerate(tables.values())}
             known = {at + 0.27 * (i - 1): cell for at, cell in cells.items() if not math.isnan(cell.mean)}
             mean, low, high = percent(list(known.values()))
             axes.bar(list(known), mean, width=0.25, color=BARS[i], label=name)
@@ -60,14 +59,13 @@ def temperatures(panels: Mapping[str, Mapping[float, EvalTable]], about: str = "
     """Accuracy by the initial temperature, one panel a method, with 95% whiskers. Returns a PNG; None without any."""
     if not any(is_known(table) for tables in panels.values() for table in tables.values()):
         return None
-    k = next(iter(next(iter(panels.values())).values())).k
-    names = ("initial pass@1", f"initial pass@{k}", "aggregation, last round")
+    names = list(in_short(next(iter(next(iter(panels.values())).values())), "pass_at_k"))
     figure, axes_list = canvas(len(panels), "Problems solved (%)", names, across=across(panels))
     for axes, (method, tables) in zip(axes_list, panels.items(), strict=True):
         axes.set_title(as_label(f"{method}, {about}" if about else method))
         axes.set_xlabel("Temperature of the initial round")
         for i, name in enumerate(names):
-            cells = {at: temperature_cells(table)[i] for at, table in sorted(tables.items())}
+            cells = {at: in_short(table, "pass_at_k")[name] for at, table in sorted(tables.items())}
             aside = 0.012 * (i - 1) * (max(tables) - min(tables))
             known = {at + aside: cell for at, cell in cells.items() if not math.isnan(cell.mean)}
             mean, low, high = percent(list(known.values()))
@@ -133,7 +131,7 @@ WHISKERS: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 1, "caps
 
 
 def is_known(table: EvalTable) -> bool:
-    return any(not math.isnan(cell.mean) for cell in temperature_cells(table))
+    return any(not math.isnan(cell.mean) for cell in in_short(table, "pass_at_k").values())
 
 
 def across(panels: Mapping[str, Any]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from paragator.records import read
 from paragator.report.bars import step_seconds
 from paragator.report.markup import STYLE, as_details, as_image, as_table, show
 from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, reward_curves
-from paragator.report.readings import choose_from, readings
+from paragator.report.readings import choose, readings
 from paragator.stats.curves import is_number, read_metrics
 from paragator.stats.runs import lacking, method_of, part, read_json
 from paragator.stats.table import EvalTable, rounds_sheets, table
@@ -58,18 +57,13 @@ def write_report(run_dir: Path) -> Path:
 
     Replaces an earlier page in one move, so a reader never sees half a page. Returns its path.
     """
-    run_dir = Path(run_dir)
-    page = render(run_dir).encode()
-    target = run_dir / "report.html"
-    handle, name = tempfile.mkstemp(dir=run_dir, prefix=".report-", suffix=".html")
+    target = Path(run_dir) / "report.html"
+    new = target.with_name(f".report-{os.getpid()}.html")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-        os.chmod(name, 0o644)  # mkstemp's file is private to its owner
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        new.write_bytes(render(target.parent).encode())
+        os.replace(new, target)
+    finally:
+        new.unlink(missing_ok=True)
     return target
 
 
@@ -89,7 +83,7 @@ def render(run_dir: Path) -> str:
                 notices.append(f"{file}: {what}.")
     source, chosen = "", []
     for source in READABLE:
-        if chosen := attempt(choose_from, run_dir / source, notices) or []:
+        if chosen := attempt(lambda path: choose(read(path)), run_dir / source, notices) or []:
             break
     if absent := [name for name in expected(run_dir) if not (run_dir / name).is_file()]:
         notices.append(

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from paragator.core.types import Completion, Failure, Grade, Group
-from paragator.records import Graded, read
+from paragator.records import Graded
 from paragator.report.markup import as_text, show
 
 TRACES, TRACES_OF_A_KIND = 24, 8
 MARKS = {"correct": "\N{CHECK MARK}", "incorrect": "\N{BALLOT X}", "unscored": "?", "failed": "\N{EM DASH}"}
-
-
-def choose_from(path: Path) -> list[tuple[str, Graded]]:
-    return choose(read(path))
 
 
 def choose(records: Iterable[Graded]) -> list[tuple[str, Graded]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from paragator.stats.measures import MEASURES, REWARD, Key
 from paragator.stats.resample import Bootstrapped, average, over_seeds, resample
 from paragator.stats.runs import MethodRuns, Run, gather, load_run
 from paragator.stats.sheet import Column, Sheet, to_csv
-from paragator.stats.table import EvalTable, bar_cells, plain, rounds_sheets, temperature_cells
+from paragator.stats.table import EvalTable, in_short, plain, rounds_sheets
 
 AVERAGE = "average"
 COMPARED = ("pass_at_1", "pass_at_k", "maj_at_k", REWARD)
@@ -169,22 +169,17 @@ class Comparison:
 
     def bars(self) -> list[Sheet]:
         """Initial pass@1, initial majority and the last round's pass@1, by benchmark, one sheet a row."""
-        columns = (Column("initial pass@1"), Column(f"initial maj@{self.k}"), Column("aggregation, last round"))
-        return [
-            Sheet("bars", row.label, "benchmark", columns, [(p, bar_cells(self.tables[i, p])) for p in self.places])
-            for i, row in enumerate(self.rows)
-        ]
+        found = [{p: in_short(self.tables[i, p], "maj_at_k") for p in self.places} for i in range(len(self.rows))]
+        pairs = zip(self.rows, found, strict=True)
+        return [in_short_sheet("bars", row.label, "benchmark", cells) for row, cells in pairs]
 
     def temperature(self) -> list[Sheet]:
         """Initial pass@1 and pass@k and the last round's pass@1 by initial temperature. UsageError when none differ."""
         if not (rows := self.by_temperature()):
             raise UsageError("the runs do not differ in generate.temperature: compare others, or leave --table out")
-        columns = (Column("initial pass@1"), Column(f"initial pass@{self.k}"), Column("aggregation, last round"))
-        sheets = []
-        for place in self.places:
-            cells = [(self.rows[i].label, temperature_cells(self.tables[i, place])) for i in rows]
-            sheets.append(Sheet("initial temperature", place, "method and temperature", columns, cells))
-        return sheets
+        found = {p: {self.rows[i].label: in_short(self.tables[i, p], "pass_at_k") for i in rows} for p in self.places}
+        name, corner = "initial temperature", "method and temperature"
+        return [in_short_sheet(name, place, corner, cells) for place, cells in found.items()]
 
     def by_temperature(self) -> list[int]:
         """The rows whose method was run at several initial temperatures, by method and temperature; [] without any."""
@@ -262,6 +257,14 @@ class Comparison:
                 label = row.label if len(runs) == 1 else f"{row.method} ({run.name})"
                 out[str(run.path) if label in out else label] = run.metrics
         return out
+
+
+def in_short_sheet(name: str, of: str, corner: str, found: Mapping[str, Mapping[str, Interval]]) -> Sheet:
+    """Rows of `in_short`, by label."""
+    titles = next(iter(found.values()))
+    return Sheet(
+        name, of, corner, [Column(t) for t in titles], [(at, list(some.values())) for at, some in found.items()]
+    )
 
 
 def bounded(key: Key, cell: Interval) -> Interval:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from paragator.core.estimators import Interval
 from paragator.records import Graded
@@ -74,16 +74,15 @@ class EvalTable:
         return rounds_sheets({"": self})
 
 
-def bar_cells(table: EvalTable) -> tuple[Interval, ...]:
-    """Initial pass@1, initial maj@k, and pass@1 of the last aggregation round (nothing without one)."""
+def in_short(table: EvalTable, beside: Literal["pass_at_k", "maj_at_k"]) -> dict[str, Interval]:
+    """Initial pass@1 and the measure beside it, and pass@1 of the last aggregation round (nothing without one)."""
     last = table.cell("pass_at_1", table.last) if table.last > 0 else NOTHING
-    return table.cell("pass_at_1", 0), table.cell("maj_at_k", 0), last
-
-
-def temperature_cells(table: EvalTable) -> tuple[Interval, ...]:
-    """Initial pass@1 and pass@k, and pass@1 of the last aggregation round (nothing without one)."""
-    first, _, last = bar_cells(table)
-    return first, table.cell("pass_at_k", 0), last
+    title = MEASURES[beside].title.format(k=table.k)
+    return {
+        "initial pass@1": table.cell("pass_at_1", 0),
+        f"initial {title}": table.cell(beside, 0),
+        "aggregation, last round": last,
+    }
 
 
 def rounds_sheets(tables: Mapping[str, EvalTable], of: str = "", name: str = "") -> list[Sheet]:
