@@ -152,18 +152,17 @@ class TrainResult:
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "stopped, can be resumed"
-        lines = [f"{self.folder}: {len(self.metrics)} steps, {state}"]
-        for what, found in (("before training", self.before), ("after training", self.after)):
-            if found:
-                lines += [what, found.text()]
-        return "\n".join(lines)
+        head = f"{self.folder}: {len(self.metrics)} steps, {state}"
+        return "\n".join([head, *(f"{what}\n{found.text()}" for what, found in self.evaluations())])
 
     def _repr_html_(self) -> str:
-        parts = [f"<p><b>{html.escape(repr(self).partition(chr(10))[0])}</b></p>"]
-        for what, found in (("before training", self.before), ("after training", self.after)):
-            if found:
-                parts += [f"<p>{what}</p>", html_tables(found.table())]
-        return "".join(parts)
+        head = f"<p><b>{html.escape(repr(self).partition(chr(10))[0])}</b></p>"
+        return head + "".join(f"<p>{what}</p>{html_tables(found.table())}" for what, found in self.evaluations())
+
+    def evaluations(self) -> list[tuple[str, EvalResult]]:
+        """When each of them was."""
+        known = (("before training", self.before), ("after training", self.after))
+        return [(what, found) for what, found in known if found]
 
 
 def run_json(run_dir: Path, k: int) -> dict[str, Any]:

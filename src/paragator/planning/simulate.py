@@ -210,7 +210,7 @@ def updated(workload: Workload, groups: Groups, shape: Shape, cluster: Cluster, 
         bins = first_fit([row.num_tokens for row in rows], most)
         batches = [[joined([rows[i] for i in bin_])] for bin_ in bins]
     else:
-        rows = [UpdateRow.alone(r.prompt + length, length) for r in trained for length in r.lengths]
+        rows = [UpdateRow(n := r.prompt + length, length, n * n / 2) for r in trained for length in r.lengths]
         batches = microbatches(rows, most)
     products, scores = passes(workload.config)
     flop = [batch_flop(shape, batch, packed or cluster.skips, products, scores) for batch in batches]
@@ -242,11 +242,6 @@ class UpdateRow:
         """A prompt once, and its branches, as `tree_attention` computes them."""
         pairs = prompt * prompt / 2 + sum(b * (prompt + b) for b in lengths)
         return cls(prompt + sum(lengths), sum(lengths), pairs)
-
-    @classmethod
-    def alone(cls, tokens: int, predicted: int) -> UpdateRow:
-        """A sequence of its own, with causal attention."""
-        return cls(tokens, predicted, tokens * tokens / 2)
 
 
 def cut(prompt: int, lengths: Sequence[int], most: int) -> list[UpdateRow]:

@@ -92,7 +92,7 @@ def over_seeds(parts: Sequence[Bootstrapped], *, seed: Sequence[int] = (1,)) -> 
 
     parts = [part for part in parts if not math.isnan(part.mean)]
     if len(parts) < 2:
-        return parts[0] if parts else nothing()
+        return parts[0] if parts else Bootstrapped(math.nan, np.full(DRAWS, math.nan))
     rng = np.random.default_rng([*seed, len(parts)])
     size = len(parts[0].draws)
     weights = seed_weights(rng.multinomial(len(parts), [1 / len(parts)] * len(parts), size=size))
@@ -123,10 +123,3 @@ def average(parts: Sequence[Bootstrapped | None]) -> Bootstrapped | None:
     if not known or len(known) < len(parts):
         return None
     return Bootstrapped(mean(part.mean for part in known), sum(part.draws for part in known) / len(known))
-
-
-def nothing(draws: int = DRAWS) -> Bootstrapped:
-    """What was not measured."""
-    import numpy as np
-
-    return Bootstrapped(math.nan, np.full(draws, math.nan))
