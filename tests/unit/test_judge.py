@@ -137,7 +137,7 @@ def between(prompt: Prompt) -> str:
     assert prompt.text.count(fence) == 3
     _, _, rest = prompt.text.partition(f"\n[BEGIN {fence}]\n")
     inside, _, after = rest.partition(f"\n[END {fence}]\n")
-    assert "Is the candidate answer the same" in after
+    assert "candidate" in after and "END" not in after
     return inside
 
 

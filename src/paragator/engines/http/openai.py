@@ -195,7 +195,7 @@ class OpenAI:
         """How many attempts were repeated, and why the last one was; "" when none."""
         retries = self.usage.retries
         reason = next((s.endpoint.last_reason for s in self.servers if s.endpoint.last_reason), None)
-        return f"{retries:,} retries, the last: {reason}" if retries and reason else ""
+        return f"{retries:,} retr{'y' if retries == 1 else 'ies'}, the last: {reason}" if retries and reason else ""
 
     def remarks(self) -> list[str]:
         """What a user should know about the servers' answers so far, a line each."""

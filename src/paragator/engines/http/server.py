@@ -214,7 +214,7 @@ class Server:
         found = [f"the server refuses {name}: it is left out" for name in self.refused]
         if self.thoughts:
             found.append(
-                f"{self.thoughts:,} of {self.answers:,} answers had no content, only reasoning: finished ones were read from it"
+                f"{self.thoughts:,} of {self.answers:,} answers had no content, only reasoning; finished ones were read from it"
             )
         if self.blank:
             found.append(f"{self.blank:,} of {self.answers:,} answers had no text at all")
