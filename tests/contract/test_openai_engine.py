@@ -15,7 +15,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from typing import Any
 
@@ -463,6 +463,61 @@ def test_a_server_that_never_gives_an_answer_is_the_callers_mistake(body, said):
     text = str(caught.value)
     assert text.startswith(f"engine.url = {server.url}: {said}") and text.isprintable() and len(text) < 400
     assert len(server.calls) == 3
+
+
+@dataclass
+class Overtaking(Server):
+    """The first two requests are answered slowly and well, the next `quick` at once with an error."""
+
+    status: int = 200
+    quick: int = 10
+    asked: int = 0
+
+    def choose(self, call):
+        self.asked += 1
+        overtakes = 2 < self.asked <= 2 + self.quick
+        self.latency_s = 0.0 if overtakes else 0.3
+        return (self.status, "who knows") if overtakes else super().choose(call)
+
+
+@pytest.mark.parametrize("status", [200, 403, 404, 405, 301])
+def test_quick_errors_never_end_a_run_whose_other_answers_are_coming(status):
+    with running(Overtaking(status=status)) as server:
+        engine = engine_of(server)
+        found = [only(g) for g in gathered(engine, *[lambda: engine(CHAT, 1, stage="generate", seed=1)] * 12)]
+    lost = [output.reason for output in found if isinstance(output, Failure)]
+    assert len(lost) == (0 if status == 200 else 10) and all(r.startswith(f"http {status}: who knows") for r in lost)
+
+
+@pytest.mark.parametrize("status", [200, 403, 404, 405, 301])
+def test_errors_alone_end_it(status):
+    with running(Overtaking(status=status, asked=2, quick=9999)) as server:
+        engine = engine_of(server, total_timeout_s=5.0)
+        with pytest.raises(ParagatorError, match=r"who knows.*(correct the URL|engine\.key_env)"):
+            gathered(engine, *[lambda: engine(CHAT, 1, stage="generate", seed=1)] * 12)
+    assert server.settled().asked < 100
+
+
+def test_siblings_under_way_leave_out_what_is_refused_and_it_is_said_once():
+    class Strict(Server):
+        def choose(self, call):
+            odd = sorted({"seed", "top_p"} & call.body.keys())
+            return (422, f"unknown field '{odd[0]}'") if odd else super().choose(call)
+
+    with running(Strict(latency_s=0.05)) as server:
+        engine = engine_of(server, takes_n=False)
+        with pytest.warns(UserWarning, match="the server refuses") as told:
+            assert len(ask(engine, n=8).completions) == 8
+        assert len(told) == 2 == len(engine.remarks()) and len(server.calls) == 24
+        assert len(ask(engine, n=8, seed=2).completions) == 8 and len(server.calls) == 32
+
+
+def test_training_never_leaves_out_what_changes_its_sampling(serve):
+    server = serve(script=[(422, "unknown field 'top_p'"), (422, "unknown field 'seed'")])
+    engine = engine_of(server, tokenizer=Words())
+    assert only(ask(engine)).reason == "http 422: unknown field 'top_p'" and len(server.calls) == 1
+    with pytest.warns(UserWarning, match="the server refuses seed"):
+        assert only(ask(engine)).token_ids
 
 
 def test_garbage_between_other_faults_may_pass(serve):

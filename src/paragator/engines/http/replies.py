@@ -20,6 +20,7 @@ TOO_LONG = re.compile(
     r"context.{0,2}(length|window|size|limit)|exceeds?.{0,30}context|max_model_len"
     r"|max(imum)?.{0,2}(allowed|context|input|model|prompt|sequence)?.{0,2}(context|input|model|prompt|sequence|allowed).{0,2}len"
     r"|(input|prompt|request|question|messages?).{0,60}\b(too (long|large (for|to process))|exceeds?.{0,12}max.{0,12}len)"
+    r"|(input|prompt)\b.{0,40}\btoo (large|big)"
     r"|too (long|many).{0,30}(input|prompt|prefill) tokens?|(input|prompt)s? tokens? (is |are )?too|too many (input |prompt )?tokens"
     r"|(input|prompt).{0,12}token count.{0,40}exceed|number of tokens in the prompt.{0,20}exceed"
     r"|exceed\w*.{0,30}(model )?token limit|range of input length|reduce the length|max_new_tokens`? must be <"
