@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import shutil
@@ -329,6 +330,120 @@ def test_other_weights_behind_the_path_are_not_gone_on_with(cli: Cli, toy: Path,
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(UsageError, match="was begun with other weights"):
         cli(*words, "2", "--resume")
+
+
+QUICK = ("--train.steps", "1", "--eval.around_training", "false")
+
+
+def in_files(toy: Path, home: Path) -> tuple[str, ...]:
+    """Words that train on files in `home`: problems, held-out problems and a reward in a package, all the toy's own."""
+    for name in ("train", "test"):
+        shutil.copy(toy / f"{name}.jsonl", home / f"{name}.jsonl")
+    (home / "graders").mkdir()
+    (home / "graders" / "__init__.py").touch()
+    shutil.copy(toy / "toy_reward.py", home / "graders" / "parity.py")
+    words = (
+        "--task.path",
+        "train.jsonl",
+        "--task.held_out_path",
+        "test.jsonl",
+        "--task.reward",
+        "graders.parity:score",
+    )
+    return words + QUICK
+
+
+CHANGES: dict[str, tuple[str, Callable[[str], str], str]] = {
+    "a problem": ("train.jsonl", lambda text: text.replace("0 2 ->", "7 2 ->", 1), "task.path"),
+    "an answer": ("train.jsonl", lambda text: text.replace('"answer": 3', '"answer": 4'), "task.path"),
+    "a problem more": ("train.jsonl", lambda text: text + '{"id": "x", "problem": "1", "answer": 1}\n', "task.path"),
+    "a problem less": ("train.jsonl", lambda text: text.split("\n", 1)[1], "task.path"),
+    "their order": ("train.jsonl", lambda text: "".join(reversed(text.splitlines(keepends=True))), "task.path"),
+    "a space": ("train.jsonl", lambda text: text.replace("2 ->", "2  ->", 1), "task.path"),
+    "held-out problems": ("test.jsonl", lambda text: text.replace("2 ->", "3 ->", 1), "task.held_out_path"),
+    "the reward": ("graders/parity.py", lambda text: text.replace("% 2", "% 3"), "task.reward"),
+    "a line of its code": ("graders/parity.py", lambda text: text + "\nLIMIT = 3\n", "task.reward"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_file_that_changed_is_refused_on_resume(
+    cli: Cli, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """By name; once it is put back, or was only touched, the run goes on."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = in_files(toy, tmp_path)
+    assert cli("train", *words) == 0
+    file, change, key = CHANGES[name]
+    text = Path(file).read_text()
+    Path(file).write_text(change(text))
+    with pytest.raises(
+        UsageError, match=rf"^runs/toy was begun with another \S*{file} \({key}\); put it back, or use --over"
+    ):
+        cli("train", *words, "--resume")
+    Path(file).write_text(text)
+    os.utime(file)
+    assert cli("train", *words, "--train.steps", "2", "--resume") == 0
+    monkeypatch.delitem(sys.modules, "graders.parity")
+    monkeypatch.delitem(sys.modules, "graders")
+
+
+def test_recorded_candidates_that_changed_are_refused_on_resume(cli: Cli) -> None:
+    words = ("--method.name", "offline_aggregation", "--method.recorded", "pools.jsonl")
+    assert cli("sample", *words, "--output", "pools.jsonl", "--count", "8") == 0
+    assert cli("train", *words, *QUICK) == 0
+    lines = Path("pools.jsonl").read_text().splitlines(keepends=True)
+    Path("pools.jsonl").write_text("".join(lines[::-1]))
+    with pytest.raises(UsageError, match=r"begun with another pools.jsonl \(method.recorded\)"):
+        cli("train", *words, *QUICK, "--resume")
+
+
+def test_a_reward_that_raised_may_be_fixed(
+    cli: Cli, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it scored before stays, so the run ends as one that nobody disturbed; after that it is the run's own again."""
+    source, words = (toy / "toy_reward.py").read_text(), (*QUICK[2:], "--task.reward", "mended_reward:score")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(text: str) -> None:
+        (tmp_path / "mended_reward.py").write_text(text)
+        sys.modules.pop("mended_reward", None)
+        importlib.invalidate_caches()
+
+    for wrong in ("1 / (problem.id != 'train5')", "'good'"):
+        write(source + f"\nreal = score\ndef score(problem, texts):\n    bad = {wrong} if problem.id == 'train5' else 0\n"
+              "    return [bad] * len(texts) if bad else real(problem, texts)\n")  # fmt: skip
+        with pytest.raises((RunError, UsageError), match=r"reward mended_reward:score (raised|gave)"):
+            cli("train", *words, "--overwrite")
+        write(source)
+        assert cli("train", *words, "--resume") == 0
+    assert cli("train", *words, "--name", "whole") == 0
+    assert metrics(Path("runs/toy")) == metrics(Path("runs/whole"))
+    write(source + "\n")
+    with pytest.raises(UsageError, match=r"begun with another \S*mended_reward\.py"):
+        cli("train", *words, "--resume")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_other_steps_under_a_schedule_are_told(cli: Cli, schedule: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--optimizer.schedule", schedule, "--eval.around_training", "false", "--train.steps")
+    for steps, more, told in (("2", (), False), ("2", ("--resume",), False), ("4", ("--resume",), True)):
+        assert cli("train", *words, steps, *more) == 0
+        said = "train.steps was 2: optimizer.schedule" in capsys.readouterr().out
+        assert said is (told and schedule != "constant")
+
+
+def test_a_killed_export_leaves_no_half_model(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(self: Policy, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Policy, "export", half)
+        cli("train", *QUICK)
+    assert not Path("runs/toy/model").exists()
+    assert cli("train", *QUICK, "--resume") == 0
+    assert weights(Path("runs/toy/model")) and not Path("runs/toy/model.tmp").exists()
 
 
 def test_resuming_a_finished_run_changes_nothing(cli: Cli) -> None:

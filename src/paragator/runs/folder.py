@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -11,13 +12,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import paragator
 from paragator.config import Config
-from paragator.core.errors import UsageError
+from paragator.core.errors import ParagatorError, UsageError
 from paragator.engines.local.loading import Facts
 from paragator.settings import to_json
 
@@ -60,13 +62,16 @@ def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[st
             clear(run_dir)
         elif used:
             check_weights(run_dir, config, manifest["model"])
+            check_files(run_dir, config, manifest["files"])
         if not (run_dir / "config.json").is_file():
             (run_dir / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         write_whole(run_dir / "config.json", to_json(config) + "\n")
         try:
             yield run_dir
-        except UsageError:
-            if not used and is_empty(run_dir):
+        except ParagatorError as error:
+            if str(error).startswith(f"reward {config.task.reward} "):  # what it scored stays, and it may be fixed
+                note_files(run_dir, {k: v for k, v in manifest["files"].items() if k != "task.reward"})
+            if isinstance(error, UsageError) and not used and is_empty(run_dir):
                 shutil.rmtree(run_dir)
             raise
 
@@ -172,6 +177,51 @@ def check_weights(run_dir: Path, config: Config, fingerprint: str) -> None:
         )
 
 
+def files_of(config: Config) -> dict[str, Path]:
+    """The files outside the run directory that decide what a run does, by the key that names each: those that exist."""
+    task, reward = config.task, (config.task.reward or "").partition(":")[0].replace(".", "/")
+    sources = (Path(root, reward + end) for root in (*sys.path, os.getcwd()) for end in (".py", "/__init__.py"))
+    named = {
+        "task.path": task.path or (task.name if "." in task.name else None),
+        "task.held_out_path": task.held_out_path,
+        "task.reward": next(filter(Path.is_file, sources), None) if reward else None,
+        "method.recorded": config.method.recorded,
+        "engine.recording": config.engine.recording,
+    }
+    return {key: Path(path) for key, path in named.items() if path and Path(path).is_file()}
+
+
+def hash_of(path: Path) -> str:
+    """A hash of what a file holds, remembered while its size and its time of change stay."""
+    status = path.stat()
+    return _hash(str(path), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hash(path: str, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def check_files(run_dir: Path, config: Config, hashes: dict[str, str]) -> None:
+    """Refuse to resume a run of which a file holds something else now, naming it; note one that could be changed."""
+    before = read_note(run_dir / "manifest.json").get("files", {})
+    for key, value in before.items():
+        if hashes.get(key) != value:
+            path = files_of(config).get(key, getattr(config, key.split(".")[0]).model_dump()[key.split(".")[1]])
+            raise UsageError(
+                f"{run_dir} was begun with another {path} ({key}); put it back, or use --overwrite or another --name"
+            )
+    if before and before != hashes:
+        note_files(run_dir, hashes)
+
+
+def note_files(run_dir: Path, hashes: dict[str, str]) -> None:
+    """Take these as the files that the run was begun with."""
+    note = read_note(run_dir / "manifest.json")
+    write_whole(run_dir / "manifest.json", json.dumps({**note, "files": hashes}, indent=2) + "\n")
+
+
 def read_note(path: Path) -> dict[str, Any]:
     """What a run directory says of itself in JSON."""
     try:
@@ -188,7 +238,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def manifest(config: Config, known: Facts, held_out: int) -> dict[str, Any]:
-    """What else a re-run needs to know: versions, commit, machine, model, prompt, how many problems an evaluation has."""
+    """What else a re-run needs to know: versions, commit, machine, model, prompt, hashes of its files, how many problems an evaluation has."""
     names = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "reasoning-gym")
     templates = config.model.templates()
     return {
@@ -199,6 +249,7 @@ def manifest(config: Config, known: Facts, held_out: int) -> dict[str, Any]:
         "versions": {name: installed(name) for name in names},
         "commit": commit(),
         "model": known.fingerprint,
+        "files": {key: hash_of(path) for key, path in files_of(config).items()},
         "held_out": held_out,
         "prompts": {
             "candidate": templates.candidate,

@@ -22,6 +22,10 @@ from paragator.tasks import Task
 if TYPE_CHECKING:
     from paragator.training.policy import Policy
 
+RESCHEDULED = (
+    "train.steps was {old}: optimizer.schedule = {schedule!r} now ends at step {new}, but the learning rates of the steps taken "
+    "led to {old}; the run differs from one of {new} steps"
+)
 NO_UPDATE = (
     "none of the {steps} steps changed a weight: in every group all rewards were alike, or all rollouts were cut; see "
     "zero_credit, truncated and unscored in metrics.jsonl"
@@ -45,7 +49,9 @@ async def train(
     engine must return token ids and their log-probabilities; where it has an async `publish(step, export)` it is called
     after each step, and `export(folder)` writes the weights. Stopped by `events.should_stop`, the run can be resumed.
     """
-    folder.check_state(config, resume=resume, overwrite=overwrite)
+    begun = config.run_dir / "config.json"
+    resumed = folder.check_state(config, resume=resume, overwrite=overwrite) and not overwrite
+    steps_before = folder.read_note(begun)["train"]["steps"] if resumed else config.train.steps
     resolved = resolve.resolve(config, training=True, task=task, engine=engine)
     data = data_of(config, resolved)
     if config.method.mean == "reward":
@@ -55,6 +61,8 @@ async def train(
         logged = Logged(events or Events(), run_dir)
         counts = f"{len(data.problems)} training and {len(data.held_out)} held-out problems"
         logged.say(f"{config.name}: method {config.method.name}, {counts}")
+        if steps_before != config.train.steps and config.optimizer.schedule != "constant":
+            logged.say(RESCHEDULED.format(schedule=config.optimizer.schedule, old=steps_before, new=config.train.steps))
         async with judging(config, resolved.task, run_dir, logged.say) as judged:
             finished = await trained(config, judged, data, run_dir, logged, engine)
         result = TrainResult.read(run_dir, config.eval.k, finished=finished)
@@ -94,7 +102,7 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
     from paragator.engines.local.compute import computed
     from paragator.engines.local.loading import load_model
     from paragator.report.page import write_report
-    from paragator.training.loop import Sampler
+    from paragator.training.loop import Sampler, export
     from paragator.training.loop import train as train_steps
     from paragator.training.policy import Policy, as_begun
     from paragator.training.proof import prove
@@ -130,7 +138,7 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
             recipe, sampler = Recipe.from_config(config, packer, data.recorded), Sampler(engine, publish)
             finished = await train_steps(run_dir, recipe, policy, sampler, task, data.problems, watched)
         if finished:
-            await computed(policy.export, run_dir / "model")
+            await computed(export, policy, run_dir)
             finished = not evaluating or await evaluated("eval_after")
     watched.end()
     events.say(f"report: {write_report(run_dir)}")

@@ -18,7 +18,7 @@ from paragator.config import Config, EvalConfig, ModelConfig
 from paragator.core.errors import UsageError
 from paragator.core.methods import method_named
 from paragator.engines.local.loading import facts, folder_of
-from paragator.runs.folder import MAY_CHANGE, OWN_WEIGHTS, flat
+from paragator.runs.folder import MAY_CHANGE, OWN_WEIGHTS, files_of, flat, hash_of
 from paragator.settings import Section, merged, read_toml, validate
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -214,14 +214,13 @@ def recorded_name(config: Config, count: int) -> str:
 
 
 def behind(config: Config) -> list[str]:
-    """Hashes of what a config's paths hold now: weights, and the files of a task. Nothing where there is none yet."""
+    """Hashes of what a config's paths hold now: weights, and a task's files and reward code. Nothing where there is none yet."""
     weights = ""
     if config.engine.kind in OWN_WEIGHTS:
         with suppress(UsageError):
             folder = folder_of(config.model)
             weights = weights_of(config.model.path, stamps(folder.glob("*"))) if folder else ""
-    files = [Path(path) for path in (config.task.path, config.task.held_out_path) if path]
-    return [weights, *(file_of(str(path), stamps([path])) for path in files if path.is_file())]
+    return [weights, *(hash_of(path) for key, path in files_of(config).items() if key.startswith("task."))]
 
 
 def stamps(paths: Iterable[Path]) -> tuple[tuple[int, int], ...]:
@@ -232,12 +231,6 @@ def stamps(paths: Iterable[Path]) -> tuple[tuple[int, int], ...]:
 @cache
 def weights_of(path: str, stamps: tuple[tuple[int, int], ...]) -> str:
     return facts(ModelConfig(path=path)).fingerprint
-
-
-@cache
-def file_of(path: str, stamps: tuple[tuple[int, int], ...]) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 SHARED = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,19 @@ def save(
                 f"{folder} is not written, since {name} is not finite; the checkpoint before it stays: start again with a "
                 "lower optimizer.lr"
             )
+    with appearing(folder) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "weights.safetensors")
+        save_file(state, temporary / "optimizer.safetensors")
+        (temporary / "meta.json").write_text(json.dumps(meta))
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `folder` once all of it is on disk; left as it is after an error."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "weights.safetensors")
-    save_file(state, temporary / "optimizer.safetensors")
-    (temporary / "meta.json").write_text(json.dumps(meta))
+    yield temporary
     for file in temporary.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())

@@ -102,6 +102,12 @@ def save(policy: Policy, run_dir: Path, number: int) -> None:
     checkpoint.keep_newest(run_dir / "checkpoints", 2)
 
 
+def export(policy: Policy, run_dir: Path) -> None:
+    """The trained model as the run's folder `model`: whole or not there."""
+    with checkpoint.appearing(run_dir / "model") as folder:
+        policy.export(folder)
+
+
 def check_mismatch(mismatch: float, number: int) -> None:
     """Warn where the engine's probabilities differ from the policy's; RunError where it must be another model."""
     if mismatch > OTHER_MODEL:
