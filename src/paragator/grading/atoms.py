@@ -104,6 +104,11 @@ def named_set(r: AnswerReader) -> Node:
     return r.subscripted(Node("sym", value=f"set {r.tokens[r.at - 1].value}"))
 
 
+def named(r: AnswerReader) -> Node:
+    """A decorated letter: another name than the letter."""
+    return r.subscripted(Node("sym", value=r.text()))
+
+
 def empty_set(r: AnswerReader) -> Node:
     r.at += 1
     return Node("set")
@@ -207,7 +212,8 @@ def as_cases(rows: list[list[Node]]) -> Node:
 
 
 ATOMS: dict[str, Callable[[AnswerReader], Node]] = {
-    "number": lambda r: r.number(), "word": lambda r: r.word(), "set": named_set, "text": words, "(": brackets, "[": brackets,
+    "number": lambda r: r.number(), "word": lambda r: r.word(), "name": named,
+    "set": named_set, "text": words, "(": brackets, "[": brackets,
     "{": lambda r: r.group(), r"\{": braces, "|": bar, r"\|": bar, r"\frac": fraction, r"\binom": binomial,
     r"\sqrt": square_root, r"\lfloor": between, r"\lceil": between,
     r"\begin": environment,

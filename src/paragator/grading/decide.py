@@ -7,8 +7,18 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from paragator.core.types import Grade, Verdict
-from paragator.grading.extract import ANNOUNCED, announced, bare_text, final_answer, is_sentence, reference_answer
+from paragator.grading.extract import (
+    ANNOUNCED,
+    announced,
+    announced_choice,
+    bare_text,
+    final_answer,
+    is_sentence,
+    reference_answer,
+)
+from paragator.grading.forms import same_form
 from paragator.grading.tidy import INVISIBLE, MAX_CHARS, OverLimitError, check_limits, tidy
+from paragator.grading.tree import UnreadError
 from paragator.grading.units import plain_text, plain_unit
 
 if TYPE_CHECKING:
@@ -40,6 +50,10 @@ MORE_SAID = re.compile(
     r"\b(?:not|wrong|but|actually|maybe|unless|nor)\b|^\W*(?:or|and|if)\b|^\s*[;?&/]|\\ne\b|(?:^|[\s;,.(])[B-HJ][.?;,)]*(?:\s|$)"
 )
 RULED_OUT = re.compile(r"^\W*(?:it|this)\s+(?:can't|cannot|can not|doesn't|does not|isn't)\b")
+STYLE = re.compile(
+    r"\\(?:textbf|text|mathrm|mathbf|boldsymbol|bm|textit|mathit|mathsf|left|right)(?![a-z])\s*|[${}*]|\\[()]"
+)
+SEVERAL_CHOICES = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|;|&|and|\s)?\s*\(?[A-J]\)?)+")
 OTHER_CHOICE = re.compile(r"^\s*(?:[,/&]|or\b|and\b|\+)?\s*\(?\[?[A-Ja-j]\b[\])]?", re.IGNORECASE)
 HEDGE = re.compile(
     r"\b(?:maybe|perhaps|possibly|probably|either|not sure|or maybe|alternatively|equivalently|approximately|about|roughly)\b",
@@ -54,6 +68,18 @@ WORKED_CHARS = 200
 SHORT_TEXT = 6
 """A reference of at most so many words, without LaTeX, is plain wording: a different answer is wrong, not unreadable."""
 WORDS = re.compile(r"[A-Za-z]{2,}")
+PLACING = re.compile(
+    r"\\(?:[a-z]*box[a-z]*|[lr]lap|tag|footnote|(?:over|under|stack)[a-z]*|text|begin|end|not?|raise|kern|rule|verb|url)(?![a-z])"
+)
+"""Commands that place, frame or annotate: an answer that needs them is no notation."""
+QUALIFIER = re.compile(
+    r"(?:[\s,;~]|\\quad|\\text\s*\{)*(?<![A-Za-z])(?:for|where)\s+(?:all|any|every)\b(?:(?!\bor\b|\band\b|=).){0,80}$",
+    re.DOTALL,
+)
+"""Words at the end that say for which numbers or constants a formula holds."""
+NOTHING = re.compile(
+    r"\{\}|\\?emptyset|\\?varnothing|∅|no (?:real |such )?(?:solutions?|roots?|values?)|empty set|there (?:is|are) no solutions?"
+)
 
 
 def quick(text: str, reference: str, kind: str | None = None) -> Grade | None:
@@ -106,6 +132,8 @@ def decide(text: str, reference: str, kind: str | None = None) -> Grade:
     if found:
         return found
     answer = final_answer(text) or ""
+    if kind == "choice" and not CHOSEN.match(STYLE.sub(" ", answer).strip()):
+        answer = announced_choice(text) or answer
     reference = INVISIBLE.sub("", reference_answer(reference))
     try:
         check_limits(answer, MAX_CHARS + 2 * len(reference))
@@ -116,6 +144,8 @@ def decide(text: str, reference: str, kind: str | None = None) -> Grade:
         return Grade("correct", canonical(whole))
     try:
         verdict, reason = compared(answer, reference, kind)
+    except UnreadError as error:
+        verdict, reason = "unscored", str(error)
     except RecursionError:
         verdict, reason = "incorrect", "over the limits: nested too deep"
     return Grade(verdict, canonical(answer), reason)
@@ -129,17 +159,37 @@ def compared(answer: str, reference: str, kind: str | None) -> Finding:
         return "correct", ""
     if kind == "text":
         return "incorrect", ""
+    reference, answer = QUALIFIER.sub("", reference), QUALIFIER.sub("", answer)
+    if is_nothing(reference) and is_nothing(answer):
+        return "correct", ""
+    same = same_form(answer, reference) if kind in (None, "text") else None
+    if same is not None:
+        return ("correct" if same else "incorrect"), ""
     return compare_objects(answer, reference, kind)
 
 
+def is_nothing(text: str) -> bool:
+    """Whether it says that nothing solves the problem: an empty set, "no solution"."""
+    return NOTHING.fullmatch(plain_text(text).strip("\\ ")) is not None
+
+
 def is_choice(reference: str) -> bool:
-    return CHOICE.fullmatch(tidy(reference).replace("\\text ", "").strip("{} ")) is not None
+    return CHOICE.fullmatch(plain_choice(reference)) is not None
+
+
+def plain_choice(text: str) -> str:
+    """Without fonts, dollars, braces and stars."""
+    return STYLE.sub(" ", tidy(text)).strip()
 
 
 def compare_choice(answer: str, reference: str) -> Finding:
-    """The letter; an answer that names two letters names none."""
-    wanted = CHOICE.fullmatch(tidy(reference).replace("\\text ", "").strip("{} "))
-    plain = re.sub(r"\\(?:textbf|text|mathrm|mathbf|left|right)\s*|[${}*]|\\[()]", " ", answer).strip()
+    """The letter, or the letters in any order; an answer that names two letters for one names none."""
+    if several := SEVERAL_CHOICES.fullmatch(plain_choice(reference)):
+        found = SEVERAL_CHOICES.fullmatch(STYLE.sub(" ", answer).strip())
+        letters = [re.findall("[A-J]", match[0]) if match else [] for match in (several, found)]
+        return ("correct" if letters[1] and sorted(letters[0]) == sorted(letters[1]) else "incorrect"), ""
+    wanted = CHOICE.fullmatch(plain_choice(reference))
+    plain = STYLE.sub(" ", answer).strip()
     match = CHOSEN.match(plain)
     if not wanted or not match:
         same = plain_text(answer) == plain_text(reference)
@@ -166,8 +216,8 @@ def compare_objects(answer: str, reference: str, kind: str | None) -> Finding:
         return compare_unread(answer, reference, None)
     try:
         found = read(answer, kind, listed=wanted.op in ("list", "set", "paren"))
-    except SyntaxError:
-        return compare_unread(answer, reference, wanted)
+    except SyntaxError as error:
+        return compare_unread(answer, reference, wanted, unknown=str(error).startswith("command "))
     except OverLimitError as error:
         return "incorrect", str(error)
     try:
@@ -202,9 +252,10 @@ def balanced(reference: str) -> str:
     )
 
 
-def compare_unread(answer: str, reference: str, wanted: Node | None) -> Finding:
+def compare_unread(answer: str, reference: str, wanted: Node | None, *, unknown: bool = False) -> Finding:
     """For answers that this grammar cannot parse: math-verify's verdict where it can be trusted, else unsure.
 
+    An `unknown` notation is unscored: it may be right. What breaks the rules of a known one is incorrect.
     It reads only the last formula, so it is not trusted with references in several parts or answers that give one name two values.
     """
     if wanted is None:
@@ -215,8 +266,10 @@ def compare_unread(answer: str, reference: str, wanted: Node | None) -> Finding:
         return math_verify(answer, reference)
     defined = [part.partition("=")[0].strip(" &\n") for part in PARTS.split(answer) if "=" in part]
     defined = [name for name in defined if name]
+    notation = unknown and len(answer) <= SHOWN_CHARS and not PLACING.search(answer) and not is_sentence(answer)
+    unread: Finding = ("unscored" if notation else "incorrect"), "unsure: the answer is not read"
     if wanted.op != "rel" or "\\" not in answer or re.search(r"\d\s+\d", answer) or len(set(defined)) < len(defined):
-        return "incorrect", "unsure: the answer is not read"
+        return unread
     return math_verify(answer, reference)
 
 

@@ -11,12 +11,15 @@ from paragator.grading.names import (
     is_name,
     is_renamed,
     same_argument,
+    same_fonts,
     same_name,
     same_parameter,
     solutions,
     strip_names,
 )
+from paragator.grading.ordered import needs_order, same_ordered
 from paragator.grading.quantity import difference, proportional, same_quantity, same_ratio
+from paragator.grading.several import are_named, both_signs, has_sets, joined, members, same_product
 from paragator.grading.tree import Node
 from paragator.grading.values import UndefinedError, exact, has, same_value, symbols, value
 
@@ -24,7 +27,9 @@ INEQUALITIES = frozenset(("<", ">", "<=", ">=", "!=", "in", "notin"))
 
 
 def equal(reference: Node, answer: Node, kind: str | None = None) -> bool:
-    """Whether `answer` is equivalent to `reference`; UndefinedError or OverLimitError where that cannot be decided."""
+    """Whether `answer` is equivalent to `reference`; UndefinedError, OverLimitError or UnreadError where that cannot be decided."""
+    answer = same_fonts(answer, reference)
+    reference = same_fonts(reference, answer)
     if reference == answer:
         return not empty(answer)
     if answer.op == "list" and reference.op != "list" and answer.args[0].op != "rel" and len(set(answer.args)) == 1:
@@ -41,6 +46,8 @@ def equal(reference: Node, answer: Node, kind: str | None = None) -> bool:
         )
     if is_equation(reference) or is_equation(answer):
         return same_equation(reference, answer, kind)
+    if reference.op == answer.op == "rel":
+        return same_relation(reference, answer)
     if has(reference, "pm", "mp") or has(answer, "pm", "mp"):
         return same_members(both_signs(reference), both_signs(answer))
     return same_object(reference, answer, kind)
@@ -64,36 +71,16 @@ def same_object(reference: Node, answer: Node, kind: str | None) -> bool:
         return same_collection(reference, answer, ours, theirs, kind)
     if reference.op == "text" or answer.op == "text":
         return reference.op == answer.op and units.plain_text(reference.value) == units.plain_text(answer.value)
+    if reference.op == answer.op == "oper" and reference.value == answer.value:
+        return all(equal(a, b) for a, b in zip(reference.args, answer.args, strict=True))
+    if has_sets(reference) or has_sets(answer):
+        return same_product(reference, answer)
     if reference.op == "ratio" and answer.op == "ratio":
         return same_ratio(reference, answer)
     return same_quantity(reference, answer) or same_quantity(reference, as_printed(reference, answer))
 
 
-def both_signs(node: Node) -> list[Node]:
-    """The members of a list, those with +- as two."""
-    out = []
-    for item in members(node) or [node]:
-        out += [signed(item, 1), signed(item, -1)] if has(item, "pm", "mp") else [item]
-    return out
-
-
-def signed(node: Node, sign: int) -> Node:
-    args = tuple(signed(child, sign) for child in node.args)
-    if node.op in ("pm", "mp"):
-        return args[0] if (sign > 0) == (node.op == "pm") else Node("neg", args)
-    return Node(node.op, args, node.value)
-
-
 # ---- sets, lists, tuples, intervals
-
-
-def members(node: Node) -> list[Node] | None:
-    """The items of a list, set, tuple or bracket; None for a single value."""
-    if node.op in ("list", "set"):
-        return list(node.args)
-    if (node.op == "paren" and len(node.args) > 1) or (node.op == "paren" and node.value == "[]"):
-        return list(node.args)
-    return None
 
 
 def same_collection(
@@ -130,6 +117,12 @@ def same_members(ours: list[Node], theirs: list[Node]) -> bool:
     """Equal one to one in any order, with nothing missing and nothing repeated."""
     if len(ours) != len(theirs):
         return False
+    if are_named(ours) != are_named(theirs) and not any(
+        item.op == "rel" for item in (theirs if are_named(ours) else ours)
+    ):
+        return all(
+            equal_or_not(a, b) for a, b in zip(ours, theirs, strict=True)
+        )  # bare values stand for names in order
     left = list(theirs)
     for item in ours:
         match = next((i for i, other in enumerate(left) if equal_or_not(item, other)), None)
@@ -147,12 +140,13 @@ def equal_or_not(a: Node, b: Node) -> bool:
 
 
 def same_set(reference: Node, answer: Node) -> bool:
-    if (
-        reference.op == answer.op != "sym"
-        and len(reference.args) == len(answer.args)
-        and all(equal_or_not(a, b) for a, b in zip(reference.args, answer.args, strict=True))
-    ):
-        return True
+    if reference.op == answer.op != "sym" and len(reference.args) == len(answer.args):
+        if all(equal_or_not(a, b) for a, b in zip(reference.args, answer.args, strict=True)):
+            return True
+        if reference.op in ("cup", "cap") and all(
+            part.op not in ("paren", "set") for n in (reference, answer) for part in n.args
+        ):
+            return same_members(joined(reference, reference.op), joined(answer, reference.op))
     return regions.same_region(reference, answer)
 
 
@@ -281,7 +275,28 @@ def both_equations(reference: Node, answer: Node, kind: str | None) -> bool:
         return equal(b, c, kind)
     if any(not_a_number(side) for side in (a, b, c, d)):
         return (equal_or_not(a, c) and equal_or_not(b, d)) or (equal_or_not(a, d) and equal_or_not(b, c))
+    if needs_order(a, b, c, d):
+        ours, theirs = difference(a, b), difference(c, d)
+        return same_ordered(ours, theirs) or same_ordered(ours, Node("neg", (theirs,)))
     return proportional(difference(a, b), difference(c, d), positive=False)
+
+
+SYMMETRIC = frozenset(("sim", "cong", "equiv", "parallel", "perp", "leftrightarrow", "Leftrightarrow", "asymp"))
+MIRRORED = {
+    "supset": "subset", "supseteq": "subseteq", "supsetneq": "subsetneq", "succ": "prec", "succeq": "preceq", ">>": "<<", "from": "to",
+}  # fmt: skip
+
+
+def same_relation(reference: Node, answer: Node) -> bool:
+    """The same sign between the same sides in order, which only some signs let change."""
+    sides = []
+    for node in (reference, answer):
+        turned = all(sign in MIRRORED for sign in node.value)
+        signs = tuple(MIRRORED.get(sign, sign) for sign in (reversed(node.value) if turned else node.value))
+        sides.append((signs, node.args[::-1] if turned else node.args))
+    (signs, ours), (others, theirs) = sides
+    orders = [theirs, theirs[::-1]] if len(signs) == 1 and signs[0] in SYMMETRIC else [theirs]
+    return signs == others and any(all(map(equal_or_not, ours, order)) for order in orders)
 
 
 def not_a_number(node: Node) -> bool:

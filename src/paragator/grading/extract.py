@@ -11,10 +11,13 @@ from paragator.grading.units import is_counting
 MAX_CHARS = 20_000
 """The answer is looked for in so many last characters outside thinking."""
 BRACE = re.compile(r"\\boxed\s*\{|\\fbox\s*\{|\\[\\{}]|[{}]")
+BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])")
 JOINED = 40
 """Boxes with at most so many characters between them, and no blank line, are one answer in several boxes."""
 JOINT = re.compile(r"[\s,;$&.]*(?:and|or)?[\s,;$&.]*")
 HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
+LISTED = re.compile(r"^\[\s*(['\"])((?:(?!\1).)+)\1\s*\]$", re.DOTALL)
+"""A list of one text, as Python prints it."""
 LAST_LINE = re.compile(
     r"(?:\*\*|#+ )?\s*(?:A|(?:[Ff]inal )?(?:[Aa]ns|[Aa]nswer|ANSWER)\s*=?)\s*(?:\*\*)?\s*:\s*(?:\*\*)?\s*(\S.{0,300})"
 )
@@ -28,6 +31,10 @@ ANNOUNCED = re.compile(
     r"(?:answers?|solutions?|results?|resposta|respuesta|réponse|antwort|答案|答)(?:\s*(?:\*\*)?\s*(?:is|are|be|es|est|ist|为|是|:|=)+\s*(?:\*\*)?\s*:?\s*|\s+(?=\$))",
     re.IGNORECASE,
 )
+CHOICE_SAID = re.compile(
+    r"(?:answer|choice|option|choose|select)\b(?:\s|[*:$]|is\b|\\text(?:bf)?\{)*(\(?[A-J]\b(?![a-z'])[^\n]{0,200})",
+    re.IGNORECASE,
+)
 INLINE = re.compile(r"(?<!\\)\$\$?((?:\\.|[^$\\]){1,2000})\$\$?|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]", re.DOTALL)
 SENTENCE_END = re.compile(r"(?<=[^\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|。")
 NUMBER = re.compile(r"(?<![\w^{}\\.,/(\[|-])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?![\w^{}\\/(\[|]|\.\d)", re.ASCII)
@@ -37,6 +44,10 @@ FORMULA_WORDS = frozenset(
     "sin cos tan sec csc cot log exp sqrt arcsin arccos arctan sinh cosh tanh max min gcd lcm "  # noqa: SIM905
     "infty infinity inf and otherwise for".split()
 )
+
+
+MARKED = re.compile(r"(\*{1,3}|_{1,2}|`)(?=\S)((?:(?!\1).){1,300}?)\1(?!\w)")
+"""Emphasis or code in Markdown."""
 
 
 def is_sentence(text: str) -> bool:
@@ -67,6 +78,11 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
+def cut_box(text: str, after: int) -> bool:
+    """Whether a box opens after this place: it is cut off, and no earlier one is the answer."""
+    return BOX.search(text, after) is not None
+
+
 def shown_end(text: str) -> str:
     """The end of the text outside thinking."""
     return strip_thinking(text)[-MAX_CHARS:]
@@ -78,7 +94,7 @@ def final_box(text: str, *, strict: bool = True) -> str | None:
     Not strict: only "and", "or" and commas between two boxes make them one answer.
     """
     found = boxes(text)
-    if not found:
+    if not found or (strict and cut_box(text, found[-1][1])):
         return None
     last = [found[-1]]
     for box in reversed(found[:-1]):
@@ -102,9 +118,16 @@ def final_answer(text: str) -> str | None:
         return None
     if hashes := HASHES.findall(shown):
         return str(hashes[-1]).strip()
-    if line := LAST_LINE.fullmatch(shown[shown.rfind("\n") + 1 :].strip()):
-        return line[1].strip()
+    if line := LAST_LINE.fullmatch(shown[shown.rfind("\n") + 1 :].strip().lstrip("> ")):
+        return undecorated(line[1])
     return announced(shown[-SENTENCE_CHARS:])
+
+
+def undecorated(said: str) -> str:
+    """Without Markdown's stars around its beginning, or all of it, and without a question mark at its end."""
+    said = MARKED.sub(lambda m: str(m[2]), said.strip())
+    said = said.removesuffix("**") if said.count("**") == 1 else said
+    return said.rstrip("?").strip() or said
 
 
 def bare_text(text: str) -> str:
@@ -120,11 +143,18 @@ def box_or_all(text: str) -> str | None:
     return (found[-1][2] if found else shown) or None
 
 
+def announced_choice(text: str) -> str | None:
+    """What the last "answer: D" or "the choice is D" outside thinking says, from the letter to the end of its line."""
+    found = CHOICE_SAID.findall(shown_end(text)[-SENTENCE_CHARS:])
+    return str(found[-1]) if found else None
+
+
 def reference_answer(reference: str) -> str:
     """A reference as it is, or the content of the box in it, closed or not."""
     boxed = final_box(reference, strict=False)
     if boxed is None:
-        return reference.strip().rpartition("\\boxed{")[2]
+        plain = LISTED.sub(r"\2", reference.strip())
+        return str((HASHES.findall(plain) or [plain])[-1]).strip().rpartition("\\boxed{")[2]
     return inner_box(boxed)
 
 
@@ -148,7 +178,7 @@ def announced(text: str) -> str:
         return shown
     marks = [match.end() for match in ANNOUNCED.finditer(shown) if match.end() < len(shown)]
     if marks:
-        rest = shown[marks[-1] :].strip()
+        rest = undecorated(shown[marks[-1] :])
         if NEGATED.match(rest):
             return shown
         formula = INLINE.match(rest)

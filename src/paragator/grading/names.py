@@ -156,6 +156,25 @@ def renamed(node: Node, old: str, new: str) -> Node:
     return Node(node.op, tuple(renamed(child, old, new) for child in node.args), node.value)
 
 
+FONTS = ("bold ", "calligraphic ", "fraktur ")
+
+
+def same_fonts(node: Node, other: Node) -> Node:
+    """The tree with its names in the font that the other one writes them in, as long as no name is written in two."""
+    ours, theirs = ({str(n.value) for n in tree.walk() if n.op == "sym"} for tree in (node, other))
+    for name in theirs - ours:
+        font = next((font for font in (*FONTS, "vec ") if name.startswith(font)), None)
+        if font is None:
+            continue
+        plain = name.removeprefix(font)
+        spellings = [plain] if font != "vec " else []
+        spellings += [other_font + plain for other_font in (*FONTS, "vec ") if other_font != font]
+        found = [spelling for spelling in spellings if spelling in ours]
+        if len(found) == 1 and found[0] not in theirs and not (found[0].startswith("vec ") and plain in ours):
+            node = renamed(node, found[0], name)
+    return node
+
+
 def strip_names(node: Node) -> Node:
     """x = 1, x = 2  or  x = 1, 2  as the list 1, 2."""
     if node.op in ("list", "or", "set"):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from paragator.grading.calls import is_function
 from paragator.grading.tidy import OverLimitError
 from paragator.grading.tree import Node
-from paragator.grading.values import Env, UndefinedError, close, is_opaque, mp, points, symbols, value
+from paragator.grading.values import Env, UndefinedError, close, mp, points, symbols, value
 
 MAX_DEGREE = 8
 MAX_CRITICAL = 400
@@ -31,7 +32,7 @@ class Region:
 def same_region(a: Node, b: Node) -> bool:
     """Whether two conditions or sets hold for the same real numbers; UndefinedError where one is neither."""
     names = variables(a) | variables(b)
-    if any(is_opaque(n) for node in (a, b) for n in node.walk()):
+    if any(is_function(n) for node in (a, b) for n in node.walk()):
         raise UndefinedError("an unknown function")
     if len(names) > 1:
         raise UndefinedError(f"several unknowns: {', '.join(sorted(names))}")

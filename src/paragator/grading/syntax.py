@@ -4,31 +4,14 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from paragator.grading import units
 from paragator.grading.atoms import ATOMS
+from paragator.grading.calls import is_function
+from paragator.grading.signs import CLOSING, OPENING, OPERATORS, RELATIONS, SEPARATORS, SET_OPERATORS, SYMBOLS, WORDS
 from paragator.grading.tokens import FUNCTIONS, NAMES, SPLIT_WORD, Token, tokens_of
 from paragator.grading.tree import Node, flat
 
 MANY = frozenset(("max", "min", "gcd", "lcm", "binom"))
-RELATIONS = {
-    "=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", r"\le": "<=", r"\ge": ">=", r"\ne": "!=",
-    r"\in": "in", r"\notin": "notin", r"\approx": "~", r"\simeq": "~", r"\equiv": "equiv", r"\to": "to", "->": "to",
-    r"\rightarrow": "to",
-    r"\Rightarrow": "implies", "=>": "implies", r"\implies": "implies", r"\propto": "propto",
-    r"\ll": "<<", r"\gg": ">>", r"\sim": "sim",
-}  # fmt: skip
-SET_OPERATORS = {r"\cup": "cup", r"\cap": "cap", r"\setminus": "setminus"}
-SEPARATORS = (",", ";", "or", "and", r"\cup", r"\cap")
-OPENING = ("(", "[", "{", r"\{")
-WORDS = {
-    "or": "or",
-    "and": "and",
-    "if": "if",
-    "for": "if",
-    "when": "if",
-    "where": "if",
-    "otherwise": "otherwise",
-    "else": "otherwise",
-}
 
 
 def parse(text: str) -> Node:
@@ -38,6 +21,15 @@ def parse(text: str) -> Node:
     if reader.at != len(reader.tokens):
         raise SyntaxError(f"unexpected {reader.tokens[reader.at].value!r}")
     return node
+
+
+def together(first: Node, second: Node) -> Node:
+    """2 hours 30 minutes, in the first unit."""
+    scales = [units.canonical(node.value) if node.op == "unit" else "" for node in (first, second)]
+    if isinstance(scales[0], str) or isinstance(scales[1], str) or scales[0][0] != scales[1][0]:
+        raise SyntaxError("two quantities side by side")
+    rest = Node("mul", (second.args[0], Node("num", value=scales[1][1] / scales[0][1])))
+    return Node("unit", (Node("add", (first.args[0], rest)),), first.value)
 
 
 def even_groups(items: list[Node], starts: list[int]) -> bool:
@@ -51,6 +43,7 @@ class AnswerReader:
 
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens, self.at, self.bars = tokens, 0, 0
+        self.parsed: dict[int, tuple[Node, int]] = {}
 
     # ---- tokens
 
@@ -157,12 +150,16 @@ class AnswerReader:
             return {"+": inner, "-": Node("neg", (inner,))}.get(sign) or Node(sign[1:], (inner,))
         node = self.power()
         while True:
-            if self.take("*", r"\cdot", r"\times"):
-                node = Node("mul", (node, self.signed()))
+            if sign := self.take("*", r"\cdot", r"\times"):
+                node = Node("mul", (node, self.signed()), "x" if sign == r"\times" else ".")
             elif self.take("/", r"\div"):
                 node = Node("div", (node, self.signed()))
+            elif operator := self.take(*OPERATORS):
+                node = Node("oper", (node, self.signed()), operator[1:])
             elif self.peek() == "text":
                 node = Node("unit", (node,), self.unit_text())
+            elif node.op == "unit" and self.peek() == "number":
+                node = together(node, self.product())
             elif self.starts_factor(node):
                 node = self.juxtaposed(node)
             else:
@@ -178,13 +175,14 @@ class AnswerReader:
         found = self.peek()
         if found == "number":
             return left.op != "num" or self.peek(1) == "/"
-        if found in ("word", "set", "(", "{", "[", r"\begin") or (found == "|" and self.bars == 0):
+        if found in ("word", "name", "set", "(", "{", "[", r"\begin") or (found == "|" and self.bars == 0):
             return True
         return (
             found.startswith("\\")
             and found[1:2].isalpha()
             and found not in RELATIONS
             and found not in SET_OPERATORS
+            and found not in OPERATORS
             and found not in CLOSING
         )
 
@@ -204,7 +202,7 @@ class AnswerReader:
         return Node("call" if call else "mul", (left, right))
 
     def power(self) -> Node:
-        node = self.atom()
+        node = self.called_name(self.atom())
         while True:
             if self.take("^"):
                 node = self.raised(node)
@@ -216,6 +214,18 @@ class AnswerReader:
                 node = self.subscripted(node)
             else:
                 return node
+
+    def called_name(self, name: Node) -> Node:
+        """f(x) where that is a function, else the name alone; the bracket is then read later, from what was parsed here."""
+        if name.op != "sym" or self.peek() != "(":
+            return name
+        start = self.at
+        call = Node("call", (name, self.atom()))
+        if is_function(call):
+            return call
+        self.parsed[start] = call.args[1], self.at
+        self.at = start
+        return name
 
     def raised(self, base: Node) -> Node:
         start = self.at
@@ -272,13 +282,17 @@ class AnswerReader:
     # ---- atoms
 
     def atom(self) -> Node:
+        if self.at in self.parsed:
+            node, self.at = self.parsed[self.at]
+            return node
         found = self.peek()
         if not found:
             raise SyntaxError("ends too early")
         if found in ATOMS:
             return ATOMS[found](self)
-        if not found.startswith("\\") or not found[1:].isalpha():
-            raise SyntaxError(f"{found!r} is not supported")
+        if not found.startswith("\\") or found[1:] not in SYMBOLS:
+            known = not found[1:].isalpha() or found in RELATIONS or found in OPERATORS or found in CLOSING
+            raise SyntaxError(f"{found!r} in the wrong place" if known else f"command {found} is not known")
         self.at += 1
         return self.subscripted(Node("sym", value=found[1:]))
 
@@ -317,8 +331,16 @@ class AnswerReader:
     def subscripted(self, node: Node) -> Node:
         name = str(node.value)
         while sign := self.take("_", "'"):
-            name += "'" if sign == "'" else "_" + flat(self.argument())
+            name += "'" if sign == "'" else "_" + self.subscript()
         return Node("sym", value=name)
+
+    def subscript(self) -> str:
+        """What stands below a name; of a lone command its name, whatever it is."""
+        braces = self.peek() == "{" and self.peek(2) == "}"
+        if (found := self.peek(braces)) in OPERATORS or found in RELATIONS:
+            self.at += 3 if braces else 1
+            return found[1:]
+        return flat(self.argument())
 
     def function(self, name: str) -> Node:
         """sin x, sin^2 x, log_2 x, sqrt[3]{x}, max(a, b)."""
@@ -366,24 +388,3 @@ class AnswerReader:
             index = self.sum()
             self.need("]")
         return Node("func", (self.argument(), index), "root")
-
-
-CLOSING = frozenset(
-    (
-        r"\}",
-        r"\rfloor",
-        r"\rceil",
-        r"\end",
-        r"\|",
-        r"\circ",
-        "\\\\",
-        r"\pm",
-        r"\mp",
-        r"\cdot",
-        r"\times",
-        r"\div",
-        r"\hline",
-        r"\over",
-        r"\choose",
-    )
-)

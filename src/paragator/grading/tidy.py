@@ -39,13 +39,37 @@ VULGAR = re.compile("[¼-¾⅐-⅞]")
 
 DROPPED = re.compile(
     r"\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|middle|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|hfill"
-    r"|noindent|newline|tiny|small|large|Large|huge|Huge|bf|rm|it)(?![a-zA-Z])|(?<!\\)\\[,;:!>]|\\(?:quad|qquad|enspace|thinspace)(?![a-zA-Z])|~|&nbsp;"
+    r"|noindent|newline|tiny|small|large|Large|huge|Huge|bf|rm|it)(?![a-zA-Z])|(?<!\\)\\[,;:!>]|\\q?quad(?![a-z]{2})|\\(?:enspace|thinspace)(?![a-zA-Z])|~|&nbsp;"
 )
 NULL_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 FONTS = re.compile(
-    r"\\(?:mathbf|mathit|mathsf|mathcal|boldsymbol|bm|mathnormal|vec|hat|bar|overline|underline|tilde|mathop|displaylines|ensuremath)"
-    r"(?![a-zA-Z])\s*(?!\{?[\d.]+\}?)"
+    r"\\(?:mathit|mathsf|mathnormal|mathop|displaylines|ensuremath|underline|mathbin|mathrel|pmb)(?![a-zA-Z])\s*"
+    r"|\\(?:mathbf|boldsymbol|bm)(?![a-zA-Z])\s*"
+    r"(?=\{?\s*[\d.(-]|\{?\s*\\(?:d?frac|sqrt|left|text|pm|infty|emptyset|displaystyle)|\{[A-Za-z]{4})"
 )
+CHOICE_LABEL = re.compile(r"^\\text\s*\{\s*\(?[A-J]\)\s*\}\s*(?=[\d\\$-])")
+CURRENCY = re.compile(r"^(\\text\s*\{(?:euro|pound)\})\s*(\d[\d.,]*)$")
+ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}?|(?<=\d)(?:st|nd|rd|th)\b")
+OHM = re.compile(r"(?<=\d)(?:\\[ ,;]|\s)*(k|M)?\s*\\Omega\s*$")
+EXTREMUM = re.compile(r"^\\(?:max|min)(?:imum)?\s*(?==)")
+TEXT_NUMBER = re.compile(r"^\\text\s*\{\s*(-?\d[\d,]*(?:\.\d+)?)(?:\s*([A-Za-z][A-Za-z /.]*))?\s*\}$")
+LARGE = re.compile(r"(?<=\d)\s*(?:\\text\s*\{)?\s*(thousand|million|billion|trillion)\b\s*\}?")
+POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+BASES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "twelve": 12,
+}
+BASES["sixteen"] = 16
+WORDED_BASE = re.compile(r"(?<=[0-9A-F}])\s*_\s*\{?\s*(?:\\text\s*\{)?\s*(" + "|".join(BASES) + r")\s*\}\s*\}?")
+LETTER_DIGITS = re.compile(r"^\\text\s*\{\s*([0-9A-F]{1,12})\s*\}(?=\s*_)")
 TEXTS = re.compile(
     r"\\(?:mathrm|textrm|textbf|textit|textsf|texttt|mbox|hbox|textnormal|operatorname\*?|emph|rm)\s*(?=\{)"
 )
@@ -58,6 +82,7 @@ SAME = {
     r"\backslash": r"\setminus", r"\ldots": r"\dots", r"\cdots": r"\dots", r"\varepsilon": r"\epsilon", r"\varphi": r"\phi",
     r"\vartheta": r"\theta", r"\operatorname": "", r"\ast": "*", r"\infin": r"\infty", r"\Bbb": r"\mathbb", r"\exponentialE": "e",
     r"\R": r"\mathbb{R}", r"\Z": r"\mathbb{Z}", r"\N": r"\mathbb{N}", r"\Q": r"\mathbb{Q}", r"\C": r"\mathbb{C}",
+    r"\nicefrac": r"\frac", r"\sfrac": r"\frac", r"\flatfrac": r"\frac",
     r"\smallsetminus": r"\setminus", r"\bigcup": r"\cup", r"\imaginaryI": "i", r"\iff": r"\text{iff}", r"\lor": r"\text{ or }",
     r"\land": r"\text{ and }", r"\euro": r"\text{euro}", r"\textdollar": "", r"\thinspace": " ", r"\prime": "'", r"\ang": "",
     r"\langle": "(", r"\rangle": ")", r"\textendash": "-", r"\textminus": "-", r"\doteq": "=", r"\coloneqq": "=",
@@ -72,6 +97,7 @@ LABEL = re.compile(
     re.IGNORECASE,
 )
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\s*\\!\s*|,\s*\\,|\\,|\\!,|\\ )\s*\d{3})+(?![\d])")
+DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=(?:\d{1,2}|\d{4,})(?!\d|\{,\}))")
 SPACED_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d.])")
 LONG_NUMBER = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 ROMAN = re.compile(r"\{?\\rm\s+([A-Za-z/ ]{1,40})\}?")
@@ -87,6 +113,10 @@ ESCAPED = re.compile(r"(?<!\\)\\([$%# _&])")
 STRUCTURE = re.compile(r"[({\[]|[)}\]]|\\[{}]")
 
 
+DIRECTION = re.compile("[\u202d\u202e\u2066-\u2068]")
+"""Characters that change the order in which others are shown."""
+
+
 def check_limits(answer: str, longest: int = MAX_CHARS) -> None:
     """OverLimitError for an answer that is too long, too deep, holds an overlong number, or hides what it says."""
     if len(answer) > longest:
@@ -98,7 +128,7 @@ def check_limits(answer: str, longest: int = MAX_CHARS) -> None:
         depth += 1 if match[0][-1] in "({[" else -1
         if depth > MAX_DEPTH:
             raise OverLimitError(f"over the limits: nested deeper than {MAX_DEPTH}")
-    if found := HIDDEN.search(answer):
+    if found := HIDDEN.search(answer) or DIRECTION.search(answer):
         raise OverLimitError(f"holds {found[0]!r}, which hides or redefines what is shown")
 
 
@@ -132,16 +162,28 @@ def tidy(answer: str) -> str:
         text = text.replace("\\\\", "\\")
     text = INNER_MATH.sub(r"\1", ROMAN.sub(r"\\text{\1}", text))
     text = SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
+    text = DECIMAL_COMMA.sub(".", text)
     text = THOUSANDS.sub(lambda m: re.sub(r"[{},\\!\s]", "", m[0]), text)
     text = NULL_DELIMITER.sub(" ", text)
     text = DROPPED.sub(" ", FONTS.sub("", text))
     text = TEXTS.sub(r"\\text", ROMAN_LETTER.sub(r"\1", text))
     text = COMMAND.sub(lambda m: spelled(m[0]), text)
+    text = EXTREMUM.sub("", CURRENCY.sub(r"\2 \1", CHOICE_LABEL.sub("", text)))
+    text = OHM.sub(r" \\text{\1ohm}", ORDINAL.sub("", text))
+    text = LETTER_DIGITS.sub(r"\1", TEXT_NUMBER.sub(text_number, text))
+    text = WORDED_BASE.sub(lambda m: f"_{{{BASES[m[1]]}}}", text)
+    text = LARGE.sub(lambda m: f"\\times 10^{{{POWERS[m[1]]}}} ", text)
     text = PERCENT.sub("%", text).replace("\\not =", "\\ne ").replace("\\not=", "\\ne ")
     text = GLUED.sub(r" \1 ", text)
     text = SPACED_THOUSANDS.sub(lambda m: m[0].replace(" ", ""), text)
     text = ESCAPED.sub(lambda m: {"$": "", " ": " "}.get(m[1], m[1]), text).replace("$", "")
     return " ".join(unwrap(LEADING.sub("", LABEL.sub("", text))).split())
+
+
+def text_number(match: re.Match[str]) -> str:
+    """A number in words' clothes: \\text{9,500 dollars}."""
+    number = match[1].replace(",", "")
+    return f"{number} \\text{{{match[2]}}}" if match[2] else number
 
 
 def repeating(match: re.Match[str]) -> str:

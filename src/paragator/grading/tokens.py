@@ -16,8 +16,21 @@ TOKEN = re.compile(
     r"\s*(?:(?P<command>\\\\(?:\[[^\]]{0,9}\])?|\\[a-zA-Z]+|\\[{}|])|(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<word>[a-zA-Z]+)|(?P<sign><=|>=|!=|==|=>|->|\*\*|.))",
     re.S,
 )
+DECORATED = re.compile(r"\\[a-zA-Z]+|[A-Za-z0-9]")
 SPLIT_WORD = 3
 """An unknown word of at most this many letters is a product of letters; a longer one is a word."""
+
+
+DECORATIONS = {
+    f"\\{command}": name
+    for name, commands in {
+        "bold": "mathbf boldsymbol bm", "calligraphic": "mathcal mathscr", "fraktur": "mathfrak", "bar": "bar overline",
+        "hat": "hat widehat", "tilde": "tilde widetilde", "vec": "vec overrightarrow", "dot": "dot", "ddot": "ddot",
+        "check": "check breve", "arc": "overparen wideparen overarc",
+    }.items()
+    for command in commands.split()
+}  # fmt: skip
+"""Commands that make another name of what they stand over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +50,11 @@ def tokens_of(text: str) -> list[Token]:
         at = match.end()
         kind = str(match.lastgroup)
         value = match[kind]
-        if value in (r"\text", r"\operatorname", r"\mathbb"):
+        if value in DECORATIONS:
+            at, name = decorated(text, at)
+            letters = name if DECORATIONS[value] == "bold" and name.isalpha() and name not in NAMES else [name]
+            out += [Token("name", f"{DECORATIONS[value]} {letter}") for letter in letters]
+        elif value in (r"\text", r"\operatorname", r"\mathbb"):
             at, content = braced(text, at)
             out.append(Token("set" if value == r"\mathbb" else "text", content.strip()))
         elif value in (r"\begin", r"\end"):
@@ -52,6 +69,19 @@ def tokens_of(text: str) -> list[Token]:
         elif value.strip():
             out.append(Token(kind, "^" if value == "**" else value))
     return out
+
+
+def decorated(text: str, at: int) -> tuple[int, str]:
+    """What a decoration stands over, without spaces, and where it ends."""
+    while at < len(text) and text[at] == " ":
+        at += 1
+    if text[at : at + 1] == "{":
+        at, inner = braced(text, at)
+        return at, "".join(inner.split())
+    match = DECORATED.match(text, at)
+    if not match:
+        raise SyntaxError("a decoration over nothing")
+    return match.end(), match[0]
 
 
 def braced(text: str, at: int) -> tuple[int, str]:

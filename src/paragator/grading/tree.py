@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class UnreadError(Exception):
+    """The rules cannot say whether two answers are equal; the text says why, and a judge may decide."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A node of an answer's expression tree.
@@ -15,6 +19,7 @@ class Node:
     list (bare, with commas)  paren (value: its two brackets)  set  ratio
     rel (value: the signs between the children)  or  builder (item, condition)  cup, cap, setminus
     big (children: body, lower, upper; value: sum, prod, int, lim, ...)
+    oper (two children; value: an operator of which only the order is known)
     matrix (children: rows)  row  det  cases (children: case)  case (value, condition)
     """
 

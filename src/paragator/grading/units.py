@@ -12,7 +12,7 @@ TABLE = {
         "m meter meters metre metres = 1; "
         "cm centimeter centimeters centimetre centimetres = 1/100; "
         "mm millimeter millimeters = 1/1000; km kilometer kilometers kilometre kilometres = 1000; "
-        "nm nanometer nanometers = 1/1000000000; inch inches = 127/5000; ft foot feet = 381/1250; "
+        "nm nanometer nanometers = 1/1000000000; in inch inches = 127/5000; ft foot feet = 381/1250; "
         "yd yard yards = 1143/1250; mi mile miles = 201168/125"
     ),
     "time": (
@@ -38,6 +38,7 @@ TABLE = {
     "frequency": "Hz hertz = 1; kHz = 1000; MHz = 1000000; GHz = 1000000000",
     "temperature": "K kelvin = 1",
     "charge": "C coulomb coulombs = 1",
+    "resistance": "ohm ohms = 1; kohm = 1000; Mohm = 1000000",
     "voltage": "V volt volts = 1; kV = 1000",
     "current": "A amp amps ampere amperes = 1; mA = 1/1000",
     "power": "W watt watts = 1; kW = 1000; MW = 1000000",
@@ -61,7 +62,8 @@ TRAILING = re.compile(
     r"^(?P<number>.*[\d})])\s*(?P<unit>(?:(?:square|cubic|sq|per|[A-Za-z]{2,})[ ./]*)+(?:\^\{?\d\}?|/[hs])?)$", re.S
 )
 PART = re.compile(r"(/?)\s*([A-Za-z]+)(?:\s*\^\s*(-?\d+))?")
-ARTICLES = re.compile(r"\b(?:the|a|an)\b")
+ARTICLES = re.compile(r"\b(?:the|a|an)\b", re.IGNORECASE)
+WORD = re.compile(r"(?<!\\)\b(?:[A-Za-z]{3,}|[A-Za-z][a-z]|NO)\b")
 COMMANDS = re.compile(r"\\(?:text|mathrm|mathbf|mbox|textbf|operatorname)\s*|[{}$~]|\\[,;:! ]|\*\*")
 
 
@@ -114,8 +116,8 @@ def canonical(unit: str) -> Scale | str:
 
 
 def plain_text(text: str) -> str:
-    """Words in lower case without articles, punctuation and LaTeX's text commands."""
-    text = COMMANDS.sub(" ", text).lower()
-    if re.search(r"[a-z]{2}", text):
-        text = re.sub(r"[.,;:?\"'`]+(?=\s|$)", " ", text)
-    return " ".join(ARTICLES.sub(" ", text).split())
+    """Words in lower case without articles, punctuation and LaTeX's text commands; letters and commands stay as they are."""
+    text = WORD.sub(lambda match: match[0].lower(), COMMANDS.sub(" ", text))
+    if WORD.search(text):
+        text = ARTICLES.sub(" ", re.sub(r"[.,;:?\"'`]+(?=\s|$)", " ", text))
+    return " ".join(text.split())

@@ -11,6 +11,8 @@ from typing import Any
 
 import mpmath
 
+from paragator.grading.calls import is_function
+from paragator.grading.ordered import needs_order, same_ordered
 from paragator.grading.tidy import OverLimitError
 from paragator.grading.tree import Node
 
@@ -135,19 +137,32 @@ def value(node: Node, env: Env) -> Any:
     return result
 
 
-def is_opaque(node: Node) -> bool:
-    """f(x) or I(0): an unknown function rather than a product; h(a + b) and x(3) are products."""
-    if node.op != "call" or node.args[1].op not in ("sym", "num"):
-        return False
-    name = str(node.args[0].value)
-    return name in ("f", "g", "h", "F", "G", "H") or (node.args[1].op == "num" and name[0].isupper())
+KNOWN: dict[str, Any] = {"Gamma": mp.gamma, "zeta": mp.zeta}
+"""Functions with a Greek name that are computed."""
+MOST_ARGUMENT = 1_000
+
+
+def opaque(node: Node, env: Env) -> Any:
+    """An unknown function's value: any number will do, as long as equal arguments give the same one."""
+    head = node.args[0].value if node.op == "call" else node.value
+    said = []
+    for argument in node.args[1:] if node.op == "call" else node.args:
+        for part in argument.args if argument.op == "paren" else (argument,):
+            try:
+                said.append(mp.nstr(value(part, env), 30))
+            except UndefinedError:
+                said.append(repr(sorted(map(repr, part.args)) if part.op in ("cap", "cup") else part))
+    return mp.mpf(random.Random(f"{head}({','.join(said)}){env.get('#')}").uniform(0.3, 3))
 
 
 def compute(node: Node, env: Env) -> Any:
     op, args = node.op, node.args
-    if is_opaque(node):  # any number will do, as long as equal arguments give the same one
-        argument = mp.nstr(value(args[1], env), 30)
-        return mp.mpf(random.Random(f"{args[0].value}({argument}){env.get('#')}").uniform(0.3, 3))
+    if is_function(node):
+        argument = value(args[1], env) if args[0].value in KNOWN and args[1].op != "paren" else None
+        known = argument is not None and abs(argument) <= MOST_ARGUMENT
+        return KNOWN[args[0].value](argument) if known else opaque(node, env)
+    if op == "oper":
+        return opaque(node, env)
     if op == "big":
         parts = [value(args[0], env), *(bound(child, env) for child in args[1:])]
         said = ",".join(part if isinstance(part, str) else mp.nstr(part, 30) for part in parts)
@@ -279,8 +294,18 @@ def close(a: Any, b: Any) -> bool:
 
 
 def symbols(*nodes: Node) -> set[str]:
-    """The names that a tree's value depends on."""
-    return {n.value for node in nodes for n in node.walk() if n.op == "sym" and n.value not in CONSTANTS}
+    """The names that a tree's value depends on; an unknown function's as "f()"."""
+    found: set[str] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node.op == "sym" and node.value not in CONSTANTS:
+            found.add(str(node.value))
+        function_ = is_function(node)
+        if function_ and node.args[0].value not in KNOWN:
+            found.add(f"{node.args[0].value}()")
+        stack.extend(node.args[1:] if function_ else node.args)
+    return found
 
 
 def has(node: Node, *ops: str) -> bool:
@@ -330,6 +355,8 @@ def same_value(a: Node, b: Node) -> bool:
     x, y = exact(a), exact(b)
     if x is not None and y is not None:
         return x == y
+    if needs_order(a, b):
+        return same_ordered(a, b)
     names = symbols(a, b)
     if names and (has_alternation(a) or has_alternation(b)):
         return agree(a, b, integer_points(names), real=False)
