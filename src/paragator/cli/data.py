@@ -104,7 +104,7 @@ def report(checked: Sequence[CheckedSet], shared: Sequence[Shared]) -> str:
             example = f"{id_} = {match.other} ({match.share:.0%})"
             rows.append([s.within, s.of, f"{s.total:,}", *counts, example])
         parts.append(columns(rows))
-    if not shared and all(c.clean for c in checked):
+    if not lines and not shared:
         parts.append("nothing found")
     return "\n\n".join(part for part in parts if part)
 

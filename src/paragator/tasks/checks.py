@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paragator.config import TaskConfig
-from paragator.core.errors import DataError, UsageError
+from paragator.core.errors import DataError
 from paragator.core.text import one_line
 from paragator.core.types import Problem
-from paragator.grading import check_kind
+from paragator.grading.decide import KINDS
 from paragator.tasks.base import load_task
 from paragator.tasks.benchmarks import TABLE, DataSet
 from paragator.tasks.overlap import Index, Match
@@ -127,9 +127,7 @@ def check_set(data_set: DataSet, *, references: bool = False) -> CheckedSet:
         except DataError:
             checked.missing.append(f"line {number}")
             continue
-        try:
-            check_kind(entry.kind)
-        except UsageError:
+        if entry.kind is not None and entry.kind not in KINDS and row.get("kind") is not None:
             checked.unknown_kind.append(f"{entry.problem.id} ({entry.kind})")
         look(entry, checked, texts)
         if first(row, data_set.fields.id) is not None:
@@ -160,7 +158,7 @@ def unverified(entries: Sequence[DataEntry]) -> list[str]:
     """Ids of the problems whose own answer, in a box, is not graded correct, each with the reason."""
     from paragator.grading import grade_many
 
-    items = [(f"\\boxed{{{e.problem.answer}}}", e.problem.answer, e.kind) for e in entries]
+    items = [(f"\\boxed{{{e.problem.answer}}}", e.problem.answer, e.kind if e.kind in KINDS else None) for e in entries]
     pairs = zip(entries, grade_many(items), strict=True)
     return [f"{e.problem.id} ({grade.reason})" for e, grade in pairs if grade.verdict != "correct"]
 

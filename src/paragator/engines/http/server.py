@@ -187,11 +187,11 @@ class Server:
         if name not in self.without:
             self.without.add(name)
             self.refused.append(name)
-            warnings.warn(
-                f"{self.endpoint.where}: the server refuses {name} ({self.endpoint.clean(said)[:160]}); it is left out, "
-                f'as with {self.endpoint.section}.omit = ["{name}"]',
-                stacklevel=2,
+            key = (
+                f"; engine.omit = ['{name}'] leaves it out from the start" if self.endpoint.section == "engine" else ""
             )
+            refusal = f"the server refuses {name} ({self.endpoint.clean(said)[:160]})"
+            warnings.warn(f"{self.endpoint.where}: {refusal}; it is left out{key}", stacklevel=2)
         return True
 
     def _look(self, choices: list[dict[str, Any]], outputs: list[Completion | Failure]) -> None:
