@@ -48,20 +48,20 @@ def test_the_embedded_model_passes_and_nothing_random_is_drawn(precision: str, m
     policy = policy_of(embedded(**more), precision=precision)
     before, drawn = torch.get_rng_state(), random.getstate()
     weights = {name: p.clone() for name, p in policy.raw.named_parameters()}
-    prove(policy)
+    prove(policy.raw, autocast=policy.accelerator.autocast)
     assert torch.equal(torch.get_rng_state(), before) and random.getstate() == drawn
     assert all(torch.equal(p, weights[name]) and p.grad is None for name, p in policy.raw.named_parameters())
 
 
 def test_attention_that_ignores_a_window_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy("Mistral", sliding_window=4096, max_position_embeddings=32_768)
-    prove(policy_of(model))
+    prove(model)
     assert model.config.sliding_window == 4096
     monkeypatch.setattr(attention, "window_of", lambda module, more: None)
     with pytest.raises(
         UsageError, match=r"packed log-prob.* MistralForCausalLM differ by .* at token \d+ of 5\d, .* plain"
     ):
-        prove(policy_of(model))
+        prove(model)
     monkeypatch.undo()
     monkeypatch.setattr(branching, "window_of", lambda module, more: None)
     with pytest.raises(UsageError, match="sampled log-probabilities of MistralForCausalLM differ by"):
@@ -71,7 +71,7 @@ def test_attention_that_ignores_a_window_is_refused(monkeypatch: pytest.MonkeyPa
 
 def test_a_window_that_is_never_reached_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "window_of", lambda module, more: None)
-    prove(policy_of(toy("Mistral", sliding_window=512, max_position_embeddings=256)))
+    prove(toy("Mistral", sliding_window=512, max_position_embeddings=256))
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,20 @@ def test_other_conventions_are_refused_in_one_line(kind: str, more: dict[str, An
         model.apply(lambda m: [torch.nn.init.normal_(p, std=0.1) for p in m.parameters(recurse=False) if p.dim() > 1])
     else:
         model = toy(kind, **more)
+    before = model.config._attn_implementation
     with pytest.raises(UsageError, match=reason) as error:
-        prove(policy_of(model))
+        prove(model)
+    assert model.config._attn_implementation == before or kind == "DiffLlama"  # whose packed row is right
     assert "\n" not in str(error.value)
+
+
+def test_rounding_to_16_bits_is_no_difference_and_a_wrong_mask_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy("Mistral", sliding_window=6)
+    with torch.autocast("cpu", torch.bfloat16):
+        prove(model)
+        monkeypatch.setattr(attention, "window_of", lambda module, more: None)
+        with pytest.raises(UsageError, match="packed log-probabilities of MistralForCausalLM differ by"):
+            prove(model)
 
 
 def test_nan_is_no_agreement() -> None:
@@ -127,7 +138,7 @@ def test_soft_caps_and_sinks_equal_padded(kind: str, more: dict[str, Any]) -> No
         assert got.keys() == want.keys()
         assert max(relative(got[name], want[name]) for name in want) < 1e-4
     assert relative(padded_log_probs(model, TREES), slow) < 1e-5, "a plain forward is still itself"
-    prove(policy_of(model))
+    prove(model)
 
 
 def copied(folder: Path, **settings: Any) -> str:

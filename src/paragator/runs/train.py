@@ -110,13 +110,15 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
 
     config = as_begun(config, run_dir)
     model, tokenizer = await computed(load_model, config.model, config.seed)
+    proved = partial(prove, sampling=own is None and config.engine.kind == "transformers")
+    await computed(proved, model)
     policy = await computed(Policy.from_config, model, tokenizer, config)
     size = sum(p.numel() for p in model.parameters())
     events.say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
+    if policy.precision != "float32":
+        await computed(partial(proved, policy.raw, autocast=policy.accelerator.autocast))
     if experts := num_experts(model):
         events.say(f"{experts} experts a layer: the router's load-balancing loss is not trained")
-    in_process = own is None and config.engine.kind == "transformers"
-    await computed(partial(prove, policy, sampling=in_process))
     watched = StepEvents(config, policy, events)
     async with connect.training_engine(config, policy, run_dir, events.say, own) as (engine, publish):
         if hasattr(engine, "misfit"):
