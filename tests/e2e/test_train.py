@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +33,7 @@ from paragator.engines.local.loading import EMBEDDED
 from paragator.engines.local.transformers import TransformersEngine
 from paragator.results import TrainResult
 from paragator.settings import load
+from paragator.training import loop
 from paragator.training.policy import Policy
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -202,6 +205,37 @@ def test_lora_and_kl_run_and_export_a_plain_model(cli: Cli, toy: Path) -> None:
     assert cli("train", "--model.lora_rank", "2", "--train.kl", "0.05", *quick) == 0
     assert metrics(Path("runs/toy"))[1]["kl"] > 0
     assert weights(Path("runs/toy/model")).keys() == weights(toy / "model").keys()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shift", [0.0, 0.3, -0.3, 2.0, -2.0])
+def test_rollouts_of_this_process_are_compared_with_the_trainer(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, precision: str, shift: float
+) -> None:
+    """Log-probabilities that are off by some nats warn, or end the run; its own never do, in bfloat16 neither."""
+    real = loop.step
+
+    def step(number: int, problems: Any, sample: Any, *others: Any) -> Any:
+        async def shifted(prompt: Any, n: int, *, stage: Any, seed: int) -> Any:
+            group = await sample(prompt, n, stage=stage, seed=seed)
+            outputs = (replace(o, logprobs=tuple(x + shift for x in o.logprobs)) for o in group.outputs)
+            return replace(group, outputs=tuple(outputs))
+
+        return real(number, problems, shifted, *others)
+
+    monkeypatch.setattr(loop, "step", step)
+    words = ("--train.precision", precision, "--eval.around_training", "false", "--train.steps", "2")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if abs(shift) > 1:
+            with pytest.raises(
+                RunError, match=r"^step 1: the engine samples from another model .* fix it and --resume$"
+            ):
+                cli("train", *words)
+        else:
+            assert cli("train", *words) == 0
+    told = [str(w.message) for w in caught if "between engine and trainer" in str(w.message)]
+    assert len(told) == (2 if abs(shift) == 0.3 else 0)
 
 
 SILENT = "none of the 2 steps changed a weight"
@@ -431,6 +465,29 @@ def test_other_steps_under_a_schedule_are_told(cli: Cli, schedule: str, capsys: 
         assert cli("train", *words, steps, *more) == 0
         said = "train.steps was 2: optimizer.schedule" in capsys.readouterr().out
         assert said is (told and schedule != "constant")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_killed_at_any_moment_a_training_ends_in_the_same_bytes() -> None:
+    """With adapters, a KL, a schedule and two updates a step; PARAGATOR_KILLS says how many kills (6 unless set)."""
+    script = SOURCE.parent / "scripts" / "kills.py"
+    env = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), os.environ.get("PARAGATOR_KILLS", "6")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "every end identical" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_a_kill_left_of_checkpoints_is_cleared(cli: Cli) -> None:
+    """An old one that was about to be removed, one of which half was removed, one that was half written."""
+    assert cli("train", "--train.steps", "4", "--eval.around_training", "false") == 0
+    kept = Path("runs/toy/checkpoints")
+    for name in ("step_1", "step_3.tmp"):
+        shutil.copytree(kept / "step_2", kept / name)
+    (kept / "step_1" / "meta.json").unlink()
+    shutil.copytree(kept / "step_2", kept / "step_0")
+    assert cli("train", "--train.steps", "4", "--eval.around_training", "false", "--resume") == 0
+    assert sorted(path.name for path in kept.iterdir()) == ["step_2", "step_4"]
 
 
 def test_a_killed_export_leaves_no_half_model(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,9 @@ def newest(folder: Path) -> Path | None:
 
 
 def keep_newest(folder: Path, count: int) -> None:
-    """Remove all but the latest `count` checkpoints."""
+    """Remove all but the latest `count` checkpoints, and what a process that was killed left unfinished."""
+    for unfinished in folder.glob("step_*.tmp"):
+        shutil.rmtree(unfinished)
     found = sorted((p for p in folder.glob("step_*") if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
     for old in found[:-count]:
         shutil.rmtree(old)
