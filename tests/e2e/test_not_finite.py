@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from paragator import records
 from paragator.cli.main import run
+from paragator.config import ModelConfig
 from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Group
-from paragator.training import loop
+from paragator.engines.local.loading import load_model
+from paragator.training import loop, warmup
 from paragator.training import policy as policy_module
 from paragator.training.policy import Policy
 
@@ -216,3 +218,15 @@ def test_a_checkpoint_that_is_not_finite_replaces_no_good_one(
         assert all(torch.isfinite(t).all() for file in path.glob("*.safetensors") for t in load_file(file).values())
     assert not Path("runs/toy/model").exists()
     assert cli("train", *words, "--resume") == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_a_warm_up_takes_no_step_that_is_not_finite(toy: Path, value: float) -> None:
+    model, _ = load_model(ModelConfig(path=str(toy / "model"), device="cpu"))
+    model.model.norm.weight.register_hook(lambda gradient: gradient * value)
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    batch = torch.ones(2, 5, dtype=torch.long), torch.ones(2, 5)
+    with pytest.raises(RunError, match="the gradient is not finite, so no weight was changed"):
+        warmup.update(model, optimizer, [batch])
+    assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())

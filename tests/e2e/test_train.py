@@ -422,6 +422,18 @@ def test_a_file_that_changed_is_refused_on_resume(
     monkeypatch.delitem(sys.modules, "graders")
 
 
+def test_problems_named_by_their_file_are_noted_too(cli: Cli, toy: Path) -> None:
+    shutil.copy(toy / "train.jsonl", "mine.jsonl")
+    values = ["--model.path", str(toy / "model"), "--task.name", "mine.jsonl", "--task.reward", "toy_reward:score"]
+    words = ("train", *values, "--method.k", "2", "--rollout.candidates", "4", "--rollout.pool_size", "2", *QUICK)
+    small = ("--train.problems", "2", "--generate.max_tokens", "8", "--aggregate.max_tokens", "8", "--name", "named")
+    assert run([*words, *small]) == 0
+    with Path("mine.jsonl").open("a") as file:
+        file.write('{"id": "more", "problem": "1 2 -> 3", "answer": 3}\n')
+    with pytest.raises(UsageError, match=r"^runs/named was begun with another mine\.jsonl \(task\.path\)"):
+        run([*words, *small, "--resume"])
+
+
 def test_recorded_candidates_that_changed_are_refused_on_resume(cli: Cli) -> None:
     words = ("--method.name", "offline_aggregation", "--method.recorded", "pools.jsonl")
     assert cli("sample", *words, "--output", "pools.jsonl", "--count", "8") == 0

@@ -20,7 +20,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paragator.config import TaskConfig
-from paragator.core.errors import UsageError
+from paragator.core.errors import RunError, UsageError
 from paragator.engines.local.loading import placed
 from paragator.settings import Section
 from paragator.tasks.demonstrations import DEMONSTRATORS, Demonstrator, Piece
@@ -208,11 +208,17 @@ def learning_rate(config: WarmupConfig, step: int) -> float:
 def update(
     model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batches: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> list[float]:
-    """One optimiser step on the weighted mean over all batches; returns each batch's own mean loss."""
+    """One optimiser step on the weighted mean over all batches; returns each batch's own mean loss.
+
+    RunError, and no step, where the gradient is not finite.
+    """
     losses = [weighted_loss(model, ids, weights) for ids, weights in batches]
     sizes = [float(weights[:, 1:].sum()) for _, weights in batches]
     (torch.stack(losses).sum() / sum(sizes)).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    if not torch.isfinite(norm):
+        optimizer.zero_grad()
+        raise RunError("warm-up: the gradient is not finite, so no weight was changed; start again with a lower lr")
     optimizer.step()
     optimizer.zero_grad()
     return [float(loss.detach()) / size for loss, size in zip(losses, sizes, strict=True)]
