@@ -2,7 +2,7 @@
 
     PARAGATOR_DATA=FOLDER python benchmarks/mutants.py [--sample N] [--seed S] [--show K]
 
-Every distinct `answer` of the folder's .jsonl files is changed in one place (a sign, a digit, an index, an order, an accent, a unit) and
+Every distinct `answer` of the .jsonl files is changed in one place (a sign, a digit, an index, an order, an accent, a unit) and
 graded against the original. A mutant may be equal by chance, so that an accepted one is wrong only if it is not shown to be equal: the
 same text once white space and commands that do nothing are gone, or, where SymPy reads both sides, a difference of zero at three
 points. The rest are listed. Rewrites keep the meaning (dollars, a larger fraction command, white space, sized brackets) and have to be

@@ -16,7 +16,7 @@ def is_function(node: Node) -> bool:
     name, argument = str(node.args[0].value).rstrip("'"), node.args[1]
     if name in CONSTANTS or name in names_in(argument):
         return False
-    if name in GREEK_FUNCTIONS or (argument.op == "paren" and len(argument.args) > 1) or argument.op in ("cap", "cup"):
+    if name in GREEK_FUNCTIONS or argument.op == "paren" or argument.op in ("cap", "cup"):
         return True
     if argument.op == "sym":
         return True

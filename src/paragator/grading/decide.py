@@ -73,12 +73,12 @@ PLACING = re.compile(
 )
 """Commands that place, frame or annotate: an answer that needs them is no notation."""
 QUALIFIER = re.compile(
-    r"(?:[\s,;~]|\\quad|\\text\s*\{)*(?<![A-Za-z])(?:for|where)\s+(?:all|any|every)\b(?:(?!\bor\b|\band\b|=).){0,80}$",
+    r"(?:[\s,;~]|\\quad|\\text\s*\{)*(?<![A-Za-z])(?:(?:for|where)\s+(?:all|any|every)|where\b[^.;]{1,30}\b(?:is|are)\b[^.;]{0,20}\b(?:any|arbitrary|constants?))\b(?:(?!\bor\b|\band\b|=).){0,80}$",
     re.DOTALL,
 )
 """Words at the end that say for which numbers or constants a formula holds."""
 NOTHING = re.compile(
-    r"\{\}|\\?emptyset|\\?varnothing|∅|no (?:real |such )?(?:solutions?|roots?|values?)|empty set|there (?:is|are) no solutions?"
+    r"\{\}|\\?emptyset|\\?varnothing|∅|none|no (?:real |such )?(?:solutions?|roots?|values?)|empty set|there (?:is|are) no solutions?"
 )
 
 

@@ -22,7 +22,7 @@ SIZE = re.compile(r"(\d{1,6}(?:\s*\\times\s*\d{1,6}){1,3})\s*(\\text\s*\{[^{}]*\
 CYCLES = re.compile(r"(?:\(\s*(?:\d{2,9}|\d{1,3}(?:\s+\d{1,3})+)\s*\)\s*)+")
 WORDS = frozenset(
     "yes no one two six ten odd all any none red sun mon tue wed thu fri sat jan feb mar apr may jun jul aug sep oct nov dec "  # noqa: SIM905
-    "win tie cat dog man boy car bus cow pig hen bat rat hat new old top low big day year".split()
+    "up out off hot net tub win tie cat dog man boy car bus cow pig hen bat rat hat new old top low big day year".split()
 )
 LETTERS = re.compile(r"\{?\s*([A-Za-z]{2,3})\s*\}?")
 CODE = re.compile(r"\{?\s*([A-Z]{2,9})\s*\}?")

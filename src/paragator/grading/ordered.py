@@ -37,6 +37,8 @@ def order_names(nodes: tuple[Node, ...]) -> set[str]:
     """The names that do not commute; one alone commutes with itself, unless it is transposed."""
     everything = [n for node in nodes for n in node.walk()]
     names = {str(n.value) for n in everything if n.op == "sym" and is_decorated(str(n.value))}
+    if "nabla" in names:
+        return {str(n.value) for n in everything if n.op == "sym"}
     if any(is_matrix_sign(n) for n in everything):
         return names | {str(n.value) for n in everything if n.op == "sym" and is_capital(str(n.value))}
     return names if len(names) > 1 else set()

@@ -217,7 +217,7 @@ class AnswerReader:
 
     def called_name(self, name: Node) -> Node:
         """f(x) where that is a function, else the name alone; the bracket is then read later, from what was parsed here."""
-        if name.op != "sym" or self.peek() != "(":
+        if name.op != "sym" or not (self.peek() == "(" or (self.peek() == "[" and str(name.value)[0].isupper())):
             return name
         start = self.at
         call = Node("call", (name, self.atom()))

@@ -47,9 +47,9 @@ FONTS = re.compile(
     r"|\\(?:mathbf|boldsymbol|bm)(?![a-zA-Z])\s*"
     r"(?=\{?\s*[\d.(-]|\{?\s*\\(?:d?frac|sqrt|left|text|pm|infty|emptyset|displaystyle)|\{[A-Za-z]{4})"
 )
-CHOICE_LABEL = re.compile(r"^\\text\s*\{\s*\(?[A-J]\)\s*\}\s*(?=[\d\\$-])")
+CHOICE_LABEL = re.compile(r"^(?:(?:\\text\s*)?\{\s*\(?[A-J]\)\s*\}(?:\\ |\s)*|\([A-J]\)\s+)(?=[\d\\$-])")
 CURRENCY = re.compile(r"^(\\text\s*\{(?:euro|pound)\})\s*(\d[\d.,]*)$")
-ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*\\text\s*\{\s*(?:st|nd|rd|th)\s*\}\s*\}?|(?<=\d)(?:st|nd|rd|th)\b")
+ORDINAL = re.compile(r"(?<=\d)\s*\^\s*\{?\s*(?:\\text\s*)?\{\s*(?:st|nd|rd|th)\s*\}\s*\}?|(?<=\d)(?:st|nd|rd|th)\b")
 OHM = re.compile(r"(?<=\d)(?:\\[ ,;]|\s)*(k|M)?\s*\\Omega\s*$")
 EXTREMUM = re.compile(r"^\\(?:max|min)(?:imum)?\s*(?==)")
 TEXT_NUMBER = re.compile(r"^\\text\s*\{\s*(-?\d[\d,]*(?:\.\d+)?)(?:\s*([A-Za-z][A-Za-z /.]*))?\s*\}$")

@@ -101,7 +101,7 @@ def canonical(unit: str) -> Scale | str:
     text = COMMANDS.sub(" ", unit).replace("neg(", "-").replace(")", "").replace(".", " ").replace("\\cdot", " ")
     text = re.sub(r"\b(?:square|sq)\s+(\w+)", r"\1^2", text)
     text = re.sub(r"\bcubic\s+(\w+)", r"\1^3", text)
-    text = re.sub(r"\bper\b", "/", text)
+    text = re.sub(r"\bper\b", "/", re.sub(r"\b(mph|kph|kmh)\b", lambda m: {"mph": "mi/h"}.get(m[1], "km/h"), text))
     powers: dict[str, int] = {}
     factor, sign = Fraction(1), 1
     for slash, word, power in PART.findall(text):
