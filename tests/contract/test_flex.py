@@ -141,15 +141,3 @@ def tree_of(prompt: int, *branches: int) -> Tree:
     rng = random.Random(prompt)
     made = [Branch(tuple(rng.randrange(19) for _ in range(n)), (0.0,) * n, 1.0) for n in branches]
     return Tree("generate", tuple(rng.randrange(19) for _ in range(prompt)), tuple(made))
-
-
-def test_dropout_is_left_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(flex, "usable", lambda *args: asked.append(args))
-    config = LlamaConfig(vocab_size=9, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    batch = collate(pack([Tree("generate", (1, 2), (Branch((3,), (0.0,), 1.0),))], 9)[0])
-    for dropout, training, flexible in ((0.5, True, 0), (0.5, False, 1), (0.0, True, 1)):
-        config.attention_dropout = dropout
-        log_probs(LlamaForCausalLM(config).train(training), batch)
-        assert len(asked) == flexible
-        asked.clear()

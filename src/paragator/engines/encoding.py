@@ -23,13 +23,11 @@ def encode(tokenizer: Any, prompt: Prompt, arguments: Mapping[str, Any] | None =
         raise UsageError(
             'the tokenizer has no chat template: set model.template = "compact", or use a tokenizer with a template'
         )
-    from jinja2 import TemplateError
-
     message = [{"role": "user", "content": prompt.text}]
     settings = {"add_generation_prompt": True, **(arguments or {}), "return_dict": False}
     try:
         return list(tokenizer.apply_chat_template(message, **settings))
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001  (a template is a program of the model's: it may raise anything)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"the tokenizer's chat template fails: {reason}; correct it, or use another") from None
 

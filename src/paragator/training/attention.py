@@ -104,7 +104,7 @@ class Layout:
 
         def call(of: SdpaCall) -> SdpaCall:
             banded = window is not None and of.length > window
-            mask = mask_of(None, 0, of.length, device, dtype, window) if banded else None
+            mask = mask_of(None, 0, of.length, device, dtype, window).repeat(1, 1, heads_per_key, 1) if banded else None
             return SdpaCall(of.count, of.length, tuple(made(b, of.length) for b in of.branches), mask)
 
         token, padding, slot = (x.to(device) for x in (self.token, self.padding, self.slot))
@@ -259,6 +259,18 @@ def tree_attention(
     if layout.block is not None:
         kind = autocast_type(query.device, query.dtype)
         return flex.attend(query.to(kind), key.to(kind), value.to(kind), layout.block, scaling), None
+    return by_calls(layout, (query, key, value), scaling, dropout, more if own else None), None
+
+
+def by_calls(
+    layout: Layout,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    scaling: float | None,
+    dropout: float,
+    own: Mapping[str, Any] | None,
+) -> Tensor:
+    """The same by the calls of a layout. `own` is what a model gives an attention whose scores are computed here."""
+    query, key, value = inputs
     tokens = query.shape[2]
     sizes = [t.shape[1] * t.shape[3] for t in (query, key, value)]
     row = torch.cat([t[0].transpose(0, 1).reshape(tokens, -1) for t in (query, key, value)], 1)
@@ -270,34 +282,34 @@ def tree_attention(
         """[count, heads, length, size] of a run of slots."""
         return of[start : start + count * length].view(count, length, -1, size).transpose(1, 2)
 
+    def seen(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | CausalBias | None) -> Tensor:
+        """What queries [B, H, L, D] find, [B L, H E]."""
+        if own is not None:
+            found = scored(q, k, v, mask, scaling, own)
+        elif mask is None:
+            found = attend(q, k, v, None, is_causal=True, enable_gqa=heads != groups, **options)
+        elif isinstance(mask, CausalBias):  # it chooses its kernel before autocast would have its say
+            q, k, v = (x.to(autocast_type(x.device, x.dtype)) for x in (q, k, v))
+            found = attend(q, k, v, mask, enable_gqa=heads != groups, **options)
+        else:  # heads that share keys become further queries of them: fewer and larger products
+            found = attend(q.reshape(len(q), groups, -1, width), k, v, mask, **options)
+            found = found.reshape(len(q), heads, -1, wide)
+        return found.transpose(1, 2).reshape(-1, heads * wide)
+
     out, at = [], 0
     for call in layout.calls:
         shape = (call.count, call.length)
         k, v = slots(keys, at, *shape), slots(values, at, *shape, wide)
-        q, mask = slots(queries, at, *shape), call.mask
-        if own:
-            prompt = scored(q, k, v, mask, scaling, more)
-        else:
-            prompt = attend(q, k, v, mask, is_causal=mask is None, enable_gqa=heads != groups, **options)
-        out.append(prompt.transpose(1, 2).reshape(-1, heads * wide))
+        out.append(seen(slots(queries, at, *shape), k, v, call.mask))
         at += call.count * call.length
         for part in call.branches:
             shape = (len(part.tree), part.length)
             k2 = torch.cat([repeated(k, part), slots(keys, at, *shape)], 2)
             v2 = torch.cat([repeated(v, part), slots(values, at, *shape, wide)], 2)
-            q, mask = slots(queries, at, *shape), part.mask
-            if own:
-                found = scored(q, k2, v2, mask, scaling, more)
-            elif isinstance(mask, CausalBias):  # it chooses its kernel before autocast would have its say
-                q, k2, v2 = (x.to(autocast_type(x.device, x.dtype)) for x in (q, k2, v2))
-                found = attend(q, k2, v2, mask, enable_gqa=heads != groups, **options)
-            else:  # heads that share keys become further queries of them: fewer and larger products
-                found = attend(q.reshape(len(part.tree), groups, -1, width), k2, v2, mask, **options)
-                found = found.reshape(len(part.tree), heads, part.length, wide)
-            out.append(found.transpose(1, 2).reshape(-1, heads * wide))
+            out.append(seen(slots(queries, at, *shape), k2, v2, part.mask))
             at += len(part.tree) * part.length
     found = gather(torch.cat(out), layout.slot, layout.token, layout.padding)
-    return found.view(1, tokens, heads, wide), None
+    return found.view(1, tokens, heads, wide)
 
 
 def scored(
