@@ -48,7 +48,7 @@ def other_digit(match: re.Match[str], rng: random.Random) -> str:
 BOLD = r"(\\(?:mathbf|vec|hat|boldsymbol)\{\w\})"
 MUTATIONS: dict[str, Mutation] = {
     "sign": at_random(r"(?<=[\w)}\s])[+-](?=\s*[\w\\(])", lambda m, rng: "-" if m[0] == "+" else "+"),
-    "negated": at_random(r"^(?=[1-9(a-z]|\\(?!boxed))", lambda m, rng: "-"),
+    "negated": at_random(r"^(?=[1-9(a-z]|\\(?!boxed|\[|\())", lambda m, rng: "-"),
     "digit": at_random(r"(?<!\\)\d(?![^{}]*\})|\d", other_digit),
     "index": at_random(r"(?<=_)\{?\w\}?", lambda m, rng: "{9}"),
     "exponent": at_random(r"(?<=\^)\{?\d\}?", lambda m, rng: "{7}"),
@@ -97,7 +97,7 @@ def mutants(texts: list[str], seed: int) -> Iterator[tuple[str, str, str]]:
 
 
 def plain(text: str) -> str:
-    return re.sub(r"\s|\\(?:left|right|,|;|!|displaystyle)(?![a-z])", "", text).replace("$", "")
+    return re.sub(r"\s|\\(?:left|right|,|;|!|displaystyle)(?![a-z])|[{}$]", "", text)
 
 
 def is_equal(a: str, b: str) -> bool:

@@ -68,6 +68,7 @@ WORKED_CHARS = 200
 SHORT_TEXT = 6
 """A reference of at most so many words, without LaTeX, is plain wording: a different answer is wrong, not unreadable."""
 WORDS = re.compile(r"[A-Za-z]{2,}")
+AROUND_SIGNS = re.compile(r"\s*([-+=<>,()^_{}*/])\s*")
 PLACING = re.compile(
     r"\\(?:[a-z]*box[a-z]*|[lr]lap|tag|footnote|(?:over|under|stack)[a-z]*|text|begin|end|not?|raise|kern|rule|verb|url)(?![a-z])"
 )
@@ -155,7 +156,7 @@ def compared(answer: str, reference: str, kind: str | None) -> Finding:
     """Choice, the same wording, text, or mathematics."""
     if kind == "choice" or (kind is None and is_choice(reference)):
         return compare_choice(answer, reference)
-    if tidy(answer) == tidy(reference) or plain_text(answer) == plain_text(reference):
+    if tight(tidy(answer)) == tight(tidy(reference)) or plain_text(answer) == plain_text(reference):
         return "correct", ""
     if kind == "text":
         return "incorrect", ""
@@ -166,6 +167,11 @@ def compared(answer: str, reference: str, kind: str | None) -> Finding:
     if same is not None:
         return ("correct" if same else "incorrect"), ""
     return compare_objects(answer, reference, kind)
+
+
+def tight(text: str) -> str:
+    """Without white space around signs."""
+    return AROUND_SIGNS.sub(r"\1", text)
 
 
 def is_nothing(text: str) -> bool:

@@ -223,8 +223,8 @@ def exact_parts(node: Node, *, first: bool) -> list[Node]:
     at = node.value.index("~")
     left = Node("rel", node.args[: at + 1], node.value[:at]) if at else node.args[0]
     whole = Node("rel", node.args, ("=",) * len(node.value))
-    if at == 0 and is_name(left):
-        return [whole]
+    if at == 0 and (is_name(left) or symbols(node.args[-1])):
+        return [whole]  # an equation between formulas, no rounding
     return [left] if first else [left, node.args[-1]]
 
 

@@ -14,7 +14,7 @@ from paragator.grading.tree import UnreadError
 Form = tuple[str, tuple[str, ...]]
 """What it is, and its parts in order."""
 
-TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?")
+TIME = re.compile(r"(\d{1,2})\s*:\s*([0-5]\d)(?:\s*:\s*([0-5]\d))?")
 HALF_OF_DAY = re.compile(r"\s*(?:\\text\s*\{\s*)?([ap])\.?\s*m\.?\s*\}?$", re.IGNORECASE)
 DATE = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})")
 RANGE = re.compile(r"(\d{1,12}(?:\.\d+)?)\s*(?:-+|\\text\s*\{\s*(?:-|to)\s*\})\s*(\d{1,12}(?:\.\d+)?)")

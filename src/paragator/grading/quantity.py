@@ -71,7 +71,7 @@ def same_units(reference: Node, answer: Node) -> bool:
     if ours == theirs:
         return same_quantity(a, b)
     if isinstance(ours, str) and isinstance(theirs, str):
-        return "^" not in ours + theirs and same_quantity(a, b)
+        return not set("^/") & set(ours + theirs) and same_quantity(a, b)
     if isinstance(ours, str) or isinstance(theirs, str) or ours[0] != theirs[0]:
         return False
     return same_value(Node("mul", (a, Node("num", value=ours[1]))), Node("mul", (b, Node("num", value=theirs[1]))))

@@ -347,7 +347,7 @@ def far_points(names: set[str], *nodes: Node) -> Iterator[dict[str, Any]]:
 
 def integer_points(names: set[str]) -> Iterator[dict[str, Any]]:
     for index in range(1, 7):
-        yield {name: mp.mpf(index + random.Random(name).randrange(4)) for name in names}
+        yield {name: mp.mpf(index * (rank + 1) + 2 * rank) for rank, name in enumerate(sorted(names))}
 
 
 def same_value(a: Node, b: Node) -> bool:
