@@ -19,7 +19,7 @@ from paragator.grading.names import (
 )
 from paragator.grading.ordered import needs_order, same_ordered
 from paragator.grading.quantity import difference, proportional, same_quantity, same_ratio
-from paragator.grading.several import are_named, both_signs, has_sets, joined, members, same_product
+from paragator.grading.several import are_misnamed, are_named, both_signs, has_sets, joined, members, same_product
 from paragator.grading.tree import Node
 from paragator.grading.values import UndefinedError, exact, has, same_value, symbols, value
 
@@ -34,6 +34,8 @@ def equal(reference: Node, answer: Node, kind: str | None = None) -> bool:
         return not empty(answer)
     if answer.op == "list" and reference.op != "list" and answer.args[0].op != "rel" and len(set(answer.args)) == 1:
         answer = answer.args[0]  # the same value, repeated
+    if are_misnamed(reference, answer):
+        return False
     reference, answer = solutions(reference), same_parameter(reference, solutions(answer, reference.op == "paren"))
     for node in (reference, answer):
         if is_condition(node):

@@ -83,7 +83,11 @@ def same_name(a: Node, b: Node) -> bool:
 def is_renamed(a: Node, b: Node, formula: Node) -> bool:
     """Two names for what a formula of several unknowns defines."""
     names = symbols(formula)
-    return is_name(a) and is_name(b) and len(names) > 1 and not (symbols(a) | symbols(b)) & names
+    return (
+        all(n.op in ("sym", "call", "text", "add") for n in (a, b))
+        and len(names) > 1
+        and not (symbols(a) | symbols(b)) & names
+    )
 
 
 def folded(node: Node) -> Node:

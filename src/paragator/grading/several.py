@@ -42,6 +42,18 @@ def signed(node: Node, signs: list[int]) -> Node:
     return Node(node.op, tuple(signed(child, signs) for child in node.args), node.value)
 
 
+def are_misnamed(reference: Node, answer: Node) -> bool:
+    """Whether two lists of definitions give values to different numbers of names: y = x, y = 2 against y = x, w = 2."""
+    counts = []
+    for node in (reference, answer):
+        if node.op not in ("list", "or") or not all(
+            is_equation(c) and len(c.args) == 2 and is_name(c.args[0]) for c in node.args
+        ):
+            return False
+        counts.append(len({c.args[0] for c in node.args}))
+    return counts[0] != counts[1]
+
+
 def are_named(items: list[Node]) -> bool:
     """Whether each is the definition of another name: x = 2, y = 3."""
     names = [item.args[0] for item in items if is_equation(item) and len(item.args) == 2 and is_name(item.args[0])]

@@ -12,7 +12,8 @@ TABLE = {
         "m meter meters metre metres = 1; "
         "cm centimeter centimeters centimetre centimetres = 1/100; "
         "mm millimeter millimeters = 1/1000; km kilometer kilometers kilometre kilometres = 1000; "
-        "nm nanometer nanometers = 1/1000000000; in inch inches = 127/5000; ft foot feet = 381/1250; "
+        "nm nanometer nanometers = 1/1000000000; angstrom angstroms = 1/10000000000; "
+        "in inch inches = 127/5000; ft foot feet = 381/1250; "
         "yd yard yards = 1143/1250; mi mile miles = 201168/125"
     ),
     "time": (
