@@ -35,7 +35,7 @@ def by_hand(trees: list[flex.TreeShape], window: int | None = None) -> torch.Ten
     return out
 
 
-@pytest.mark.parametrize("window", [None, 1, 5, 100, 300, 1000])
+@pytest.mark.parametrize("window", [None, 5, 300])
 @pytest.mark.parametrize("trees", [SMALL, LARGE, WHOLE, SMALL + LARGE + SMALL])
 def test_blocks_hold_what_the_mask_lets_through(trees: list[flex.TreeShape], window: int | None) -> None:
     want = by_hand(trees, window)
