@@ -64,6 +64,9 @@ ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>
         ("<think>a</think>so 5.</think>", "so 5."),
         ("<think>a</think>so 5.</think> Thanks.", "so 5.\n\nThanks."),
         ("a</think>so 5.</think>", "so 5."),
+        ("<think>a</think>so \\boxed{5}.</think> See page 3.", "so \\boxed{5}.\n\nSee page 3."),
+        ("<think>a</think> 9 F none </think> 9 * 4 = 36", "9 * 4 = 36"),
+        ("<think>a</think>\\boxed{4}?</think>\\boxed{5}", "\\boxed{5}"),
         ("[THINK]a[/THINK]so 5.[/THINK]", "so 5."),
         # prose about a marker
         ("Write `<think>` before it: 5", "Write `<think>` before it: 5"),

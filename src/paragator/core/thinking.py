@@ -34,6 +34,7 @@ HARMONY = re.compile(r"<\|(channel|message|start|end|return|call|constrain)\|>")
 """gpt-oss writes <|start|>role<|channel|>name<|message|>text<|end|>."""
 LEFT_OF_HARMONY = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z0-9\"'\\$(*])")
 FINAL = "assistantfinal"
+BOX = r"\boxed"
 END_TOKEN = re.compile(r"<[|\uff5c][^<>]{1,40}[|\uff5c]>|</[a-z:_]{1,40}>|<eos>|<end_of_turn>|\s+", re.IGNORECASE)
 """What a text may end with that says nothing: end tokens, closing tags and white space."""
 
@@ -41,8 +42,8 @@ END_TOKEN = re.compile(r"<[|\uff5c][^<>]{1,40}[|\uff5c]>|</[a-z:_]{1,40}>|<eos>|
 def strip_thinking(text: str) -> str:
     """`text` without its thinking; "" when thinking never ends.
 
-    Some chat templates open thinking in the prompt, so a lone closing marker ends thinking that began before the text; but
-    after thinking that has closed, or where nothing follows, it is a stray one and only left out.
+    Some chat templates open thinking in the prompt, so a lone closing marker ends thinking that began before the text. It
+    is a stray one and only left out where nothing follows, or where thinking has closed and what follows is no answer.
     """
     if "<|channel|>" in text:
         return final_channel(text)
@@ -65,7 +66,7 @@ def without_tags(text: str) -> str:
                 return ""
             shown.append(text[at:start])
             at, skipped = markers[last][1], last
-        elif not closed and END_TOKEN.sub("", text[end:]):
+        elif END_TOKEN.sub("", text[end:]) and (not closed or answers(text[end:], text[at:start])):
             shown, at = [], end
         else:
             shown.append(text[at:start].rstrip() + "\n\n")
@@ -73,6 +74,11 @@ def without_tags(text: str) -> str:
         closed = True
     shown.append(text[at:])
     return (shown[0] + "".join(part.lstrip() for part in shown[1:])).strip()
+
+
+def answers(after: str, before: str) -> bool:
+    """Whether the answer is in what follows a second closing marker: it may hold one, and the only box is not before it."""
+    return BOX in after or (BOX not in before and any(character.isdigit() for character in after))
 
 
 def block_end(markers: Sequence[tuple[int, int, str]], first: int) -> int | None:
