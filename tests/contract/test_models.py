@@ -245,5 +245,17 @@ the largest difference of a log-probability from padded rows and whole forwards,
 | --- | --- | --- | --- | --- | --- |
 """
 
+
+@pytest.mark.parametrize("name", ["DeepSeek V2", "Llama 4, chunks", "Qwen 3"])
+def test_sampling_is_right_on_several_threads_too(name: str) -> None:
+    """Where linear layers of a CPU compute the transposed product, whose result no code may view as complex numbers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        prove_sampling(made(*KINDS[name]))
+    finally:
+        torch.set_num_threads(threads)
+
+
 if __name__ == "__main__":
     DOCUMENT.write_text(HEAD_OF_DOCUMENT + "\n".join(row_of(name).line() for name in KINDS) + "\n")

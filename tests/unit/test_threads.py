@@ -177,3 +177,15 @@ def test_the_watch_looks_while_there_is_work(monkeypatch: pytest.MonkeyPatch) ->
     assert slept.wait(60)
     working.clear()
     assert watch.contention.busy
+
+
+def test_libraries_below_a_folder_with_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "a folder" / "libgomp-1.so"
+    library.parent.mkdir()
+    library.touch()
+    rows = [
+        f"7f00-7f01 r-xp 00000000 fe:00 {n}    {path}" for n, path in enumerate((library, library, "/gone/libgomp.so"))
+    ]
+    (tmp_path / "maps").write_text("\n".join(["7fff-8000 rw-p 00000000 00:00 0 ", *rows]) + "\n")
+    monkeypatch.setattr(threads.ctypes, "CDLL", lambda path: path)
+    assert threads.gnu_openmp(tmp_path / "maps") == [str(library)]

@@ -105,7 +105,8 @@ def gnu_openmp(maps: Path = Path("/proc/self/maps")) -> list[ctypes.CDLL]:
         lines = maps.read_text().splitlines()
     except OSError:
         return []
-    return [ctypes.CDLL(path) for path in dict.fromkeys(line.split()[-1] for line in lines if "/libgomp" in line)]
+    paths = dict.fromkeys(line.split(maxsplit=5)[5] for line in lines if "/libgomp" in line)  # a path may hold spaces
+    return [ctypes.CDLL(path) for path in paths if Path(path).is_file()]
 
 
 def can_start(count: int) -> bool:
