@@ -56,6 +56,8 @@ def without_tags(text: str) -> str:
     """As `strip_thinking`, of text that marks thinking with tags."""
     shown: list[str] = []
     at, closed, skipped = 0, False, -1
+    last_box = text.rfind(BOX)
+    last_digit = max(map(text.rfind, "0123456789"))
     markers = list(unquoted(text))
     for index, (start, end, marker) in enumerate(markers):
         if index <= skipped:
@@ -66,19 +68,16 @@ def without_tags(text: str) -> str:
                 return ""
             shown.append(text[at:start])
             at, skipped = markers[last][1], last
-        elif END_TOKEN.sub("", text[end:]) and (not closed or answers(text[end:], text[at:start])):
+        elif not closed and END_TOKEN.sub("", text[end:]):
             shown, at = [], end
+        elif closed and (last_box >= end or (last_digit >= end and BOX not in text[at:start])):
+            shown, at = [], end  # an answer follows this one too, and the only box is not before it
         else:
             shown.append(text[at:start].rstrip() + "\n\n")
             at = end
         closed = True
     shown.append(text[at:])
     return (shown[0] + "".join(part.lstrip() for part in shown[1:])).strip()
-
-
-def answers(after: str, before: str) -> bool:
-    """Whether the answer is in what follows a second closing marker: it may hold one, and the only box is not before it."""
-    return BOX in after or (BOX not in before and any(character.isdigit() for character in after))
 
 
 def block_end(markers: Sequence[tuple[int, int, str]], first: int) -> int | None:
