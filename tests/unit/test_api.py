@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 
 import paragator
 from paragator import aio, sync
+from paragator.config import Config
 from paragator.core.errors import DataError, RunError, UsageError
 from paragator.core.types import Completion, Failure, Prompt, Stage
 from paragator.records import Graded
 from paragator.results import EvalResult
+from paragator.runs import resolve
+from paragator.runs.connect import connection_of
 from paragator.runs.events import Events, Printing, Progress
 
 PROBLEMS = [paragator.Problem(f"p{i}", f"What is {i} + 1?", str(i + 1)) for i in range(6)]
@@ -101,6 +105,20 @@ def test_what_a_result_shows() -> None:
     assert page.count("<table>") == 2 and "<td>50.0" in page and "<b>\\boxed" not in page
     frame = found.frame()
     assert list(frame.groupby("problem")["reward"].mean()) == [1.0, 0.0] and len(frame) == 8
+
+
+def test_finished_requests_are_known_by_the_weights_and_not_by_a_models_attributes(tmp_path: Path) -> None:
+    """An engine's own attributes may be of any type: one called model is the network itself in the in-process engine."""
+    engine = paragator.Scripted(sums)
+    engine.model, engine.usage, engine.fingerprint = object(), {"calls": 3}, "weights-1"  # type: ignore[attr-defined]
+    for config in (Config.model_validate({"engine": {"kind": "own"}}), Config()):
+        run_dir = tmp_path / config.engine.kind
+        connection = connection_of(config, PROBLEMS, run_dir, lambda: False, engine)
+        assert connection.journal is not None and connection.usage is None
+        known = resolve.facts_of(config, engine if config.engine.kind == "own" else None).fingerprint
+        assert json.loads(connection.journal.settings)[0] == known and "object" not in connection.journal.settings
+        asyncio.run(connection.journal.close(wait=False))
+    assert known != "weights-1"  # the embedded model's own
 
 
 def test_pandas_is_asked_for_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

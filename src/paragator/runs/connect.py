@@ -97,18 +97,17 @@ def connection_of(
         resolve.check_prompts(config, problems, engine)
     sample: Sample = engine
     journal = usage = None
+    remote = hasattr(engine, "endpoint")
     if run_dir is not None:
         own = engine if config.engine.kind == "own" else None
-        model = str(getattr(engine, "model", None) or resolve.facts_of(config, own).fingerprint)
-        siblings = not getattr(engine, "one_by_one", False)
-        settings = settings_of(config, model)
-        sample = journal = Journal(engine, run_dir / CALLS, settings=settings, one_by_one=not siblings, stop=stop)
-        if hasattr(engine, "stop_when"):
+        model = str(engine.model) if remote else resolve.facts_of(config, own).fingerprint
+        settings, alone = settings_of(config, model), bool(getattr(engine, "one_by_one", False))
+        sample = journal = Journal(engine, run_dir / CALLS, settings=settings, one_by_one=alone, stop=stop)
+        if remote:
             engine.stop_when(stop)
-        if hasattr(engine, "usage"):
             usage = UsageLog(run_dir / USAGE, model, lambda: asdict(engine.usage))
     packer = packer_of(config, engine)
-    if hasattr(engine, "endpoint") and engine.context is not None:
+    if remote and engine.context is not None:
         sample, packer = fitted(config, problems, engine, sample)
     told = {name: getattr(engine, name) for name in ("at_once", "trouble", "remarks") if hasattr(engine, name)}
     return Connection(sample, packer, journal=journal, usage=usage, **told)
