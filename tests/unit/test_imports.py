@@ -127,3 +127,11 @@ def test_a_public_name_is_not_a_module_as_well() -> None:
     """Importing `paragator.x` binds the module to the package's `x`, over whatever it was before."""
     modules = {path.stem for path in (ROOT / "src/paragator").iterdir()}
     assert "training" in modules and set(paragator.__all__) & modules == {"aio"}  # which is a module to its users too
+
+
+def test_every_source_file_is_linted() -> None:
+    """No pattern of pyproject that leaves run directories out leaves code out."""
+    command = [sys.executable, "-m", "ruff", "check", "--show-files", "src"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    seen = {Path(line).resolve() for line in done.stdout.splitlines()}
+    assert {path.resolve() for path in (ROOT / "src").rglob("*.py")} <= seen

@@ -78,13 +78,12 @@ async def evaluate(
         return concluded(config, found, run_dir, logged, report)
 
 
-def concluded(
-    config: Config, found: list[Graded] | None, run_dir: Path, events: Events, report: bool
-) -> EvalResult:
+def concluded(config: Config, found: list[Graded] | None, run_dir: Path, events: Events, report: bool) -> EvalResult:
     """Say how an evaluation ended, write the report, and hand it back."""
     usage = read_usage(run_dir)
     if usage:
-        spent = ", ".join(f"{name.replace('_', ' ')} {'not told' if value is None else f'{value:,.10g}'}" for name, value in usage["total"].items())
+        shown = {name: "not told" if value is None else f"{value:,.10g}" for name, value in usage["total"].items()}
+        spent = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
         events.say(f"usage of {usage['model']} in {usage['attempts']} attempts: {spent}")
     if found is None:
         events.say(f"interrupted; go on with --resume (run directory {run_dir})")
@@ -100,7 +99,11 @@ def concluded(
             f"{len(failed)} of {len(found)} traces failed, most by: {main_reason(failed)}; --resume tries them again"
         )
     else:
-        lost = [r for r in found if any(isinstance(o, Failure) for groups in r.trace.rounds for g in groups for o in g.outputs)]
+        lost = [
+            r
+            for r in found
+            if any(isinstance(o, Failure) for groups in r.trace.rounds for g in groups for o in g.outputs)
+        ]
         if lost:
             events.say(f"{len(lost)} of {len(found)} traces lost some of their solutions, most by: {main_reason(lost)}")
         (run_dir / connect.CALLS).unlink(missing_ok=True)
@@ -154,7 +157,9 @@ class Tally:
         if self.connection is None:
             return found
         journal, trouble = self.connection.journal, self.connection.trouble()
-        return replace(found, calls=journal.asked if journal else None, tokens=journal.tokens if journal else None, trouble=trouble)
+        return replace(
+            found, calls=journal.asked if journal else None, tokens=journal.tokens if journal else None, trouble=trouble
+        )
 
     @asynccontextmanager
     async def shown(self) -> AsyncIterator[None]:

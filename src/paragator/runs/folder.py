@@ -137,7 +137,15 @@ def write_whole(path: Path, text: str) -> None:
 
 OWN_WEIGHTS = ("transformers", "vllm")
 """Values of engine.kind whose model is the folder or hub id that model.path names."""
-MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.max_refused", "train.threads", "tracker", "runs", "judge.key_env"} | {
+MAY_CHANGE = {
+    "train.steps",
+    "train.checkpoint_every",
+    "train.max_refused",
+    "train.threads",
+    "tracker",
+    "runs",
+    "judge.key_env",
+} | {
     f"engine.{name}"  # where the model is served, how fast it may be asked and what it costs, not what it answers
     for name in (
         "url",
@@ -158,7 +166,9 @@ MAY_CHANGE = {"train.steps", "train.checkpoint_every", "train.max_refused", "tra
 def check_same(run_dir: Path, text: str) -> None:
     """Refuse to resume a run under a config that gives other results, naming the keys."""
     new = flat(json.loads(text))
-    old = flat(Config().model_dump(mode="json")) | flat(read_note(run_dir / "config.json"))  # perhaps without newer keys
+    old = flat(Config().model_dump(mode="json")) | flat(
+        read_note(run_dir / "config.json")
+    )  # perhaps without newer keys
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in MAY_CHANGE)
     if changed:
         what = ", ".join(f"{k} ({old.get(k)!r} -> {new.get(k)!r})" for k in changed[:5])
@@ -169,7 +179,9 @@ def check_weights(run_dir: Path, config: Config, fingerprint: str) -> None:
     """Refuse to resume a run with other weights behind the same path."""
     before = read_note(run_dir / "manifest.json").get("model")
     if config.engine.kind == "own" and before != fingerprint:
-        raise UsageError(f"{run_dir} was begun with another engine ({before}, now {fingerprint}); choose another folder")
+        raise UsageError(
+            f"{run_dir} was begun with another engine ({before}, now {fingerprint}); choose another folder"
+        )
     if config.engine.kind in OWN_WEIGHTS and before != fingerprint:
         raise UsageError(
             f"{run_dir} was begun with other weights in {config.model.path} ({before}, now {fingerprint}); put them back, "
@@ -238,7 +250,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def manifest(config: Config, known: Facts, held_out: int) -> dict[str, Any]:
-    """What else a re-run needs to know: versions, commit, machine, model, prompt, hashes of its files, how many problems an evaluation has."""
+    """What else a re-run needs: versions, commit, machine, model, prompts, hashes of files, how many problems are evaluated."""
     names = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "reasoning-gym")
     templates = config.model.templates()
     return {

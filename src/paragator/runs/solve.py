@@ -12,9 +12,9 @@ from typing import Any
 from paragator.config import Config
 from paragator.core import select
 from paragator.core.errors import RunError, UsageError
-from paragator.core.thinking import strip_thinking
 from paragator.core.scaffold import Scaffold, derive, run
 from paragator.core.text import printable
+from paragator.core.thinking import strip_thinking
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage, Trace
 from paragator.engines.journal import one_by_one
 from paragator.grading.decide import canonical
