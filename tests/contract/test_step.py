@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from paragator.engines.local.loading import add_lora
 from paragator.records import Graded
 from paragator.settings import load
 from paragator.tasks import Task
-from paragator.training import packed
+from paragator.training import checkpoint, packed
 from paragator.training import policy as policy_module
 from paragator.training.credited import constant, credited
 from paragator.training.loop import choose
@@ -456,27 +455,40 @@ def test_moments_find_their_parameters_again(
         policy.update(TREES, 2, CONSTANTS)
     again = second.tensors()
     assert all(torch.equal(p, again[name]) for name, p in first.tensors().items())
-    # a file names a parameter by its place in the model, as files did when there was one group
-    stored = load_file(tmp_path / "step_1" / "optimizer.safetensors")
-    for i, p in enumerate(first.tensors().values()):
-        assert stored[f"{i}.exp_avg"].shape == p.shape
+    stored = load_file(tmp_path / "step_1" / "optimizer.safetensors")  # each by its parameter's name
+    for name, p in first.tensors().items():
+        assert stored[f"exp_avg/{name}"].shape == p.shape
 
 
-def test_a_checkpoint_of_a_version_that_decayed_everything_is_refused(
+def test_a_checkpoint_is_plain_tensors_by_name(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    """Where weights decay; without decay it is as good as a new one."""
-    for decay in (0.0, 0.1):
-        policy = Policy.from_config(copy.deepcopy(model), tokenizer, configured(f"--optimizer.weight_decay={decay}"))
-        policy.update(TREES, 1, CONSTANTS)
-        policy.save(tmp_path / "step_1", {"step": 1})
-        note = tmp_path / "step_1" / "meta.json"
-        note.write_text(json.dumps({k: v for k, v in json.loads(note.read_text()).items() if k != "decays"}))
-        if not decay:
-            assert policy.restore(tmp_path / "step_1")["step"] == 1
-            continue
-        with pytest.raises(RunError, match="whose weight decay also shrank norms and biases"):
-            policy.restore(tmp_path / "step_1")
+    """So that whoever gathers whole tensors may write one, and reads the same back."""
+    policy = Policy.from_config(model, tokenizer, configured())
+    policy.update(TREES, 1, CONSTANTS)
+    weights_ = policy.tensors()
+    moments = checkpoint.moments_of(policy.optimizer.optimizer, weights_)
+    meta = {"step": 1, "learner": "another", "nested": {"position": [1, 2]}}
+    checkpoint.save(tmp_path / "step_1", weights_, moments, meta)
+    found, states, back = checkpoint.read(tmp_path / "step_1")
+    assert back == meta and found.keys() == weights_.keys() == states.keys()
+    assert all(torch.equal(found[name], p) for name, p in weights_.items())
+    for name, kinds in moments.items():
+        assert states[name].keys() == kinds.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(states[name][kind], value) for kind, value in kinds.items())
+    names = {"weights.safetensors", "optimizer.safetensors", "meta.json", "manifest.json"}
+    assert {path.name for path in (tmp_path / "step_1").iterdir()} == names
+
+
+def test_a_checkpoint_of_another_shape_is_refused(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Also one that could be broadcast."""
+    policy = Policy.from_config(model, tokenizer, configured())
+    cut = {name: p[:1] if p.ndim == 1 else p for name, p in policy.tensors().items()}
+    checkpoint.save(tmp_path / "step_1", cut, {}, {"updates": 0, "refused": 0})
+    with pytest.raises(RunError, match="is of another model"):
+        policy.restore(tmp_path / "step_1")
 
 
 # ---- the whole step --------------------------------------------------------------------------------------------------

@@ -821,8 +821,44 @@ def test_weights_that_are_not_there(fails: Callable[..., str], toy: Path, tmp_pa
     assert "model.path = './bare' cannot be loaded" in error
 
 
-def test_a_broken_checkpoint_fails_in_one_line(cli: Cli) -> None:
+BREAKS: dict[str, Callable[[Path], object]] = {
+    "weights.safetensors has 10 bytes": lambda folder: os.truncate(folder / "weights.safetensors", 10),
+    "optimizer.safetensors has": lambda folder: flip(folder / "optimizer.safetensors"),
+    "meta.json has": lambda folder: (folder / "meta.json").write_text('{"step": 1, "updates": 1, "refused": 0}'),
+    "weights.safetensors is missing": lambda folder: (folder / "weights.safetensors").unlink(),
+    "manifest.json was changed or cut": lambda folder: os.truncate(folder / "manifest.json", 30),
+    "manifest.json is missing": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_a_broken_checkpoint_is_named_and_the_one_before_it_is_taken(cli: Cli, what: str) -> None:
+    words = ("--train.checkpoint_every", "1", "--eval.around_training", "false")
+    assert cli("train", "--name", "whole", *words, "--train.steps", "3") == 0
+    assert cli("train", *words, "--train.steps", "2") == 0
+    folder = Path("runs/toy/checkpoints")
+    BREAKS[what](folder / "step_2")
+    with pytest.warns(UserWarning, match=rf"step_2 is not whole: {what}[^\n]*resumed from step_1$"):
+        assert cli("train", *words, "--train.steps", "3", "--resume") == 0
+    assert metrics(Path("runs/toy")) == metrics(Path("runs/whole"))
+    for path in folder.rglob("*.safetensors"):
+        assert path.read_bytes() == (Path("runs/whole/checkpoints") / path.relative_to(folder)).read_bytes()
+    for one in folder.iterdir():
+        BREAKS[what](one)
+    with pytest.raises(RunError, match=rf"step_3 is not whole: {what}[^\n]*no older one is there") as caught:
+        cli("train", *words, "--train.steps", "4", "--resume")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_an_older_layout_is_refused_in_one_line(cli: Cli) -> None:
     assert cli("train", "--train.steps", "1", "--eval.around_training", "false") == 0
-    (Path("runs/toy/checkpoints/step_1") / "weights.safetensors").write_bytes(b"\x00" * 10)
-    with pytest.raises(RunError, match="step_1 cannot be read"):
+    (Path("runs/toy/checkpoints/step_1") / "manifest.json").unlink()
+    with pytest.raises(RunError, match=r"step_1 is of an older version of paragator[^\n]*use --overwrite"):
         cli("train", "--train.steps", "2", "--eval.around_training", "false", "--resume")

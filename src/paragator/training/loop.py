@@ -126,11 +126,28 @@ def check_mismatch(mismatch: float, number: int) -> None:
         )
 
 
+def restore_newest(policy: Policy, folder: Path) -> int:
+    """Restore the newest whole checkpoint and return its step, 0 without any; newer ones that are broken are removed."""
+    broken: dict[Path, checkpoint.BrokenCheckpoint] = {}
+    for found in reversed(checkpoint.steps(folder)):
+        try:
+            number = int(policy.restore(found)["step"])
+        except checkpoint.BrokenCheckpoint as error:
+            broken[found] = error
+            continue
+        for path, reason in broken.items():
+            warnings.warn(f"{reason}; it is removed, and the run is resumed from {found.name}", stacklevel=2)
+            checkpoint.remove(path)
+        return number
+    for reason in broken.values():
+        raise RunError(f"{reason}, and no older one is there; put it back, or start again with --overwrite")
+    return 0
+
+
 def resume(policy: Policy, run_dir: Path) -> int:
     """Restore the newest checkpoint, drop what was recorded after it, and return its step; 0 without one."""
+    number = restore_newest(policy, run_dir / "checkpoints")
     checkpoint.keep_newest(run_dir / "checkpoints", KEPT)  # a process that was killed may have left more
-    found = checkpoint.newest(run_dir / "checkpoints")
-    number = int(policy.restore(found)["step"]) if found else 0
     step_of: Callable[[dict[str, Any]], int]
     for name, step_of in (("metrics.jsonl", lambda r: r["step"]), ("traces.jsonl", lambda r: r["extra"]["step"])):
         path = run_dir / name

@@ -27,9 +27,6 @@ from paragator.training.rows import STAGES, PackedRow, Tree, pack
 IDLE = {"loss": 0.0, "grad_norm": 0.0, "lr": 0.0, "updated": 0.0}
 """Statistics of a step that changed no weight."""
 
-DECAYS = "matrices"
-"""What weight decay shrinks, noted in a checkpoint."""
-
 
 class NotFinite(Exception):
     """What of an update is not finite, and what to do about it."""
@@ -196,18 +193,14 @@ class Policy:
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write a checkpoint from which `restore` continues."""
-        own = {"updates": self.updates, "refused": self.refused, "precision": self.precision, "decays": DECAYS}
-        checkpoint.save(folder, self.tensors(), self.optimizer.optimizer, {**meta, **own})
+        own = {"learner": "local", "updates": self.updates, "refused": self.refused, "precision": self.precision}
+        moments = checkpoint.moments_of(self.optimizer.optimizer, self.tensors())
+        checkpoint.save(folder, self.tensors(), moments, {**meta, **own})
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Take weights and optimiser state from a checkpoint; returns its meta."""
         meta = checkpoint.read_into(folder, self.tensors(), self.optimizer.optimizer)
-        if self.settings.optimizer.weight_decay and meta.get("decays") != DECAYS:
-            raise RunError(
-                f"checkpoint {folder} is of a version whose weight decay also shrank norms and biases; start again with "
-                "--overwrite or another --name"
-            )
-        self.updates, self.refused = meta["updates"], meta.get("refused", 0)
+        self.updates, self.refused = meta["updates"], meta["refused"]
         return meta
 
     def export(self, folder: Path) -> None:
@@ -293,8 +286,7 @@ def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
 
 def as_begun(config: Config, run_dir: Path) -> Config:
     """The config of a run that may resume from a checkpoint: a precision that it chose stays what it was."""
-    found = checkpoint.newest(run_dir / "checkpoints")
-    begun = checkpoint.read_meta(found).get("precision") if found else None
+    begun = checkpoint.newest_meta(run_dir / "checkpoints").get("precision")
     if config.train.precision != "auto" or begun is None:
         return config
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": begun})})

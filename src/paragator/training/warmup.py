@@ -169,7 +169,9 @@ def warmup(config: WarmupConfig, say: Callable[[str], None]) -> Path:
             say(f"step {step}/{config.steps}  {shown}  {seconds:.0f} s, {left:.0f} s left")
         if step % SAVE_EVERY == 0 and step < config.steps:
             meta = {"step": step, "seconds": seconds, "config": meaning(config)}
-            checkpoint.save(output / "checkpoints" / f"step_{step}", dict(model.named_parameters()), optimizer, meta)
+            weights = dict(model.named_parameters())
+            moments = checkpoint.moments_of(optimizer, weights)
+            checkpoint.save(output / "checkpoints" / f"step_{step}", weights, moments, meta)
             checkpoint.keep_newest(output / "checkpoints", 1)
     export(model, tokenizer, output)
     return output
