@@ -249,6 +249,10 @@ class TrainConfig(Section):
     """torch.compile the decoder layers for updates: half a minute once, then faster on a GPU. On a CPU it needs a C++ compiler."""
     checkpoint_every: int = Field(20, ge=1)
     """Steps between checkpoints; the newest two are kept."""
+    replicas: int = Field(1, ge=1)
+    """Several processes: groups of them that each hold all of the weights (HSDP). 1 shards them over all processes (FSDP)."""
+    process_timeout_s: float = Field(50.0, gt=0)
+    """Several processes: how long one waits for another that was killed or hangs, before all end."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; None: OMP_NUM_THREADS, else the cores that the process may use. Another number can change last digits."""
 

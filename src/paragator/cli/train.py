@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+from argparse import Namespace
 
 from paragator.cli.main import INTERRUPTED, parse, run_parser
 from paragator.cli.show import Terminal
 from paragator.config import Config
+from paragator.core.errors import ParagatorError, RunError
 from paragator.results import run_json
+from paragator.runs import launch
 from paragator.runs.folder import check_state
 from paragator.runs.resolve import resolve
 from paragator.settings import load, to_json
@@ -16,6 +21,8 @@ from paragator.settings import load, to_json
 
 def main(arguments: list[str]) -> int:
     flags, overrides = parse(run_parser("train"), arguments)
+    if launch.rank():
+        return follow(flags, overrides)
     config = load(Config, flags.config, overrides)
     if flags.dry_run:
         resolve(config, training=True)
@@ -24,8 +31,36 @@ def main(arguments: list[str]) -> int:
     check_state(config, resume=flags.resume, overwrite=flags.overwrite)  # before the trainer's libraries are imported
     from paragator.runs.train import train
 
+    if launch.processes() > 1:
+        signal.signal(signal.SIGTERM, ended)
     with Terminal(quiet=flags.json) as terminal:
         result = asyncio.run(train(config, resume=flags.resume, overwrite=flags.overwrite, events=terminal))
     if flags.json:
         print(json.dumps(run_json(result.folder, config.eval.k)))
     return 0 if result.finished else INTERRUPTED
+
+
+def follow(flags: Namespace, overrides: list[str]) -> int:
+    """A process that is not rank 0: it is silent but for its own end, and rank 0 decides when to stop."""
+    try:
+        config = load(Config, flags.config, overrides)
+    except ParagatorError:
+        return 2  # rank 0 says it
+    if flags.dry_run:
+        return 0
+    from paragator.runs.train import train
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        asyncio.run(train(config))
+    except Exception as error:
+        if flags.debug:
+            raise
+        raise RunError(f"rank {launch.rank()} ended: {error}") from None
+    return 0
+
+
+def ended(*_: object) -> None:
+    """The launcher ends all processes because one of them ended; what is on disk is whole."""
+    os.write(2, b"error: a process of this run was ended; start all of them again with --resume\n")
+    os._exit(1)

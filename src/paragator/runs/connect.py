@@ -197,9 +197,14 @@ async def training_engine(
         yield own, (lambda step: own.publish(step, export)) if hasattr(own, "publish") else None
         return
     if config.engine.kind == "transformers":
+        from paragator.engines.local.compute import computed
+
+        async def refreshed(step: int) -> None:
+            await computed(policy.publish)
+
         engine = local_engine(config, policy.raw, policy.tokenizer, autocast=policy.accelerator.autocast)
         try:
-            yield engine, None
+            yield engine, None if policy.kind == "local" else refreshed
         finally:
             engine.close()
         return

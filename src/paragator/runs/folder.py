@@ -142,6 +142,8 @@ MAY_CHANGE = {
     "train.checkpoint_every",
     "train.max_refused",
     "train.threads",
+    "train.replicas",
+    "train.process_timeout_s",
     "tracker",
     "runs",
     "judge.key_env",

@@ -13,7 +13,7 @@ from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.types import Group, Problem, Sample
 from paragator.results import TrainResult
-from paragator.runs import connect, folder, resolve
+from paragator.runs import connect, folder, launch, resolve
 from paragator.runs.evaluate import Evaluation, Tally, measured, say_table
 from paragator.runs.events import Events, Logged
 from paragator.runs.judging import judging
@@ -21,6 +21,7 @@ from paragator.tasks import Task
 
 if TYPE_CHECKING:
     from paragator.training.policy import Policy
+    from paragator.training.team import Team
 
 RESCHEDULED = (
     "train.steps was {old}: optimizer.schedule = {schedule!r} now ends at step {new}, but the learning rates of the steps taken "
@@ -48,7 +49,43 @@ async def train(
     `task` and `engine` replace those that the config names: problems and grades from Python, and whoever samples. An
     engine must return token ids and their log-probabilities; where it has an async `publish(step, export)` it is called
     after each step, and `export(folder)` writes the weights. Stopped by `events.should_stop`, the run can be resumed.
+
+    Among several processes that torchrun started, all call this: rank 0 runs it, the others compute their share of updates.
     """
+    if launch.processes() == 1:
+        return await led(config, None, task=task, engine=engine, resume=resume, overwrite=overwrite, events=events)
+    from paragator.training.team import Team
+
+    team = Team(config.train.process_timeout_s)
+    try:
+        if team.rank:
+            return await followed(config, team)
+        return await led(config, team, task=task, engine=engine, resume=resume, overwrite=overwrite, events=events)
+    finally:
+        team.close()
+
+
+async def followed(config: Config, team: Team) -> TrainResult:
+    """A process that is not rank 0: it does what that says; its result only says where the run is, and whether it ended."""
+    from paragator.engines.local.compute import computed, set_threads
+    from paragator.training.sharded import follow
+
+    set_threads(config.train.threads)
+    await computed(follow, team)
+    return TrainResult(config.run_dir, finished=(config.run_dir / "model").is_dir())
+
+
+async def led(
+    config: Config,
+    team: Team | None,
+    *,
+    task: Task | None,
+    engine: Sample | None,
+    resume: bool,
+    overwrite: bool,
+    events: Events | None,
+) -> TrainResult:
+    """`train` in the one process, or in rank 0 of a team."""
     begun = config.run_dir / "config.json"
     resumed = folder.check_state(config, resume=resume, overwrite=overwrite) and not overwrite
     steps_before = folder.read_note(begun)["train"]["steps"] if resumed else config.train.steps
@@ -64,7 +101,7 @@ async def train(
         if steps_before != config.train.steps and config.optimizer.schedule != "constant":
             logged.say(RESCHEDULED.format(schedule=config.optimizer.schedule, old=steps_before, new=config.train.steps))
         async with judging(config, resolved.task, run_dir, logged.say) as judged:
-            finished = await trained(config, judged, data, run_dir, logged, engine)
+            finished = await trained(config, judged, data, run_dir, logged, engine, team)
         result = TrainResult.read(run_dir, config.eval.k, finished=finished)
         if finished and result.metrics and not result.updated and config.method.definition.trains:
             logged.say(NO_UPDATE.format(steps=len(result.metrics)))
@@ -97,28 +134,19 @@ def data_of(config: Config, resolved: resolve.Resolved) -> Data:
     return Data(problems, held_out, recorded)
 
 
-async def trained(config: Config, task: Task, data: Data, run_dir: Path, events: Logged, own: Sample | None) -> bool:
+async def trained(
+    config: Config, task: Task, data: Data, run_dir: Path, events: Logged, own: Sample | None, team: Team | None
+) -> bool:
     """Load, evaluate, train, evaluate, report; False when stopped, which skips to the report."""
     from paragator.engines.local.compute import computed
-    from paragator.engines.local.loading import load_model
     from paragator.report.page import write_report
     from paragator.training.loop import Sampler, export
     from paragator.training.loop import train as train_steps
-    from paragator.training.policy import Policy, as_begun
-    from paragator.training.proof import prove
+    from paragator.training.policy import as_begun
     from paragator.training.recipe import Recipe
 
     config = as_begun(config, run_dir)
-    model, tokenizer = await computed(load_model, config.model, config.seed)
-    proved = partial(prove, sampling=own is None and config.engine.kind == "transformers")
-    await computed(proved, model)
-    policy = await computed(Policy.from_config, model, tokenizer, config)
-    size = sum(p.numel() for p in model.parameters())
-    events.say(f"{size:,} parameters, {policy.precision}, {policy.accelerator.device}")
-    if policy.precision != "float32":
-        await computed(partial(proved, policy.raw, autocast=policy.accelerator.autocast))
-    if experts := num_experts(model):
-        events.say(f"{experts} experts a layer: the router's load-balancing loss is not trained")
+    policy = await learner_of(config, team, events, sampling=own is None and config.engine.kind == "transformers")
     watched = StepEvents(config, policy, events)
     async with connect.training_engine(config, policy, run_dir, events.say, own) as (engine, publish):
         if hasattr(engine, "misfit"):
@@ -147,6 +175,32 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
     if not finished:
         events.say(f"interrupted; go on with --resume (run directory {run_dir})")
     return finished
+
+
+async def learner_of(config: Config, team: Team | None, events: Logged, *, sampling: bool) -> Policy:
+    """The model and its optimiser, in this process or in a team's; proved to compute what the model computes alone."""
+    from paragator.engines.local.compute import computed
+    from paragator.engines.local.loading import load_model
+    from paragator.training.policy import Policy
+    from paragator.training.proof import prove
+
+    model, tokenizer = await computed(load_model, config.model, config.seed)
+    proved = partial(prove, sampling=sampling)
+    await computed(proved, model)
+    size = sum(p.numel() for p in model.parameters())
+    if team is None:
+        policy: Policy = await computed(Policy.from_config, model, tokenizer, config)
+    else:
+        from paragator.training.sharded import lead
+
+        policy = await computed(lead, team, model, tokenizer, config)
+    where = f"{policy.accelerator.device}, {team.size} processes" if team else str(policy.accelerator.device)
+    events.say(f"{size:,} parameters, {policy.precision}, {where}")
+    if policy.precision != "float32":
+        await computed(partial(proved, policy.raw, autocast=policy.accelerator.autocast))
+    if experts := num_experts(policy.raw):
+        events.say(f"{experts} experts a layer: the router's load-balancing loss is not trained")
+    return policy
 
 
 def num_experts(model: Any) -> int:

@@ -167,13 +167,18 @@ def check(folder: Path, name: str) -> None:
 def read_into(folder: Path, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a checkpoint into `parameters` (in place) and `optimizer`; return its meta."""
     weights, moments, meta = read(folder)
-    if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in parameters.items()}:
-        raise RunError(f"checkpoint {folder} is of another model: its tensors differ; use the model of that run")
+    check_shapes(folder, weights, parameters)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
     set_moments(optimizer, parameters, moments)
     return meta
+
+
+def check_shapes(folder: Path, weights: Tensors, parameters: Tensors) -> None:
+    """RunError where a checkpoint's tensors are not those of the model."""
+    if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in parameters.items()}:
+        raise RunError(f"checkpoint {folder} is of another model: its tensors differ; use the model of that run")
 
 
 def moments_of(optimizer: torch.optim.Optimizer, parameters: Tensors) -> dict[str, dict[str, torch.Tensor]]:

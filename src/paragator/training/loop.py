@@ -18,7 +18,7 @@ from paragator.core.types import Problem, Sample
 from paragator.engines.local.compute import computed
 from paragator.tasks import Task
 from paragator.training import checkpoint
-from paragator.training.policy import Policy
+from paragator.training.learner import Learner
 from paragator.training.recipe import Recipe, Schedule
 from paragator.training.step import step
 
@@ -59,7 +59,7 @@ class Sampler:
 async def train(
     run_dir: Path,
     recipe: Recipe,
-    policy: Policy,
+    policy: Learner,
     sampler: Sampler,
     task: Task,
     problems: Sequence[Problem],
@@ -101,13 +101,13 @@ async def train(
     return True
 
 
-def save(policy: Policy, run_dir: Path, number: int) -> None:
+def save(policy: Learner, run_dir: Path, number: int) -> None:
     """The checkpoint of a step, of which the newest are kept."""
     policy.save(run_dir / "checkpoints" / f"step_{number}", {"step": number})
     checkpoint.keep_newest(run_dir / "checkpoints", KEPT)
 
 
-def export(policy: Policy, run_dir: Path) -> None:
+def export(policy: Learner, run_dir: Path) -> None:
     """The trained model as the run's folder `model`: whole or not there."""
     with checkpoint.appearing(run_dir / "model") as folder:
         policy.export(folder)
@@ -126,7 +126,7 @@ def check_mismatch(mismatch: float, number: int) -> None:
         )
 
 
-def restore_newest(policy: Policy, folder: Path) -> int:
+def restore_newest(policy: Learner, folder: Path) -> int:
     """Restore the newest whole checkpoint and return its step, 0 without any; newer ones that are broken are removed."""
     broken: dict[Path, checkpoint.BrokenCheckpoint] = {}
     for found in reversed(checkpoint.steps(folder)):
@@ -144,7 +144,7 @@ def restore_newest(policy: Policy, folder: Path) -> int:
     return 0
 
 
-def resume(policy: Policy, run_dir: Path) -> int:
+def resume(policy: Learner, run_dir: Path) -> int:
     """Restore the newest checkpoint, drop what was recorded after it, and return its step; 0 without one."""
     number = restore_newest(policy, run_dir / "checkpoints")
     checkpoint.keep_newest(run_dir / "checkpoints", KEPT)  # a process that was killed may have left more

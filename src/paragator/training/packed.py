@@ -104,9 +104,9 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[Stage, float] | flo
     few = rows.numel() * vocabulary <= LOGITS_AT_ONCE
     head, states = _whole, None
     if not few and has_plain_head(model):
-        inner = without_adapter_wrapper(model)
-        head, rows = inner.get_output_embeddings(), batch.sources
-        states = inner.base_model(**inputs).last_hidden_state
+        head, rows = without_adapter_wrapper(model).get_output_embeddings(), batch.sources
+        sharded = vars(model).get("hidden_states")  # gathers the weights first, see sharded.py
+        states = sharded(**inputs) if sharded else hidden_states(model, **inputs)
     if states is None:
         states = model(**inputs, logits_to_keep=keep.view_as(batch.input_ids)).logits
     states = states.view(-1, states.shape[-1])
@@ -117,14 +117,17 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[Stage, float] | flo
     return torch.cat([checkpoint(pick, head, states, *chunk, use_reentrant=False) for chunk in chunks])
 
 
+def hidden_states(model: Any, **inputs: Any) -> Tensor:
+    """What the output layer takes, of all positions."""
+    found: Tensor = without_adapter_wrapper(model).base_model(**inputs).last_hidden_state
+    return found
+
+
 def has_plain_head(model: Any) -> bool:
     """Whether the logits are the output layer of the last hidden states and nothing else: tried once a model.
 
-    Not so for a head that scales or caps its logits, nor among several processes (DDP, FSDP), where the whole model's
-    forward must be called.
+    Not so for a head that scales or caps its logits. A model is tried before it is sharded.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return False
     model = without_adapter_wrapper(model)
     if not isinstance(model, PreTrainedModel):
         return False

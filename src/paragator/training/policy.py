@@ -6,7 +6,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -35,9 +35,12 @@ class NotFinite(Exception):
 class Policy:
     """Model, optimiser and schedule behind Accelerate (device, mixed precision, sharding, trackers).
 
-    `update` changes the weights, `save` and `restore` are for checkpoints, `export` writes a model folder. An engine in
-    this process samples from `raw`; `batch_tokens` are those of one pass.
+    The learner of one process, and a part of that of many. An engine in this process samples from `raw`; `batch_tokens`
+    are those of one pass.
     """
+
+    kind = "local"
+    raw: Any
 
     def __init__(self, model: Any, tokenizer: Any, settings: PolicySettings) -> None:
         self.settings, self.tokenizer = settings, tokenizer
@@ -49,23 +52,23 @@ class Policy:
             log_with=settings.tracker,
             project_dir=str(settings.folder),
         )
-        self.reference = frozen_reference(model, settings.kl)
+        reference = frozen_reference(model, settings.kl)
         if self.precision == "bfloat16":
             cast_frozen(model)
         model.eval()  # updates too: dropout would compute other log-probabilities than were sampled from
         if settings.gradient_checkpointing:
             recompute_layers(model)
         if settings.compile:
-            compile_layers(model, *([] if self.reference is None else [self.reference]))
-        optimizer = torch.optim.AdamW(
-            decayed([p for p in model.parameters() if p.requires_grad], settings.optimizer.weight_decay),
+            compile_layers(model, *([] if reference is None else [reference]))
+        self.model, self.reference = self.placed(model, reference)
+        self.optimizer = torch.optim.AdamW(
+            decayed([p for p in self.model.parameters() if p.requires_grad], settings.optimizer.weight_decay),
             lr=settings.optimizer.lr,
             betas=settings.optimizer.betas,
-            fused=model.device.type in ("cpu", "cuda"),  # one pass over weights and moments: 7 times as fast on a CPU
+            fused=self.accelerator.device.type
+            in ("cpu", "cuda"),  # one pass over weights and moments: 7 times as fast on a CPU
         )
-        self.raw = model
         self.batch_tokens = memory.MOST_TOKENS[False]
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.updates = self.refused = 0
 
     @classmethod
@@ -74,6 +77,15 @@ class Policy:
         policy = cls(model, tokenizer, PolicySettings.from_config(config))
         policy.batch_tokens = budget_on(model.device, model.config, config, policy.precision == "bfloat16")
         return policy
+
+    def placed(self, model: Any, reference: Any) -> tuple[Any, Any]:
+        """The model that is trained and its frozen reference, where they compute."""
+        self.raw = model
+        return self.accelerator.prepare(model), reference
+
+    def rows(self, trees: Sequence[Tree]) -> list[PackedRow]:
+        """The packed rows that this process computes."""
+        return pack(trees, self.batch_tokens)
 
     def update(self, trees: Sequence[Tree], step: int, kl_constants: Mapping[Stage, float]) -> dict[str, float]:
         """`train.updates` optimiser steps on all trees, each accumulated over packed rows; returns their statistics.
@@ -88,7 +100,7 @@ class Policy:
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings.optimizer, step, settings.steps)
-        rows = pack(trees, self.batch_tokens)
+        rows = self.rows(trees)
         old: list[torch.Tensor | None] = [None] * len(rows)
         found, refused = [], {}
         for _ in range(settings.updates):
@@ -135,13 +147,13 @@ class Policy:
         """The clipped gradient over rows, as `accumulate` has it; NotFinite, with no gradient kept, where it is not."""
         try:
             total, merged, kept = self.accumulate(rows, old, kl_constants)
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.max_grad_norm)
+            norm = clipped_norm(self.model.parameters(), self.settings.optimizer.max_grad_norm)
             if not math.isfinite(norm):
                 raise NotFinite("the gradient's norm", SKIP)
         except BaseException:
             self.optimizer.zero_grad()
             raise
-        return {**merged, "loss": total, "grad_norm": float(norm)}, kept
+        return {**merged, "loss": total, "grad_norm": norm}, kept
 
     def accumulate(
         self, rows: Sequence[PackedRow], old: Sequence[torch.Tensor | None], kl_constants: Mapping[Stage, float]
@@ -152,9 +164,9 @@ class Policy:
         for row, before in zip(rows, old, strict=True):
             batch = collate(row).to(self.accelerator.device)
             value, stats, now = self.loss(batch, kl_constants, before)
-            self.accelerator.backward(value)
-            total += float(value.detach())
-            parts.append(stats)
+            (value * 0 if row.idle else value).backward()
+            total += 0.0 if row.idle else float(value.detach())
+            parts.append({**stats, "tokens": 0.0} if row.idle else stats)
             kept.append(now if before is None else before)
         return total, objective.merge(parts), kept
 
@@ -178,30 +190,44 @@ class Policy:
         )
         now = logprobs.detach()
         parts = (batch.credit, batch.sampled_logprobs, now, (now - batch.sampled_logprobs).exp(), value.detach())
-        check_finite(dict(zip(FIXES, parts, strict=True)))
+        self.checked(not_finite(dict(zip(FIXES, parts, strict=True))))
         return value, stats, now
+
+    def checked(self, problem: NotFinite | None) -> None:
+        """What becomes of a problem with a pass."""
+        if problem is not None:
+            raise problem
 
     def reference_log_probs(self, batch: Batch) -> torch.Tensor:
         """[B] under the initial model: its frozen copy, or the policy with its adapters off."""
-        off = self.raw.disable_adapter() if self.reference is None else nullcontext()
+        off = self.model.disable_adapter() if self.reference is None else nullcontext()
         with torch.no_grad(), off:
-            return log_probs(self.raw if self.reference is None else self.reference, batch, self.settings.temperature)
+            return log_probs(self.model if self.reference is None else self.reference, batch, self.settings.temperature)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The trainable parameters by name."""
-        return {name: p for name, p in self.raw.named_parameters() if p.requires_grad}
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def state(self) -> tuple[checkpoint.Tensors, checkpoint.Moments]:
+        """Weights that are trained and the optimiser's moments, whole and by name."""
+        return self.tensors(), checkpoint.moments_of(self.optimizer, self.tensors())
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write a checkpoint from which `restore` continues."""
-        own = {"learner": "local", "updates": self.updates, "refused": self.refused, "precision": self.precision}
-        moments = checkpoint.moments_of(self.optimizer.optimizer, self.tensors())
-        checkpoint.save(folder, self.tensors(), moments, {**meta, **own})
+        own = {"learner": self.kind, "updates": self.updates, "refused": self.refused, "precision": self.precision}
+        checkpoint.save(folder, *self.state(), {**meta, **own})
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Take weights and optimiser state from a checkpoint; returns its meta."""
-        meta = checkpoint.read_into(folder, self.tensors(), self.optimizer.optimizer)
+        meta = checkpoint.read_into(folder, self.tensors(), self.optimizer)
         self.updates, self.refused = meta["updates"], meta["refused"]
         return meta
+
+    def publish(self) -> None:
+        """Nothing to do: an engine in this process samples from the model that is trained."""
+
+    def close(self) -> None:
+        """Nothing to do: there are no other processes."""
 
     def export(self, folder: Path) -> None:
         """Write the model (adapters merged) and tokenizer as a folder that transformers and vLLM load."""
@@ -223,12 +249,16 @@ FIXES = {
 """What must be finite in a pass, in the order in which one makes the next one not so, and what to do."""
 
 
-def check_finite(found: Mapping[str, torch.Tensor]) -> None:
-    """NotFinite for the first of FIXES that is not finite, after one read from the device."""
+def not_finite(found: Mapping[str, torch.Tensor]) -> NotFinite | None:
+    """The first of FIXES that is not finite, after one read from the device."""
     flags = torch.stack([torch.isfinite(values).all() for values in found.values()]).tolist()
-    for name, finite in zip(found, flags, strict=True):
-        if not finite:
-            raise NotFinite(name, FIXES[name])
+    return next((NotFinite(name, FIXES[name]) for name, finite in zip(found, flags, strict=True) if not finite), None)
+
+
+def clipped_norm(parameters: Iterable[torch.Tensor], most: float) -> float:
+    """The gradient's global norm; the gradient is scaled down to `most` where it is larger."""
+    norm: Any = torch.nn.utils.clip_grad_norm_(parameters, most)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of a sharded gradient it is a part
 
 
 def budget_on(device: torch.device, sizes: Any, config: Config, bfloat16: bool) -> int:

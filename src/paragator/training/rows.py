@@ -53,9 +53,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """Pieces that share one row."""
+    """Pieces that share one row; an idle one is computed and does not count (a process without rows takes part, see sharded.py)."""
 
     pieces: tuple[Piece, ...]
+    idle: bool = False
 
     @property
     def num_tokens(self) -> int:

@@ -14,7 +14,7 @@ from paragator.engines.local.compute import computed
 from paragator.records import Graded
 from paragator.tasks import Task, grade_trace
 from paragator.training.credited import constant, credited
-from paragator.training.policy import Policy
+from paragator.training.learner import Learner
 from paragator.training.recipe import Recipe
 from paragator.training.rows import STAGES
 from paragator.training.telemetry import Timeline, summary
@@ -29,7 +29,7 @@ class Step:
 
 
 async def step(
-    number: int, problems: Sequence[Problem], sample: Sample, task: Task, policy: Policy, recipe: Recipe
+    number: int, problems: Sequence[Problem], sample: Sample, task: Task, learner: Learner, recipe: Recipe
 ) -> Step:
     """THE TRAINING STEP: all problems at once through the scaffold, then the policy's update."""
     timeline, scaffold, crediting = Timeline(), recipe.at_step(number), recipe.crediting
@@ -48,7 +48,7 @@ async def step(
     trees = [tree for record in records for tree in credited(record, crediting, len(problems))]
     constants = {stage: constant(stage, crediting, len(problems)) for stage in STAGES}
     with timeline.during("update"):
-        stats = await computed(policy.update, trees, number, constants)
+        stats = await computed(learner.update, trees, number, constants)
     return Step(records, {"step": number, **summary(records, crediting), **stats, **timeline.seconds()})
 
 

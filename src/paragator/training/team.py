@@ -1,0 +1,189 @@
+"""The processes of one run: rank 0 gives orders, the others follow; what dies or hangs ends all of them.
+
+An order is a name and JSON. It is announced in the launcher's key-value store, where followers look for it however long
+rank 0 samples, and its text is broadcast; nothing is pickled. While it lives, rank 0 changes a "beat" in the store.
+A process that raises leaves its reason there, one that is killed or hangs makes the next collective call fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from paragator.core.errors import ParagatorError, RunError
+
+BEAT_S = 2.0
+"""Seconds between signs of life of rank 0."""
+POLL_S = 0.02
+"""Seconds between looks into the store."""
+LOST = ("closed", "reset", "timed out", "timeout", "refused", "broken pipe", "nccl", "peer")
+"""Words in what a collective call says when another process is gone or does not answer."""
+
+
+class Team:
+    """All processes that a launcher (torchrun) started for this run."""
+
+    runs = 0
+    """Teams of this process so far: each has a part of the store to itself."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s, self.orders, self.broken = timeout_s, 0, ""
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nothing listens to others
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        store, self.rank, self.size = next(rendezvous("env://"))
+        Team.runs += 1
+        self.prefix = f"run/{Team.runs}"
+        self.store = PrefixStore(self.prefix, store)
+        self.closed = threading.Event()
+        if self.rank == 0:
+            own = PrefixStore(self.prefix, store.clone())
+            threading.Thread(target=self._beat, args=(own,), name="beat", daemon=True).start()
+
+    def join(self) -> None:
+        """Set up collective calls, once all are here."""
+        if dist.is_initialized():
+            return
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=PrefixStore("collectives", self.store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=self.timeout_s),
+        )
+
+    def _beat(self, store: Any) -> None:
+        """Show that this process lives, until the team is closed."""
+        beats = 0
+        while not self.closed.wait(BEAT_S if beats else 0):
+            beats += 1
+            store.set("beat", str(beats))
+
+    # ---- rank 0 ----
+
+    @contextmanager
+    def order(self, name: str, **values: Any) -> Iterator[None]:
+        """Have the others do `name`, and do this process's part inside the block; RunError where one of them is gone."""
+        if self.broken:
+            raise RunError(self.broken)
+        with self.guarded():
+            self.orders += 1
+            text = json.dumps({"name": name, **values}).encode()
+            self.store.set(f"order/{self.orders}", str(len(text)))
+            self.join()
+            dist.broadcast(torch.frombuffer(bytearray(text), dtype=torch.uint8), src=0)
+            yield
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Say which process ended, and why, where a collective call fails for it."""
+        try:
+            yield
+        except ParagatorError:
+            raise
+        except RuntimeError as error:
+            reason = self.reason()
+            if reason is None and not any(word in str(error).lower() for word in LOST):
+                self.broken = "this process failed in the middle of an order; --resume starts all again"
+                raise
+            said = reason or f"a process was killed or does not answer within {self.timeout_s:g} s"
+            self.broken = f"{said}; all {self.size} processes of the run end; start them again with --resume"
+            raise RunError(self.broken) from None
+
+    def reason(self) -> str | None:
+        """What a process that ended left in the store, if it had the time."""
+        end = time.monotonic() + BEAT_S
+        while time.monotonic() < end:
+            for rank in range(self.size):
+                if self.store.check([f"failed/{rank}"]):
+                    return f"rank {rank}: {self.store.get(f'failed/{rank}').decode()}"
+            time.sleep(POLL_S)
+        return None
+
+    def close(self) -> None:
+        """Let the others go."""
+        if self.closed.is_set():
+            return
+        if self.rank == 0:
+            self.orders += 1
+            self.store.set(f"order/{self.orders}", "0")
+            gone = [f"gone/{rank}" for rank in range(1, self.size)]
+            self.wait_for(lambda: bool(self.store.check(gone)), 0 if self.broken else self.timeout_s)
+        self.closed.set()
+        if dist.is_initialized() and not self.broken:
+            dist.destroy_process_group()
+
+    # ---- the others ----
+
+    def next_order(self) -> dict[str, Any] | None:
+        """The next order, None for the last; RunError once rank 0 shows no sign of life."""
+        self.orders += 1
+        key, beat, heard = f"order/{self.orders}", b"", time.monotonic()
+        while not self.store.check([key]):
+            time.sleep(POLL_S)
+            now = self.store.get("beat") if self.store.check(["beat"]) else b""
+            if now != beat or not now:
+                beat, heard = now, time.monotonic()
+            if time.monotonic() - heard > self.timeout_s:
+                raise RunError(
+                    f"rank {self.rank}: no sign of life of rank 0 for {self.timeout_s:g} s; start again with --resume"
+                )
+        size = int(self.store.get(key))
+        if not size:
+            self.store.set(f"gone/{self.rank}", "")
+            return None
+        self.join()
+        text = torch.empty(size, dtype=torch.uint8)
+        dist.broadcast(text, src=0)
+        found: dict[str, Any] = json.loads(bytes(text.numpy()))
+        return found
+
+    def failed(self, error: BaseException) -> None:
+        """Leave the reason why this process ends."""
+        self.store.set(f"failed/{self.rank}", " ".join(f"{type(error).__name__}: {error}".split())[:500])
+
+    # ---- all ----
+
+    def ready(self, name: str) -> None:
+        """Wait until all have come here, for as long as none has failed: loading takes longer on some machines."""
+        self.store.set(f"{name}/{self.rank}", "")
+        everybody = [f"{name}/{rank}" for rank in range(self.size)]
+
+        def arrived() -> bool:
+            for rank in range(self.size):
+                if rank != self.rank and self.store.check([f"failed/{rank}"]):
+                    raise RunError(f"rank {rank}: {self.store.get(f'failed/{rank}').decode()}")
+            return bool(self.store.check(everybody))
+
+        self.wait_for(arrived)
+
+    def wait_for(self, happened: Callable[[], bool], most_s: float = float("inf")) -> None:
+        """Poll until something happened, or so long."""
+        end = time.monotonic() + most_s
+        while not happened() and time.monotonic() < end:
+            time.sleep(POLL_S)
+
+    def summed(self, values: list[float]) -> list[float]:
+        """Sums over all processes, in float64."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        out: list[float] = tensor.tolist()
+        return out
+
+    def least(self, value: float) -> float:
+        """The least of a value over all processes."""
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return float(tensor)

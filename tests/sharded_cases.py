@@ -1,0 +1,165 @@
+"""Gradients and updates of the policy in one process and in several: `python -m sharded_cases OUT` is one of the processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from paragator.config import ModelConfig, OptimizerConfig
+from paragator.core.types import Stage
+from paragator.engines.local.loading import load_model
+from paragator.training import packed
+from paragator.training.objective import LossSettings
+from paragator.training.policy import NotFinite, Policy
+from paragator.training.recipe import PolicySettings
+from paragator.training.rows import Branch, Tree
+
+CONSTANTS: dict[Stage, float] = {"generate": 0.01, "aggregate": 0.02}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """How a gradient is computed; `replicas` only where the processes are a multiple."""
+
+    budget: int = 400
+    reverse: bool = False
+    trees: int = 9
+    kl: float = 0.0
+    weight_cap: float | None = None
+    checkpointing: bool = False
+    lora: int = 0
+    double: bool = False
+    precision: str = "float32"
+    chunked: bool = False
+    updates: int = 0  # 0: only the gradient is compared
+    replicas: int = 1
+    broken: bool = False
+    stage: Stage | None = None
+
+    def runs_on(self, size: int) -> bool:
+        """Whether so many processes compute it: replicas need four."""
+        return size == 4 if self.replicas > 1 else size < 4
+
+
+CASES = {
+    "plain": Case(),
+    "candidates only": Case(stage="generate"),
+    "aggregations only": Case(stage="aggregate"),
+    "small rows": Case(budget=90),
+    "one row": Case(budget=4096),
+    "another order": Case(reverse=True),
+    "another order, small rows": Case(reverse=True, budget=120),
+    "KL": Case(kl=0.1),
+    "KL, small rows": Case(kl=0.1, budget=90),
+    "KL, one row": Case(kl=0.1, budget=4096),
+    "weights": Case(weight_cap=1.5),
+    "weights, KL": Case(weight_cap=1.5, kl=0.1, budget=200),
+    "checkpointing": Case(checkpointing=True),
+    "checkpointing, KL, small rows": Case(checkpointing=True, kl=0.1, budget=120),
+    "adapters": Case(lora=4),
+    "adapters, KL": Case(lora=4, kl=0.1),
+    "adapters, checkpointing, small rows": Case(lora=4, checkpointing=True, budget=120),
+    "chunked head": Case(chunked=True, budget=4096),
+    "chunked head, checkpointing": Case(chunked=True, checkpointing=True),
+    "chunked head, KL, adapters": Case(chunked=True, kl=0.1, lora=4),
+    "replicas": Case(replicas=2),
+    "replicas, KL, small rows": Case(replicas=2, kl=0.1, budget=90),
+    "float64": Case(double=True),
+    "float64, one tree": Case(double=True, trees=1),
+    "bfloat16": Case(precision="bfloat16"),
+    "three updates": Case(updates=3, weight_cap=1.5),
+    "three updates, KL": Case(updates=3, kl=0.1),
+    "three updates of adapters": Case(updates=3, lora=4),
+    "NaN in one row": Case(broken=True),
+}
+
+
+def trees_of(case: Case) -> list[Tree]:
+    """Random prompts and branches, of both stages unless the case wants one."""
+    draw = Random(7)
+    out = []
+    for number in range(case.trees):
+        stage: Stage = case.stage or ("generate", "aggregate")[number % 2]  # type: ignore[assignment]
+        prompt = tuple(draw.randrange(5, 30) for _ in range(draw.randrange(4, 40)))
+        branches = []
+        for _ in range(draw.randrange(1, 6)):
+            size = draw.randrange(1, 30)
+            ids = tuple(draw.randrange(5, 30) for _ in range(size))
+            probs = tuple(-draw.uniform(2, 4) for _ in range(size))
+            branches.append(Branch(ids, probs, draw.uniform(-1, 1) * CONSTANTS[stage]))
+        out.append(Tree(stage, prompt, tuple(branches)))
+    if case.broken:
+        bad = dataclasses.replace(out[-1].branches[0], credit=float("nan"))
+        out[-1] = dataclasses.replace(out[-1], branches=(bad, *out[-1].branches[1:]))
+    return out[::-1] if case.reverse else out
+
+
+def policy_of(case: Case, team: Any = None) -> Policy:
+    model, tokenizer = load_model(ModelConfig(path="embedded", lora_rank=case.lora, device="cpu"), 1)
+    if case.double:
+        model.double()
+    settings = PolicySettings(
+        loss=LossSettings(weight_cap=case.weight_cap),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=0, max_grad_norm=1e9),
+        temperature={"generate": 1.0, "aggregate": 0.9},
+        steps=10,
+        updates=max(1, case.updates),
+        kl=case.kl,
+        precision=case.precision,  # type: ignore[arg-type]
+        gradient_checkpointing=case.checkpointing,
+        max_refused=1,
+    )
+    if team is None:
+        policy = Policy(model, tokenizer, settings)
+    else:
+        from paragator.training.sharded import Shard
+
+        policy = Shard(model, tokenizer, settings, team, case.replicas)
+    policy.batch_tokens = case.budget
+    return policy
+
+
+def outcome(case: Case, team: Any = None) -> dict[str, torch.Tensor]:
+    """Whole gradients, or weights after updates, by name, and the statistics; of a broken case the weights and `refused`."""
+    from paragator.training.sharded import whole
+
+    packed.LOGITS_AT_ONCE = 2**10 if case.chunked else 2**26
+    policy, trees = policy_of(case, team), trees_of(case)
+    if case.updates or case.broken:
+        stats = policy.update(trees, 1, CONSTANTS)
+        found = {name: whole(p).clone() for name, p in policy.tensors().items()}
+    else:
+        rows = policy.rows(trees)
+        stats, _ = policy.gradient(rows, [None] * len(rows), CONSTANTS)
+        found = {name: whole(p.grad).clone() for name, p in policy.tensors().items() if p.grad is not None}
+    return found | {f"stats/{k}": torch.tensor(v, dtype=torch.float64) for k, v in stats.items()}
+
+
+def main(folder: Path) -> None:
+    """All cases that suit the number of processes; rank 0 writes what came out."""
+    from paragator.training.team import Team
+
+    torch.set_num_threads(1)
+    team = Team(120.0)
+    team.join()
+    for name, case in CASES.items():
+        if not case.runs_on(team.size):
+            continue
+        try:
+            found = outcome(case, team)
+        except NotFinite as problem:
+            found = {"refused": torch.tensor(float(len(problem.args)))}
+        if team.rank == 0:
+            save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{name}.safetensors")
+    os._exit(0)  # without the team's farewell, which needs orders
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
