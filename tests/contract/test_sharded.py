@@ -32,7 +32,7 @@ def start(size: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
     common |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "PYTHONPATH": os.pathsep.join(sys.path + [str(TESTS)]),
+        "PYTHONPATH": os.pathsep.join([*sys.path, str(TESTS)]),
     }
     return [
         subprocess.Popen(

@@ -19,8 +19,8 @@ FUNCTION_LINES = 60
 CORE_FUNCTION_LINES = 40
 PARAMETERS = 7
 PUBLIC_NAMES = 30
-PACKAGE_LINES = 24_000
-"""A ratchet: the house was to have 19,500 and moved in with 21,300 (experiments/LOG.md); what came after is checks."""
+PACKAGE_LINES = 33_000
+"""A ratchet: the house moved in with 21,300 (experiments/LOG.md); then came checks, many processes, strategies, a server, a page."""
 LAYER_LINES = {"cli": 1_900}
 
 # "training/step.py" or "training/step.py::Class.method" -> (its own limit, why it is better long than split)

@@ -81,8 +81,8 @@ def collate(row: PackedRow) -> Batch:
 def log_probs(model: Any, batch: Batch, temperature: Mapping[Stage, float] | float = 1.0) -> Tensor:
     """Log-probabilities [B] float32 of the branch tokens under `model`, after each stage's sampling temperature.
 
-    Goes through the model's own forward with `logits_to_keep`, which respects adapters, wrappers (DDP, FSDP,
-    Accelerate's autocast) and heads that scale or cap their logits; or, where many logits meet a plain head, through
+    Goes through the model's own forward with `logits_to_keep`, which respects adapters, shards
+    (FSDP) and heads that scale or cap their logits; or, where many logits meet a plain head, through
     its hidden states, so that never more than LOGITS_AT_ONCE logits exist. Raises UsageError for an attention that cannot pack.
     """
     use_tree_attention(model, longest=int(batch.position_ids.max()) + 1)
@@ -139,9 +139,7 @@ def has_plain_head(model: Any) -> bool:
             kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
         )
         with torch.no_grad(), as_it_is:
-            expected = (
-                type(model).forward(model, input_ids=ids, use_cache=False).logits
-            )  # not Accelerate's wrapper of it
+            expected = model(input_ids=ids, use_cache=False).logits
             found = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
         known = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
         model.__dict__["_paragator_plain_head"] = known  # a plain attribute; nn.Module's are tensors and modules

@@ -33,7 +33,7 @@ class NotFinite(Exception):
 
 
 class Policy:
-    """Model, optimiser and schedule behind Accelerate (device, mixed precision, sharding, trackers).
+    """Model, optimiser and schedule; Accelerate chooses device and mixed precision, and speaks to trackers.
 
     The learner of one process, and a part of that of many. An engine in this process samples from `raw`; `batch_tokens`
     are those of one pass.
@@ -81,7 +81,7 @@ class Policy:
     def placed(self, model: Any, reference: Any) -> tuple[Any, Any]:
         """The model that is trained and its frozen reference, where they compute."""
         self.raw = model
-        return self.accelerator.prepare(model), reference
+        return model, reference
 
     def rows(self, trees: Sequence[Tree]) -> list[PackedRow]:
         """The packed rows that this process computes."""
