@@ -261,7 +261,7 @@ class TrainConfig(Section):
     """Steps between evaluations of the held-out problems while training, each after a checkpoint; 0 is off."""
     replicas: int = Field(1, ge=1)
     """Several processes: groups of them that each hold all of the weights (HSDP). 1 shards them over all processes (FSDP)."""
-    process_timeout_s: float = Field(50.0, gt=0)
+    process_timeout_s: float = Field(45.0, gt=0)
     """Several processes: how long one waits for another that was killed or hangs, before all end."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; None: OMP_NUM_THREADS, else the cores that the process may use. Another number can change last digits."""

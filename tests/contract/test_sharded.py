@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from functools import cache
@@ -15,34 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from launched import start
 from paragator.training.rows import pack
 from paragator.training.sharded import cost, share
 from sharded_cases import CASES, outcome, trees_of
 
-TESTS = Path(__file__).parents[1]
 LIMIT_S = 600
-
-
-def start(size: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
-    """Processes as a launcher starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
-    common |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "PYTHONPATH": os.pathsep.join([*sys.path, str(TESTS)]),
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -198,17 +198,16 @@ def lead(team: Team, model: Any, tokenizer: Any, config: Config) -> Sharded:
 def follow(team: Team) -> None:
     """Do what rank 0 says until it lets go."""
     shard: Shard | None = None
-    while (order := team.next_order()) is not None:
-        try:
+    try:
+        while (order := team.next_order()) is not None:
             if order["name"] == "begin":
                 config = Config.model_validate(order["config"])
                 shard = joined(Shard, team, *load_model(config.model, config.seed), config)
             elif shard is not None:
                 shard.obey(order)
-        except BaseException as error:
-            team.failed(error)
-            raise
-    team.close()
+    except BaseException as error:
+        team.failed(error)
+        raise
 
 
 def joined(kind: type[Kind], team: Team, model: Any, tokenizer: Any, config: Config) -> Kind:

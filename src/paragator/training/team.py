@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -47,6 +49,7 @@ class Team:
         Team.runs += 1
         self.prefix = f"run/{Team.runs}"
         self.store = PrefixStore(self.prefix, store)
+        self.store.set(f"process/{self.rank}", f"{platform.node()} {os.getpid()}")
         self.closed = threading.Event()
         if self.rank == 0:
             own = PrefixStore(self.prefix, store.clone())
@@ -95,7 +98,7 @@ class Team:
             raise
         except RuntimeError as error:
             reason = self.reason()
-            if reason is None and not any(word in str(error).lower() for word in LOST):
+            if reason is None and not lost(error):
                 self.broken = "this process failed in the middle of an order; --resume starts all again"
                 raise
             said = reason or f"a process was killed or does not answer within {self.timeout_s:g} s"
@@ -121,9 +124,19 @@ class Team:
             self.store.set(f"order/{self.orders}", "0")
             gone = [f"gone/{rank}" for rank in range(1, self.size)]
             self.wait_for(lambda: bool(self.store.check(gone)), 0 if self.broken else self.timeout_s)
+            if self.broken:
+                self.end_others()
         self.closed.set()
         if dist.is_initialized() and not self.broken:
             dist.destroy_process_group()
+
+    def end_others(self) -> None:
+        """Kill the processes on this machine: one that hangs would keep the launcher waiting, and none can go on."""
+        for rank in range(1, self.size):
+            machine, pid = self.store.get(f"process/{rank}").decode().split(" ")
+            if machine == platform.node():
+                with suppress(OSError):
+                    os.kill(int(pid), signal.SIGKILL)
 
     # ---- the others ----
 
@@ -151,8 +164,11 @@ class Team:
         return found
 
     def failed(self, error: BaseException) -> None:
-        """Leave the reason why this process ends."""
-        self.store.set(f"failed/{self.rank}", " ".join(f"{type(error).__name__}: {error}".split())[:500])
+        """Leave the reason why this process ends; RunError where it is another one that is gone."""
+        with suppress(RuntimeError):
+            self.store.set(f"failed/{self.rank}", " ".join(f"{type(error).__name__}: {error}".split())[:500])
+        if isinstance(error, RuntimeError) and lost(error):
+            raise RunError("another process of the run ended or hangs; start all of them again with --resume") from None
 
     # ---- all ----
 
@@ -187,3 +203,8 @@ class Team:
         tensor = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(tensor, dist.ReduceOp.MIN)
         return float(tensor)
+
+
+def lost(error: Exception) -> bool:
+    """Whether a call failed since another process is gone or does not answer."""
+    return any(word in str(error).lower() for word in LOST)

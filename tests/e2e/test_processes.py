@@ -1,0 +1,159 @@
+"""A run in two processes: the same rewards and weights as in one; killed, hung and resumed; refused launches."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from launched import start
+from paragator.core.errors import UsageError
+from paragator.engines.local.loading import EMBEDDED
+from paragator.runs import launch
+
+pytestmark = pytest.mark.e2e
+CONFIG = """
+name = "run"
+seed = 3
+task.name = "countdown"
+eval.around_training = false
+[train]
+steps = 4
+problems = 3
+precision = "float32"
+threads = 1
+checkpoint_every = 1
+process_timeout_s = 20
+"""
+LIMIT_S = 300
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def command(name: str, *more: str) -> list[str]:
+    return ["-m", "paragator", "train", "run.toml", "--name", name, *more]
+
+
+def alone(folder: Path, name: str, *more: str) -> None:
+    arguments = [sys.executable, *command(name, *more)]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
+
+
+def several(folder: Path, name: str, *more: str) -> list[str]:
+    """Run in two processes; returns what each wrote."""
+    processes = start(2, command(name, *more), folder)
+    out = []
+    for process in processes:
+        said, errors = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0, errors
+        out.append(said)
+    return out
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def distance(first: Path, second: Path) -> float:
+    """Relative L2 between the weights of two checkpoints."""
+    a, b = load_file(first / "weights.safetensors"), load_file(second / "weights.safetensors")
+    assert a.keys() == b.keys()
+    difference = sum(float((a[n] - b[n]).double().square().sum()) for n in a)
+    return float((difference / sum(float(a[n].double().square().sum()) for n in a)) ** 0.5)
+
+
+def texts(run: Path) -> list[str]:
+    """All completions, in order."""
+    rows = (json.loads(line) for line in (run / "traces.jsonl").read_text().splitlines())
+    return [o.get("text", "") for row in rows for groups in row["rounds"] for g in groups for o in g["outputs"]]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_a_run_moves_between_them(folder: Path) -> None:
+    alone(folder, "one", "--train.batch_tokens", "4096")
+    first, second = several(folder, "two", "--train.batch_tokens", "700")
+    assert "2 processes" in first and second == ""
+    one, two = folder / "runs" / "one", folder / "runs" / "two"
+    for a, b in zip(metrics(one), metrics(two), strict=True):
+        assert a["generate/reward"] == b["generate/reward"] and a["aggregate/reward"] == b["aggregate/reward"]
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    assert texts(one) == texts(two)
+    assert distance(one / "checkpoints" / "step_4", two / "checkpoints" / "step_4") < 1e-5
+    meta = json.loads((two / "checkpoints" / "step_4" / "meta.json").read_text())
+    assert meta["learner"] == "sharded" and meta["processes"] == 2
+    alone(folder, "two", "--train.batch_tokens", "700", "--train.steps", "5", "--resume")
+    several(folder, "one", "--train.batch_tokens", "4096", "--train.steps", "5", "--resume")
+    assert distance(one / "checkpoints" / "step_5", two / "checkpoints" / "step_5") < 1e-5
+    model = load_file(one / "model" / "model.safetensors")
+    saved = load_file(one / "checkpoints" / "step_5" / "weights.safetensors")
+    assert all(torch.equal(model[name], saved[name]) for name in model)
+
+
+@pytest.mark.slow
+def test_a_batch_without_signal_changes_no_weight_in_two_processes(folder: Path) -> None:
+    several(folder, "cut", "--generate.max_tokens", "2", "--aggregate.max_tokens", "2", "--train.steps", "2")
+    saved = load_file(folder / "runs" / "cut" / "checkpoints" / "step_2" / "weights.safetensors")
+    initial = load_file(EMBEDDED / "model.safetensors")
+    assert all(torch.equal(saved[name], initial[name]) for name in saved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sign", "victim"), [("SIGKILL", 1), ("SIGKILL", 0), ("SIGSTOP", 1), ("SIGSTOP", 0)])
+def test_a_process_that_dies_or_hangs_ends_all_and_the_run_is_resumed(folder: Path, sign: str, victim: int) -> None:
+    limit = "6" if sign == "SIGSTOP" else "20"
+    processes = start(2, command("hit", "--train.steps", "60", "--train.process_timeout_s", limit), folder)
+    checkpoints = folder / "runs" / "hit" / "checkpoints"
+    end = time.monotonic() + LIMIT_S
+    while not any(checkpoints.glob("step_2")) and time.monotonic() < end:
+        time.sleep(0.05)
+    processes[victim].send_signal(getattr(signal, sign))
+    other = processes[1 - victim]
+    _, errors = other.communicate(timeout=LIMIT_S)
+    processes[victim].kill()
+    processes[victim].communicate(timeout=LIMIT_S)
+    assert other.returncode == 1
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "--resume" in lines[0], errors
+    assert "Traceback" not in errors
+    steps = [int(path.name[5:]) for path in checkpoints.glob("step_*") if path.name[5:].isdigit()]
+    alone(folder, "hit", "--train.steps", str(max(steps) + 1), "--resume")
+    assert [row["step"] for row in metrics(folder / "runs" / "hit")] == list(range(1, max(steps) + 2))
+
+
+def test_launches_that_would_start_one_process_or_an_uneven_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert launch.processes() == 1 and launch.rank() == 0
+    for name, value, said in (
+        ("ACCELERATE_MIXED_PRECISION", "no", "accelerate launch"),
+        ("SLURM_STEP_NUM_TASKS", "8", "srun started 8 processes"),
+        ("OMPI_COMM_WORLD_SIZE", "2", "mpirun started 2 processes"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(UsageError, match=said):
+                launch.processes()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    assert launch.processes() == 4 and launch.rank() == 3
+
+
+@pytest.mark.slow
+def test_replicas_that_do_not_divide_the_processes_are_refused_in_one_line(folder: Path) -> None:
+    processes = start(2, command("uneven", "--train.replicas", "3"), folder)
+    errors = [process.communicate(timeout=LIMIT_S)[1] for process in processes]
+    assert processes[0].returncode == 2
+    assert "train.replicas = 3" in errors[0] and "Traceback" not in errors[0]
