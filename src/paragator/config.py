@@ -248,7 +248,17 @@ class TrainConfig(Section):
     compile: bool = False
     """torch.compile the decoder layers for updates: half a minute once, then faster on a GPU. On a CPU it needs a C++ compiler."""
     checkpoint_every: int = Field(20, ge=1)
-    """Steps between checkpoints; the newest two are kept."""
+    """Steps between checkpoints."""
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    """Minutes after which a step is followed by a checkpoint even before `checkpoint_every` steps."""
+    keep_last: int = Field(2, ge=1)
+    """Checkpoints that are kept: the newest ones."""
+    keep_every: int = Field(0, ge=0)
+    """Also kept for good: a checkpoint every so many steps; 0 keeps none."""
+    keep_best: bool = True
+    """Also kept: the checkpoint whose evaluation (`eval_every`) has the highest pass@1 in the last round."""
+    eval_every: int = Field(0, ge=0)
+    """Steps between evaluations of the held-out problems while training, each after a checkpoint; 0 is off."""
     replicas: int = Field(1, ge=1)
     """Several processes: groups of them that each hold all of the weights (HSDP). 1 shards them over all processes (FSDP)."""
     process_timeout_s: float = Field(50.0, gt=0)

@@ -14,6 +14,7 @@ from paragator import records
 from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Failure
 from paragator.records import Graded
+from paragator.stats.curves import EVALS, best_step, read_metrics
 from paragator.stats.table import EvalTable, table
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class TrainResult:
     """A training run: its run directory and what lies there.
 
     metrics      the rows of metrics.jsonl, one a step
+    evals        the rows of evals.jsonl, one an evaluation while training
     before       evaluations around training; None where the config asks for none, or it was stopped before
     finished     whether all steps were taken and evaluated; else it can be resumed
     checkpoints  folders, the oldest first
@@ -112,6 +114,7 @@ class TrainResult:
 
     folder: Path
     metrics: Sequence[Mapping[str, Any]] = ()
+    evals: Sequence[Mapping[str, Any]] = ()
     before: EvalResult | None = None
     after: EvalResult | None = None
     finished: bool = True
@@ -129,6 +132,7 @@ class TrainResult:
         return cls(
             run_dir,
             metrics=list(records.read_json_lines(steps)) if steps.exists() else (),
+            evals=read_metrics(run_dir, EVALS),
             before=found["eval_before"],
             after=found["eval_after"] or found["eval"],
             finished=finished,
@@ -141,6 +145,12 @@ class TrainResult:
     def updated(self) -> int:
         """How many steps changed the weights; the others had no credit, or were refused."""
         return sum(bool(row.get("updated")) for row in self.metrics)
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint with the best evaluation while training; None without one."""
+        name = f"step_{best_step(self.evals)}"
+        return next((path for path in self.checkpoints if path.name == name), None)
 
     def frame(self) -> DataFrame:
         """Metrics by step as a pandas DataFrame; UsageError where pandas is not installed."""

@@ -383,7 +383,11 @@ def test_what_a_tracker_is_told(tmp_path: Path) -> None:
     config = Config.model_validate(
         {"tracker": "tensorboard", "runs": str(tmp_path), "task": {"fields": {"problem": "q"}}}
     )
-    watched = StepEvents(config, SimpleNamespace(accelerator=tracker), Events())  # type: ignore[arg-type]
+
+    async def stopped(name: str) -> None:
+        return None
+
+    watched = StepEvents(config, SimpleNamespace(accelerator=tracker), Events(), stopped)  # type: ignore[arg-type]
     watched.on_step({"step": 3, "seconds": 1.0, "tokens": 9.0})
     (name, settings), step = told
     assert name == "paragator" and step == ({"step": 3, "seconds": 1.0, "tokens": 9.0}, 3)

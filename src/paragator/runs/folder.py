@@ -140,6 +140,11 @@ OWN_WEIGHTS = ("transformers", "vllm")
 MAY_CHANGE = {
     "train.steps",
     "train.checkpoint_every",
+    "train.checkpoint_minutes",
+    "train.keep_last",
+    "train.keep_every",
+    "train.keep_best",
+    "train.eval_every",
     "train.max_refused",
     "train.threads",
     "train.replicas",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.types import Group, Problem, Sample
-from paragator.results import TrainResult
+from paragator.records import Graded
+from paragator.results import EvalResult, TrainResult
 from paragator.runs import connect, folder, launch, resolve
 from paragator.runs.evaluate import Evaluation, Tally, measured, say_table
 from paragator.runs.events import Events, Logged
@@ -31,6 +33,10 @@ NO_UPDATE = (
     "none of the {steps} steps changed a weight: in every group all rewards were alike, or all rollouts were cut; see "
     "zero_credit, truncated and unscored in metrics.jsonl"
 )
+TOLD = ("eval_before", "eval_after")
+"""Evaluations whose tables are printed; one while training is a line."""
+Measure = Callable[[str], Awaitable[list[Graded] | None]]
+"""Evaluates the weights of the moment into run_dir/NAME.jsonl; None when it was stopped before its end."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """What models call their number of experts in their configs."""
 
@@ -147,29 +153,33 @@ async def trained(
 
     config = as_begun(config, run_dir)
     policy = await learner_of(config, team, events, sampling=own is None and config.engine.kind == "transformers")
-    watched = StepEvents(config, policy, events)
     async with connect.training_engine(config, policy, run_dir, events.say, own) as (engine, publish):
         if hasattr(engine, "misfit"):
             resolve.check_prompts(config, data.problems + data.held_out, engine)
         packer = connect.packer_of(config, engine)
         asked = Evaluation(data.held_out, task, resolve.eval_scaffold(config, packer), config.eval.repeats)
 
-        async def evaluated(name: str) -> bool:
+        async def measure(name: str) -> list[Graded] | None:
             tally = Tally(name, events)
             found = await measured(asked, engine, run_dir / f"{name}.jsonl", tally)
-            if found is not None:
+            if found is not None and name in TOLD:
                 say_table(found, config.eval.k, tally)
-            return found is not None and not events.should_stop()
+            return found
 
-        evaluating, finished = config.eval.around_training, True
+        async def around(name: str) -> bool:
+            return await measure(name) is not None and not events.should_stop()
+
+        watched, evaluating, finished = StepEvents(config, policy, events, measure), config.eval.around_training, True
         if evaluating and not (run_dir / "checkpoints").exists():
-            finished = await evaluated("eval_before")
+            finished = await around("eval_before")
         if finished:
             recipe, sampler = Recipe.from_config(config, packer, data.recorded), Sampler(engine, publish)
             finished = await train_steps(run_dir, recipe, policy, sampler, task, data.problems, watched)
         if finished:
             await computed(export, policy, run_dir)
-            finished = not evaluating or await evaluated("eval_after")
+            if evaluating:
+                watched.reuse()
+                finished = await around("eval_after")
     watched.end()
     events.say(f"report: {write_report(run_dir)}")
     if not finished:
@@ -210,10 +220,10 @@ def num_experts(model: Any) -> int:
 
 
 class StepEvents:
-    """What becomes of a step's metrics: events, the tracker where one is set, and no evaluation of older weights."""
+    """What becomes of a step: events, the tracker where one is set, its evaluation, and none of older weights."""
 
-    def __init__(self, config: Config, policy: Policy, events: Events) -> None:
-        self.config, self.policy, self.events = config, policy, events
+    def __init__(self, config: Config, policy: Policy, events: Events, measure: Measure) -> None:
+        self.config, self.policy, self.events, self.measure = config, policy, events, measure
         self.after = config.run_dir / "eval_after.jsonl"
         self.tracked = config.tracker != "none"
         if self.tracked:
@@ -224,11 +234,34 @@ class StepEvents:
     def on_step(self, metrics: Mapping[str, float]) -> None:
         self.events.on_step({**metrics, "steps": self.config.train.steps})
         self.after.unlink(missing_ok=True)  # of an earlier end, when train.steps was lower: other weights
+        self.track(metrics, int(metrics["step"]))
+
+    async def evaluate(self, number: int) -> dict[str, Any] | None:
+        """The held-out problems under the weights of a step, in evals/step_<n>.jsonl, completed where it was begun."""
+        (self.config.run_dir / "evals").mkdir(exist_ok=True)
+        found = await self.measure(f"evals/step_{number}")
+        if found is None:
+            return None
+        table = EvalResult(found, self.config.eval.k).table()
+        means = {f"eval/round_{t}": cell.mean for t, cell in enumerate(table.series("pass_at_1"))}
+        shown = "  ".join(f"round {t} {100 * mean:.1f}%" for t, mean in enumerate(means.values()))
+        self.events.say(f"evaluation after step {number}: pass@1  {shown}")
+        self.track(means, number)
+        return table.to_dict()
+
+    def track(self, values: Mapping[str, float], number: int) -> None:
+        """Hand numbers to the tracker."""
         if self.tracked:
-            self.policy.accelerator.log(dict(metrics), step=int(metrics["step"]))
+            self.policy.accelerator.log(dict(values), step=number)
 
     def should_stop(self) -> bool:
         return self.events.should_stop()
+
+    def reuse(self) -> None:
+        """Take the last step's evaluation, where there is one, as that after training: same weights, same draws."""
+        last = self.config.run_dir / "evals" / f"step_{self.config.train.steps}.jsonl"
+        if last.exists() and not self.after.exists():
+            shutil.copyfile(last, self.after)
 
     def end(self) -> None:
         """Close the tracker."""

@@ -14,15 +14,23 @@ from paragator.records import read_json_lines
 Metrics = Sequence[Mapping[str, Any]]
 """The rows of one run's metrics.jsonl, by step."""
 Against = Literal["step", "tokens"]
+METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
+"""What grows by a row a step, and by a row an evaluation while training (its traces lie in evals/step_<n>.jsonl)."""
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl by step; of a step that a resumed run did again, the last. [] without the file."""
-    path = run_dir / "metrics.jsonl"
+def read_metrics(run_dir: Path, name: str = METRICS) -> list[dict[str, Any]]:
+    """The rows of a file by step; of a step that a resumed run did again, the last. [] without the file."""
+    path = run_dir / name
     if not path.is_file():
         return []
     rows = {row["step"]: row for row in read_json_lines(path) if isinstance(row.get("step"), int)}
     return [rows[step] for step in sorted(rows)]
+
+
+def best_step(evaluations: Metrics) -> int | None:
+    """The step whose evaluation has the highest pass@1 in its last round, the first of such; None without any."""
+    found = {row["step"]: cell["mean"] for row in evaluations if (cell := row["rounds"][-1]["pass_at_1"])}
+    return max(found, key=lambda step: found[step], default=None)
 
 
 def series(rows: Metrics, key: str) -> tuple[list[int], list[float]]:

@@ -20,7 +20,10 @@ SECTIONS: dict[str, set[str]] = {
     "generate": set(),
     "aggregate": set(),
     "rollout": set(),
-    "train": {"threads", "checkpoint_every", "batch_tokens"},
+    "train": {
+        *("threads", "batch_tokens", "checkpoint_every", "checkpoint_minutes"),
+        *("keep_last", "keep_every", "keep_best", "eval_every"),
+    },
     "optimizer": set(),
     "eval": {"seed"},
 }

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -189,8 +189,8 @@ def moments_of(optimizer: torch.optim.Optimizer, parameters: Tensors) -> dict[st
 def set_moments(optimizer: torch.optim.Optimizer, parameters: Tensors, moments: Moments) -> None:
     """The inverse of `moments_of`; torch numbers parameters group by group."""
     grouped = [p for group in optimizer.param_groups for p in group["params"]]
-    number_of = {id(p): number for number, p in enumerate(grouped)}
-    state = {number_of[id(parameters[name])]: dict(kinds) for name, kinds in moments.items()}
+    numbers = {id(p): number for number, p in enumerate(grouped)}
+    state = {numbers[id(parameters[name])]: dict(kinds) for name, kinds in moments.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -200,7 +200,12 @@ def set_moments(optimizer: torch.optim.Optimizer, parameters: Tensors, moments: 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, named step_<n>, the oldest first; whether each is whole shows when it is read."""
     found = (p for p in folder.glob("step_*") if p.name[5:].isdigit())
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    return sorted(found, key=number_of)
+
+
+def number_of(folder: Path) -> int:
+    """The step of a checkpoint."""
+    return int(folder.name.removeprefix("step_"))
 
 
 def newest(folder: Path) -> Path | None:
@@ -216,9 +221,10 @@ def newest_meta(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Remove all but the latest `count` checkpoints, and what a process that was killed left unfinished."""
+def keep_newest(folder: Path, count: int, also: Container[int] = ()) -> None:
+    """Remove all but the latest `count` checkpoints and those of steps in `also`, and what a killed process left unfinished."""
     for unfinished in folder.glob("step_*.tmp"):
         shutil.rmtree(unfinished)
     for old in steps(folder)[:-count]:
-        remove(old)
+        if number_of(old) not in also:
+            remove(old)

@@ -16,10 +16,11 @@ from paragator import records
 from paragator.core.errors import DataError, RunError
 from paragator.core.types import Problem, Sample
 from paragator.engines.local.compute import computed
+from paragator.stats.curves import EVALS, METRICS, best_step, read_metrics
 from paragator.tasks import Task
 from paragator.training import checkpoint
 from paragator.training.learner import Learner
-from paragator.training.recipe import Recipe, Schedule
+from paragator.training.recipe import Keeping, Recipe, Schedule
 from paragator.training.step import step
 
 MISMATCH, OTHER_MODEL = 0.01, 0.5
@@ -27,16 +28,23 @@ MISMATCH, OTHER_MODEL = 0.01, 0.5
 
 In this process the embedded model has 1e-13 in float32 and at most 6e-5 under bfloat16's autocast.
 """
-KEPT = 2
-"""Checkpoints that are kept, the newest ones."""
+STEP_OF: dict[str, Callable[[dict[str, Any]], int]] = {
+    METRICS: lambda row: int(row["step"]),
+    "traces.jsonl": lambda row: int(row["extra"]["step"]),
+    EVALS: lambda row: int(row["step"]),
+}
+"""The step of a row of the files that grow with the steps."""
 BAD_STEPS = 3
 """Steps in a row in which every rollout failed, before the run stops."""
 
 
 class TrainEvents(Protocol):
-    """What hears of each step, and may end the run after one."""
+    """What hears of each step, evaluates the weights now and then, and may end the run after a step."""
 
     def on_step(self, metrics: Mapping[str, float]) -> None: ...
+
+    async def evaluate(self, number: int) -> Mapping[str, Any] | None:
+        """The numbers of the weights that a step left, as `EvalTable.to_dict`; None when it was stopped before its end."""
 
     def should_stop(self) -> bool: ...
 
@@ -67,16 +75,17 @@ async def train(
 ) -> bool:
     """Take the steps that the run directory does not have yet; False when `events.should_stop()` ended it early.
 
-    Each step appends to metrics.jsonl and traces.jsonl; every `checkpoint_every` steps, when stopped, and when an error
-    ends the run, a checkpoint is written from which a later call continues with the same draws as if nothing had
-    happened.
+    Each step appends to metrics.jsonl and traces.jsonl; when the schedule says so, when stopped, and when an error ends
+    the run, a checkpoint is written from which a later call continues with the same draws as if nothing had happened.
     """
-    schedule, failed = recipe.schedule, 0
-    first = await computed(resume, policy, run_dir) + 1
+    schedule, failed, saved_at = recipe.schedule, 0, time.monotonic()
+    first = await computed(resume, policy, run_dir, schedule) + 1
     for number in range(first, schedule.steps + 1):
         chosen, updates = choose(problems, number, schedule), policy.updates
         try:
             spent = await sampler.published(number - 1)
+            if not await evaluated(run_dir, number - 1, schedule, events):
+                return False
             result = await step(number, chosen, sampler.sample, task, policy, recipe)
             failed = failed + 1 if math.isnan(result.metrics.get("generate/reward", math.nan)) else 0
             if failed == BAD_STEPS:
@@ -84,27 +93,50 @@ async def train(
         except Exception:
             if number > first and policy.updates == updates:  # the policy is as the step before left it
                 with suppress(RunError):  # of weights that are not finite: what is on disk is better
-                    await computed(save, policy, run_dir, number - 1)
+                    await computed(save, policy, run_dir, number - 1, schedule)
             raise
         if sampler.publish:
             result.metrics.update({"seconds/publish": spent, "seconds": result.metrics["seconds"] + spent})
         check_mismatch(result.metrics.get("mismatch_kl", 0.0), number)
-        records.append_json_lines(run_dir / "metrics.jsonl", [plain(result.metrics)])
+        records.append_json_lines(run_dir / METRICS, [plain(result.metrics)])
         records.append(run_dir / "traces.jsonl", result.records)
         events.on_step(result.metrics)
         stopping = events.should_stop()
-        if stopping or number % schedule.checkpoint_every == 0 or number == schedule.steps:
-            await computed(save, policy, run_dir, number)
+        if stopping or schedule.is_saved(number, (time.monotonic() - saved_at) / 60):
+            await computed(save, policy, run_dir, number, schedule)
+            saved_at = time.monotonic()
         if stopping and number < schedule.steps:
             return False
     await sampler.published(schedule.steps)
-    return True
+    return await evaluated(run_dir, schedule.steps, schedule, events)
 
 
-def save(policy: Learner, run_dir: Path, number: int) -> None:
-    """The checkpoint of a step, of which the newest are kept."""
+async def evaluated(run_dir: Path, number: int, schedule: Schedule, events: TrainEvents) -> bool:
+    """Evaluate after a step where that is due and not done; False when stopped before its end, which a later call continues."""
+    if not schedule.is_evaluated(number) or any(row["step"] == number for row in read_metrics(run_dir, EVALS)):
+        return True
+    found = await events.evaluate(number)
+    if found is not None:
+        records.append_json_lines(run_dir / EVALS, [{"step": number, **found}])
+    return found is not None and not events.should_stop()
+
+
+def save(policy: Learner, run_dir: Path, number: int, schedule: Schedule) -> None:
+    """The checkpoint of a step, once its rows are on disk; older ones stay as the schedule says."""
+    for name in STEP_OF:
+        if (run_dir / name).exists():
+            checkpoint.sync(run_dir / name)
     policy.save(run_dir / "checkpoints" / f"step_{number}", {"step": number})
-    checkpoint.keep_newest(run_dir / "checkpoints", KEPT)
+    prune(run_dir, schedule.keeping)
+
+
+def prune(run_dir: Path, keeping: Keeping) -> None:
+    """Remove the checkpoints that need not stay, and what a process that was killed left unfinished."""
+    folder = run_dir / "checkpoints"
+    best = best_step(read_metrics(run_dir, EVALS)) if keeping.best else None
+    found = map(checkpoint.number_of, checkpoint.steps(folder))
+    also = {n for n in found if n == best or (keeping.every and n % keeping.every == 0)}
+    checkpoint.keep_newest(folder, keeping.last, also)
 
 
 def export(policy: Learner, run_dir: Path) -> None:
@@ -144,12 +176,10 @@ def restore_newest(policy: Learner, folder: Path) -> int:
     return 0
 
 
-def resume(policy: Learner, run_dir: Path) -> int:
-    """Restore the newest checkpoint, drop what was recorded after it, and return its step; 0 without one."""
+def resume(policy: Learner, run_dir: Path, schedule: Schedule) -> int:
+    """Restore the newest whole checkpoint, drop what was recorded after it, and return its step; 0 without one."""
     number = restore_newest(policy, run_dir / "checkpoints")
-    checkpoint.keep_newest(run_dir / "checkpoints", KEPT)  # a process that was killed may have left more
-    step_of: Callable[[dict[str, Any]], int]
-    for name, step_of in (("metrics.jsonl", lambda r: r["step"]), ("traces.jsonl", lambda r: r["extra"]["step"])):
+    for name, step_of in STEP_OF.items():
         path = run_dir / name
         if not path.exists():
             continue
@@ -157,7 +187,14 @@ def resume(policy: Learner, run_dir: Path) -> int:
         temporary = path.with_suffix(".tmp")
         temporary.unlink(missing_ok=True)
         records.append_json_lines(temporary, kept)
+        checkpoint.sync(temporary)
         temporary.replace(path)
+    for path in (run_dir / "evals").glob(
+        "step_*.jsonl"
+    ):  # of weights that may come out otherwise where sums are not exact
+        if int(path.stem.removeprefix("step_")) > number:
+            path.unlink()
+    prune(run_dir, schedule.keeping)  # a process that was killed may have left more
     return number
 
 

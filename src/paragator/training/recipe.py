@@ -59,13 +59,39 @@ class Crediting:
 
 
 @dataclass(frozen=True, slots=True)
+class Keeping:
+    """Which checkpoints stay: the `last` ones, those of every `every` steps (0: none), the `best` by an evaluation."""
+
+    last: int = 2
+    every: int = 0
+    best: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
-    """How many steps of how many problems, how often a checkpoint, and the seed that reshuffles problems."""
+    """How many steps of how many problems, the seed that reshuffles problems, and when to save and to evaluate.
+
+    checkpoint_every, checkpoint_minutes  a checkpoint follows the step at which either has passed
+    eval_every                            steps between evaluations, each after a checkpoint; 0 is off
+    """
 
     steps: int
     problems: int
     checkpoint_every: int
     seed: int
+    checkpoint_minutes: float = 10.0
+    eval_every: int = 0
+    keeping: Keeping = Keeping()
+
+    def is_evaluated(self, number: int) -> bool:
+        """Whether an evaluation follows a step."""
+        return bool(number and self.eval_every) and number % self.eval_every == 0
+
+    def is_saved(self, number: int, minutes: float) -> bool:
+        """Whether a checkpoint follows a step, `minutes` after the last one."""
+        steps = (self.checkpoint_every, self.keeping.every)
+        by_number = number == self.steps or any(every and number % every == 0 for every in steps)
+        return by_number or self.is_evaluated(number) or minutes >= self.checkpoint_minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +116,15 @@ class Recipe:
             plan = Plan.training(rollout.candidates, rollout.pool_size, rollout.pools, method.rounds)
         scaffold = Scaffold(plan, config.model.templates(), packer, config.seed * SEEDS_A_RUN)
         train = config.train
-        schedule = Schedule(train.steps, train.problems, train.checkpoint_every, config.seed)
+        schedule = Schedule(
+            train.steps,
+            train.problems,
+            train.checkpoint_every,
+            config.seed,
+            train.checkpoint_minutes,
+            train.eval_every,
+            Keeping(train.keep_last, train.keep_every, train.keep_best),
+        )
         return cls(Crediting.from_config(config), scaffold, schedule, recorded or {})
 
     def at_step(self, number: int) -> Scaffold:
