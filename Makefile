@@ -1,5 +1,6 @@
 # make quickstart   install, train the embedded model for a few minutes, write a report
 # make test         unit tests, then the rest
+# make torture      kill -9 at 200 random moments of tiny trainings; each must end in the bytes of an undisturbed one. KILLS=1000 for more
 # make check        lint, format, types, import layers, links in the documents
 # make vllm         vLLM for this CPU in its own environment, .venv-vllm (docs/vllm.md)
 # make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about an hour (docs/results/smollm2.md)
@@ -21,8 +22,9 @@ SMOLLM2 := models/smollm2-135m
 CONFIG := configs/quickstart.toml
 BENCH ?= --within 10
 FULL ?=
+KILLS ?= 200
 
-.PHONY: help quickstart test check vllm weights smollm2 bench clean
+.PHONY: help quickstart test torture check vllm weights smollm2 bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +39,9 @@ test: $(DEV)
 	@$(BIN)/python -m pytest tests/unit
 	@echo "contract, golden and end-to-end tests"
 	@$(BIN)/python -m pytest tests --ignore=tests/unit
+
+torture: $(DEV)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/kills.py $(KILLS)
 
 check: $(DEV)
 	@$(BIN)/ruff check .

@@ -1,10 +1,12 @@
 """kill -9 at random and aimed moments of a tiny training: `python scripts/kills.py [KILLS] [--seed N]`.
 
 A run is killed a few times, resumed each time, and must end in the bytes of a run that nobody disturbed: weights,
-optimiser state, traces, metrics (seconds left out), evaluations, the exported model. The cases train adapters, with a
-KL, under a cosine schedule, and with two updates a step. Half of the kills come at a random instant; the others strike
-in the process itself where most is at stake: around an optimiser step, between the files of a checkpoint, before and
-after the rename that makes it visible, while old ones are removed, in the middle of a line.
+optimiser state, traces, metrics (seconds left out), evaluations, the exported model. After each kill every checkpoint
+must be whole, and no more steps lost than lie between two of them. The cases train adapters, with a KL, under a cosine
+schedule, with two updates a step, and the embedded model; all evaluate while training. Half of the kills come at a
+random instant; the others strike in the process itself where most is at stake: around an optimiser step, between the
+files of a checkpoint, before and after the rename that makes it visible, while old ones are removed, in an evaluation,
+in the middle of a line.
 
 Attempts are forks of one process that has imported everything, so that a kill takes a second and not ten. It needs
 POSIX. Prints a table and exits with 1 where an end differs; that run's folder is kept and named.
@@ -29,24 +31,39 @@ from typing import Any
 
 from paragator import records
 from paragator.cli.main import run
+from paragator.core.errors import RunError
 from paragator.report import page
 from paragator.runs import folder
+from paragator.stats.curves import read_metrics
 from paragator.tasks.demonstrations import LARGEST, WORDS
+from paragator.training import checkpoint
 from paragator.training.warmup import WarmupConfig, build_model, build_tokenizer, export
 
-STEPS, MOST_KILLS = 6, 5
+STEPS, INTERVAL, MOST_KILLS = 6, 2, 5
 CASES = {
     "full weights": [],
     "lora": ["--model.lora_rank=2"],
     "kl": ["--train.kl=0.05"],
     "lora and kl": ["--model.lora_rank=2", "--train.kl=0.05"],
     "schedule": ["--optimizer.schedule=cosine", "--optimizer.warmup_steps=2"],
+    "embedded model": [
+        "--model.path=embedded",
+        "--task.name=countdown",
+        "--train.problems=2",
+        "--generate.max_tokens=24",
+        "--aggregate.max_tokens=24",
+        "--train.truncated=wrong",
+        "--optimizer.lr=0.0001",
+    ],
     "two updates": ["--train.updates=2", "--optimizer.weight_decay=0.1", "--optimizer.schedule=linear"],
 }
 AIMS = (
     "torch.optim.adamw:AdamW.step",
     "paragator.training.checkpoint:save_file",
     "paragator.training.checkpoint:os.fsync",
+    "paragator.training.checkpoint:fingerprint",
+    "paragator.training.loop:evaluated",
+    "paragator.runs.evaluate:grade_trace",
     "pathlib:Path.rename",
     "shutil:rmtree",
     "os:replace",
@@ -84,8 +101,9 @@ def prepared(home: Path) -> list[str]:
         "model.path": home / "model", "task.name": "jsonl", "task.path": home / "train.jsonl",
         "task.held_out_path": home / "test.jsonl", "task.reward": "kills_reward:score", "method.k": 2,
         "rollout.candidates": 4, "rollout.pool_size": 2, "generate.max_tokens": 8, "aggregate.max_tokens": 8,
-        "train.steps": STEPS, "train.problems": 4, "train.precision": "float32", "train.checkpoint_every": 2,
-        "train.threads": 1, "optimizer.lr": 0.01, "optimizer.warmup_steps": 0, "eval.problems": 3, "eval.rounds": 1,
+        "train.steps": STEPS, "train.problems": 4, "train.precision": "float32", "train.checkpoint_every": INTERVAL,
+        "train.threads": 1, "train.eval_every": 3, "train.keep_last": 1, "optimizer.lr": 0.01,
+        "optimizer.warmup_steps": 0, "eval.problems": 3, "eval.rounds": 1,
     }  # fmt: skip
     return ["train", *(f"--{key}={value}" for key, value in values.items())]
 
@@ -155,14 +173,29 @@ def ended(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
+def harmed(run_dir: Path) -> list[str]:
+    """What a kill must never leave: a checkpoint that is not whole, or more steps after the last one than an interval."""
+    found = checkpoint.steps(run_dir / "checkpoints")
+    for path in found:
+        try:
+            checkpoint.read(path)
+        except RunError as error:
+            return [str(error)]
+    taken = max((row["step"] for row in read_metrics(run_dir)), default=0)
+    last = checkpoint.number_of(found[-1]) if found else 0
+    return [f"{taken - last} steps lost"] if taken - last > INTERVAL else []
+
+
 def left_by(run_dir: Path) -> dict[str, Any]:
     """What two runs that did the same have in common."""
-    files = [path for name in ("checkpoints", "model") for path in (run_dir / name).rglob("*") if path.is_file()]
+    files = [
+        path for name in ("checkpoints", "model", "evals") for path in (run_dir / name).rglob("*") if path.is_file()
+    ]
     found: dict[str, Any] = {str(path.relative_to(run_dir)): path.read_bytes() for path in files}
     found["traces"] = (run_dir / "traces.jsonl").read_bytes()
     rows = records.read_json_lines(run_dir / "metrics.jsonl")
     found["metrics"] = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
-    return found | {name: (run_dir / f"{name}.jsonl").read_bytes() for name in ("eval_before", "eval_after")}
+    return found | {name: (run_dir / f"{name}.jsonl").read_bytes() for name in ("eval_before", "eval_after", "evals")}
 
 
 class Case:
@@ -175,6 +208,8 @@ class Case:
             sys.exit(f"{name}: an undisturbed run ends with {code}; see {home / 'log'}")
         self.seconds = time.perf_counter() - start
         self.whole = left_by(home / "whole")
+        if not any(row["updated"] for row in self.whole["metrics"]):
+            sys.exit(f"{name}: no step changed a weight, so that nothing would show")
 
     def killed(self, most: int) -> tuple[Counter[str], list[str]]:
         """Kills by moment in one run, `most` of them at most, and what differs at its end."""
@@ -193,6 +228,8 @@ class Case:
             kills[moment] += code == -signal.SIGKILL  # else it had ended by itself
             if code > 0:
                 return kills, [f"an attempt ended with {code}"]
+            if harm := harmed(run_dir):
+                return kills, harm
         if code := ended(attempt(self.next_words(run_dir), self.home / "log")):
             return kills, [f"the last attempt ended with {code}"]
         found = left_by(run_dir)
