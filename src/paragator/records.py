@@ -183,11 +183,15 @@ def read(path: Path) -> Iterator[Graded]:
 
 
 def append_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows, after cutting off a torn last line; whole lines are flushed before this returns."""
+    """Append rows, after cutting off a torn last line; whole lines are flushed before this returns. An OSError names the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        cut_torn_line(file)
-        file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    try:
+        with path.open("a+b") as file:
+            cut_torn_line(file)
+            file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def cut_torn_line(file: Any) -> None:

@@ -44,7 +44,7 @@ class BrokenCheckpoint(RunError):
 def save(folder: Path, weights: Tensors, moments: Moments, meta: Mapping[str, Any]) -> None:
     """Write a checkpoint to `folder`, which appears only once all of it is on disk.
 
-    RunError, and the checkpoint before it stays, for values that are not finite and for a disk that does not take it.
+    RunError, and the checkpoint before it stays, for values that are not finite, as for a disk that does not take them.
     """
     state = {f"{kind}/{name}": tensor for name, kinds in moments.items() for kind, tensor in kinds.items()}
     for name, tensor in {**weights, **state}.items():
@@ -53,25 +53,24 @@ def save(folder: Path, weights: Tensors, moments: Moments, meta: Mapping[str, An
                 f"{folder} is not written, since {name} is not finite; the checkpoint before it stays: start again with a "
                 "lower optimizer.lr"
             )
-    try:
-        with appearing(folder) as temporary:
-            save_file(on_cpu(weights), temporary / WEIGHTS)
-            save_file(on_cpu(state), temporary / OPTIMIZER)
-            (temporary / META).write_text(json.dumps(meta))
-            files = {name: fingerprint(temporary / name) for name in (WEIGHTS, OPTIMIZER, META)}
-            (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{folder} cannot be written ({reason}); the checkpoint before it stays: --resume") from None
+    with appearing(folder) as temporary:
+        save_file(on_cpu(weights), temporary / WEIGHTS)
+        save_file(on_cpu(state), temporary / OPTIMIZER)
+        (temporary / META).write_text(json.dumps(meta))
+        files = {name: fingerprint(temporary / name) for name in (WEIGHTS, OPTIMIZER, META)}
+        (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
 
 
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `folder` once all of it is on disk; removed after an error."""
+    """A folder to write to, which takes the place of `folder` once all of it is on disk.
+
+    After an error what was written is removed and `folder` is as before; RunError where the disk does not take it.
+    """
     temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         yield temporary
         for path in (*temporary.rglob("*"), temporary):
             sync(path)
@@ -80,6 +79,10 @@ def appearing(folder: Path) -> Iterator[Path]:
         temporary.rename(folder)
         for path in folder.parents[:2]:  # the second may hold the first only since now
             sync(path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{folder} cannot be written ({reason}); make room or allow it, then --resume") from None
     except Exception:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -92,6 +95,8 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(handle)
 

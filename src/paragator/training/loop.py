@@ -22,6 +22,7 @@ from paragator.training import checkpoint
 from paragator.training.learner import Learner
 from paragator.training.recipe import Keeping, Recipe, Schedule
 from paragator.training.step import step
+from paragator.training.telemetry import why_idle
 
 MISMATCH, OTHER_MODEL = 0.01, 0.5
 """Mean KL(sampling policy || policy) per token, in nats, above which a step warns, and above which the run stops.
@@ -98,6 +99,8 @@ async def train(
         if sampler.publish:
             result.metrics.update({"seconds/publish": spent, "seconds": result.metrics["seconds"] + spent})
         check_mismatch(result.metrics.get("mismatch_kl", 0.0), number)
+        if recipe.crediting.method.trains and not result.metrics["updated"] and "refused" not in result.metrics:
+            warnings.warn(f"step {number}: no weight was changed ({why_idle(result.metrics)})", stacklevel=2)
         records.append_json_lines(run_dir / METRICS, [plain(result.metrics)])
         records.append(run_dir / "traces.jsonl", result.records)
         events.on_step(result.metrics)
@@ -118,6 +121,7 @@ async def evaluated(run_dir: Path, number: int, schedule: Schedule, events: Trai
     found = await events.evaluate(number)
     if found is not None:
         records.append_json_lines(run_dir / EVALS, [{"step": number, **found}])
+        prune(run_dir, schedule.keeping)  # it may be the best one now
     return found is not None and not events.should_stop()
 
 

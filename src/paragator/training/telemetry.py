@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 
@@ -45,6 +45,26 @@ def summary(records: Sequence[Graded], crediting: Crediting) -> dict[str, float]
 def round_name(round_: int) -> str:
     """What a round's metrics are called: generate, aggregate, and aggregate2, ... where training has further rounds."""
     return "generate" if round_ == 0 else "aggregate" if round_ == 1 else f"aggregate{round_}"
+
+
+WITHOUT_SIGNAL = {
+    "failed": "every rollout failed",
+    "unscored": "no rollout is scored",
+    "truncated": "every rollout was cut at max_tokens",
+    "zero_credit": "the rewards of every group are alike",
+}
+"""What a share of 1 means for a stage, the first cause first."""
+
+
+def why_idle(metrics: Mapping[str, float]) -> str:
+    """Why a step changed no weight: for each stage that is trained, or that failed, in words."""
+    stages = [key.partition("/")[0] for key in metrics if key.endswith("/failed")]
+    parts = []
+    for stage in stages:
+        if f"{stage}/zero_credit" in metrics or metrics[f"{stage}/failed"] == 1:
+            whys = (what for key, what in WITHOUT_SIGNAL.items() if metrics.get(f"{stage}/{key}") == 1)
+            parts.append(f"{stage}: {next(whys, 'no rollout that may be trained on has credit')}")
+    return "; ".join(parts) or "no problem was rolled out"
 
 
 def stage_summary(records: Sequence[Graded], round_: int, stage: str) -> dict[str, float]:
