@@ -16,6 +16,7 @@ from paragator import records
 from paragator.core.errors import UsageError
 from paragator.report import page
 from paragator.results import EvalResult, TrainResult
+from paragator.runs import evaluate, events, train
 from paragator.runs.events import Events
 from paragator.settings import load
 from paragator.stats.curves import best_step
@@ -75,29 +76,32 @@ def test_slow_steps_are_saved_by_the_minute(cli: Cli, monkeypatch: pytest.Monkey
     assert saved(Path("runs/toy")) == {3, 6, 7}
 
 
-def test_the_last_the_regular_and_the_best_checkpoint_stay(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of four evaluations is made the best; without keep_best its checkpoint goes too."""
+@pytest.mark.parametrize(("better", "stay"), [(4, {3, 6, 8, 4}), (8, {3, 6, 8})])
+def test_the_last_the_regular_and_the_best_checkpoint_stay(
+    cli: Cli, better: int, stay: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second or the last of four evaluations is made the best; without keep_best its checkpoint goes too."""
     table = EvalResult.table
 
     def shown(self: EvalResult) -> Any:
         found = table(self)
-        better = 1.0 if self.traces[0].trace.extra.get("better") else 0.0
-        cells = {key: cell.__class__(better, better, better) for key, cell in found.found.items()}
+        share = 1.0 if self.traces[0].trace.extra.get("better") else 0.0
+        cells = {key: cell.__class__(share, share, share) for key, cell in found.found.items()}
         return found.__class__(found.k, found.problems, found.traces, found.num_rounds, cells)
 
-    measured = paragator.runs.train.measured
+    measured = train.measured
 
     async def marked(asked: Any, sample: Any, output: Path, tally: Any) -> Any:
         found = await measured(asked, sample, output, tally)
-        found[0].trace.extra["better"] = output.name == "step_4.jsonl"
+        found[0].trace.extra["better"] = output.name == f"step_{better}.jsonl"
         return found
 
     monkeypatch.setattr(EvalResult, "table", shown)
-    monkeypatch.setattr(paragator.runs.train, "measured", marked)
+    monkeypatch.setattr(train, "measured", marked)
     words = (
         *PLAIN,
         "--train.steps",
-        "9",
+        "8",
         "--train.eval_every",
         "2",
         "--train.keep_last",
@@ -106,11 +110,16 @@ def test_the_last_the_regular_and_the_best_checkpoint_stay(cli: Cli, monkeypatch
         "3",
     )
     assert cli("train", *words) == 0
-    assert saved(Path("runs/toy")) == {3, 6, 9, 4}
+    assert saved(Path("runs/toy")) == stay
     result = TrainResult.read("runs/toy")
-    assert result.best == Path("runs/toy/checkpoints/step_4") and [row["step"] for row in result.evals] == [2, 4, 6, 8]
+    assert result.best == Path(f"runs/toy/checkpoints/step_{better}") and [row["step"] for row in result.evals] == [
+        2,
+        4,
+        6,
+        8,
+    ]
     assert cli("train", *words, "--train.keep_best", "false", "--train.keep_every", "0", "--resume") == 0
-    assert saved(Path("runs/toy")) == {9}
+    assert saved(Path("runs/toy")) == {8}
 
 
 def test_the_best_step() -> None:
@@ -133,6 +142,7 @@ def test_evaluations_while_training(cli: Cli, capsys: pytest.CaptureFixture[str]
     assert "evaluation after step 2: pass@1  round 0 " in said and "evaluation after step 4: " in said
     assert {path.name for path in (run_dir / "evals").iterdir()} == {"step_2.jsonl", "step_4.jsonl"}
     assert (run_dir / "evals" / "step_4.jsonl").read_bytes() == (run_dir / "eval_after.jsonl").read_bytes()
+    assert "Held-out accuracy over training" in (run_dir / "report.html").read_text()
     two, four = rows(run_dir / "evals.jsonl")
     assert two == {"step": 2, **EvalResult.read(run_dir / "evals" / "step_2.jsonl", 4).table().to_dict()}
     assert four["step"] == 4 and len(four["rounds"]) == 2
@@ -158,7 +168,7 @@ def test_an_evaluation_while_training_is_completed_where_it_was_stopped(
         def should_stop(self) -> bool:
             return self.stopped
 
-    monkeypatch.setattr(paragator.runs.evaluate, "AT_ONCE", 1)
+    monkeypatch.setattr(evaluate, "AT_ONCE", 1)
     words = ["--train.steps=3", "--train.eval_every=2", "--eval.around_training=false"]
     config = load(paragator.Config, toy / "toy.toml", words)
     assert not paragator.train(config, events=Stopping()).finished
@@ -186,7 +196,7 @@ def no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paragator.runs.events.Logged, "write", lambda self, line: None)
+    monkeypatch.setattr(events.Logged, "write", lambda self, line: None)
 
 
 def global_generators(monkeypatch: pytest.MonkeyPatch) -> None:

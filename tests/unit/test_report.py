@@ -25,7 +25,15 @@ from paragator.report.bars import bars, step_seconds, temperatures
 from paragator.report.compare import draw
 from paragator.report.markup import show
 from paragator.report.page import write_report
-from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, curves, draw_line, reward_curves, shade
+from paragator.report.plots import (
+    accuracy_by_round,
+    accuracy_by_tokens,
+    accuracy_over_training,
+    curves,
+    draw_line,
+    reward_curves,
+    shade,
+)
 from paragator.report.readings import choose, kind_of
 from paragator.runs.events import Steps
 from paragator.stats.compare import compare
@@ -256,6 +264,17 @@ def test_a_label_that_begins_with_an_underscore_is_in_the_legend(panels: list[An
     assert [axes.get_legend_handles_labels()[1] for axes in panels] == [[" _a"]] * 4
 
 
+def test_accuracy_while_training(panels: list[Any]) -> None:
+    """A line a round over steps, in percent; a round without a number leaves a gap."""
+    cells = [{"mean": m, "low": m - 0.1, "high": None} for m in (0.25, 0.5, 0.75)]
+    rows = [{"step": 10, "rounds": [{"pass_at_1": cells[0]}, {"pass_at_1": cells[1]}]},
+            {"step": 20, "rounds": [{"pass_at_1": None}, {"pass_at_1": cells[2]}]}]  # fmt: skip
+    accuracy_over_training(rows)
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in panels[-1].lines if line.get_label()[0] != "_"}
+    assert drawn == {"round 0": [[10, 25]], "round 1": [[10, 50], [20, 75]]}
+    assert accuracy_over_training([]) is None
+
+
 def test_pictures_of_nothing_are_none() -> None:
     unscored = Grade("unscored")
     trace = Trace(Problem("p", "p"), Plan.sampling(1), 0, ((Group(Prompt("p"), (Completion("x"),)),),))
@@ -387,7 +406,7 @@ def test_a_picture_of_temperatures_has_every_row(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paragator.report.page.pictures", lambda metrics, tables: "")
+    monkeypatch.setattr("paragator.report.page.pictures", lambda *_: "")
     path = make_eval(tmp_path / "cut", "base", "aime", eval={"problems": 128, "repeats": 2})
     (path / "manifest.json").write_text('{"held_out": 8}')
     said = "only 12 of 16 traces (interrupted"

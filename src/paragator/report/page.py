@@ -12,9 +12,9 @@ from paragator.core.errors import DataError
 from paragator.records import read
 from paragator.report.bars import step_seconds
 from paragator.report.markup import STYLE, as_details, as_image, as_table, show
-from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, reward_curves
+from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, accuracy_over_training, reward_curves
 from paragator.report.readings import choose, readings
-from paragator.stats.curves import is_number, read_metrics
+from paragator.stats.curves import EVALS, is_number, read_metrics
 from paragator.stats.runs import lacking, method_of, part, read_json
 from paragator.stats.table import EvalTable, rounds_sheets, table
 
@@ -73,6 +73,7 @@ def render(run_dir: Path) -> str:
     config = attempt(read_json, run_dir / "config.json", notices) or {}
     manifest = attempt(read_json, run_dir / "manifest.json", notices) or {}
     metrics = attempt(lambda path: read_metrics(path.parent), run_dir / "metrics.jsonl", notices) or []
+    evals = attempt(lambda path: read_metrics(path.parent, EVALS), run_dir / EVALS, notices) or []
     k = part(config, "eval").get("k")
     tables: dict[str, EvalTable] = {}
     for label, file in EVALUATIONS.items():
@@ -94,7 +95,7 @@ def render(run_dir: Path) -> str:
         f"<header><h1>{show(name)}</h1>{status(config, manifest, metrics, tables)}</header>",
         *(f'<p class="notice">{show(text)}</p>' for text in dict.fromkeys(notices)),
         headline(tables),
-        pictures(metrics, tables),
+        pictures(metrics, tables, evals),
         health(metrics),
         readings(source, chosen),
         *(as_details(title, value) for title, value in (("Configuration", config), ("Manifest", manifest)) if value),
@@ -165,11 +166,14 @@ def headline(tables: Mapping[str, EvalTable]) -> str:
     return "\n".join([*out, f'<p class="soft">{show(" ".join(notes))}</p>'])
 
 
-def pictures(metrics: Sequence[dict[str, Any]], tables: Mapping[str, EvalTable]) -> str:
+def pictures(
+    metrics: Sequence[dict[str, Any]], tables: Mapping[str, EvalTable], evals: Sequence[dict[str, Any]]
+) -> str:
     """The pictures, as far as there is something to draw."""
     drawn = {
         "Accuracy by round": accuracy_by_round(tables),
         "Accuracy by tokens": accuracy_by_tokens(tables),
+        "Held-out accuracy over training": accuracy_over_training(evals),
         "Reward over training": reward_curves({"this run": metrics}),
         "Seconds of a step": step_seconds(metrics),
     }
