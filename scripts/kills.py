@@ -261,6 +261,7 @@ def main() -> int:
         by_moment += kills
         by_case[case.name] += kills.total()
         runs[case.name] += 1
+        print(f"{by_case.total()} of {options.kills} kills in {runs.total()} runs", file=sys.stderr, flush=True)
         if differing:
             print(f"{case.name}, after {dict(kills)}: {', '.join(differing)} (see {case.home})")
             return 1
