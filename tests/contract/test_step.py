@@ -467,7 +467,7 @@ def test_a_checkpoint_is_plain_tensors_by_name(
     policy = Policy.from_config(model, tokenizer, configured())
     policy.update(TREES, 1, CONSTANTS)
     weights_ = policy.tensors()
-    moments = checkpoint.moments_of(policy.optimizer.optimizer, weights_)
+    moments = checkpoint.moments_of(policy.optimizer, weights_)
     meta = {"step": 1, "learner": "another", "nested": {"position": [1, 2]}}
     checkpoint.save(tmp_path / "step_1", weights_, moments, meta)
     found, states, back = checkpoint.read(tmp_path / "step_1")
