@@ -1,7 +1,7 @@
 # make quickstart   install, train the embedded model for a few minutes, write a report
 # make test         unit tests, then the rest
 # make torture      kill -9 at 200 random moments of tiny trainings; each must end in the bytes of an undisturbed one. KILLS=1000 for more
-# make check        lint, format, types, import layers, links in the documents
+# make check        lint, format, types, import layers, bandit, pip-audit, links in the documents
 # make vllm         vLLM for this CPU in its own environment, .venv-vllm (docs/vllm.md)
 # make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about an hour (docs/results/smollm2.md)
 # make weights      only its weights, SmolLM2-135M-Instruct in float32, into models/smollm2-135m
@@ -48,6 +48,7 @@ check: $(DEV)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/audit.py
 	@$(BIN)/python -m pytest -q tests/unit/test_docs.py
 
 vllm: $(VLLM)

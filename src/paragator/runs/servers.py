@@ -46,11 +46,12 @@ def read_key(config: EngineConfig) -> str:
     """The key that a config names: of its file, else of its environment variable; "" where neither is set."""
     if config.key_file is None:
         return environment_key(config.key_env)
+    from paragator.engines.http.client import Secret
     from paragator.engines.http.endpoint import checked_key
 
     where = f"engine.key_file = {config.key_file}"
     try:
-        key = Path(config.key_file).expanduser().read_text(encoding="utf-8").strip()
+        key = Secret(Path(config.key_file).expanduser().read_text(encoding="utf-8").strip())
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "no text"
         raise UsageError(f"{where}: cannot be read ({what}); name a file that holds the key alone") from None

@@ -216,7 +216,8 @@ class Endpoint:
         """What an answer's body holds, or the error that it tells, without the key, which servers like to repeat."""
         found = held_in(answer.body)
         if trouble := trouble_in(answer, found):
-            return None, replace(trouble, said=self.hidden(trouble.said), words=self.hidden(trouble.words))
+            answer = replace(answer, body=self.without_key(answer.body))
+            return None, trouble_in(answer, held_in(answer.body)) or trouble
         return found, None
 
     async def get(self, path: str, timeout_s: float) -> Answer:
@@ -230,7 +231,7 @@ class Endpoint:
             raise self.nobody(str(error)) from None
         self.connected()
         if answer.status in (401, 403):
-            raise self.refused_key(f"http {answer.status}: {self.clean(said_in(answer.body))}")
+            raise self.refused_key(f"http {answer.status}: {self.said(answer.body)}")
         return answer
 
     @property
@@ -291,7 +292,7 @@ class Endpoint:
 
     def no_answer(self, what: str, body: bytes) -> Exception:
         """An answer that holds none: Again, or the caller's mistake where nothing else has ever come."""
-        said = self.clean(said_in(body))
+        said = self.said(body)
         reason = f"{what}: {said}" if said else what
         if self.hopeless(GARBAGE):
             return UsageError(f"{self.where}: {reason}; correct the URL or {self.section}.model")
@@ -326,21 +327,29 @@ class Endpoint:
     def nobody(self, reason: str) -> UsageError:
         return UsageError(f"{self.where}: no server answers there ({reason}); start it or correct the URL")
 
-    def hidden(self, text: str) -> str:
-        return text.replace(self.key, "***") if self.key else text
+    def without_key(self, body: bytes) -> bytes:
+        """A body as it came without the key; before anything is cut off, which could leave a part of it."""
+        for spelling in (self.key, self.key.replace("/", r"\/")) if self.key else ():
+            body = body.replace(spelling.encode(), b"***")
+        return body
+
+    def said(self, body: bytes) -> str:
+        """The message in an error's body as one short printable line, without the key."""
+        return self.clean(said_in(self.without_key(body)))
 
     def clean(self, text: str) -> str:
         """What a server said as one short printable line, without the key."""
-        line = " ".join(self.hidden(text).split())
-        line = "".join(char for char in line if char.isprintable())
+        line = "".join(char for char in " ".join(text.split()) if char.isprintable())
+        line = line.replace(self.key, "***") if self.key else line
         return line if len(line) <= REASON_CHARS - 40 else line[: REASON_CHARS - 41] + "…"
 
 
 def checked_key(key: str, where: str) -> Secret:
     """A key that can be sent; UsageError, which does not show it, for one that cannot."""
+    key = Secret(key)
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError(f"{where} holds more than a key: it must be one word of ASCII")
-    return Secret(key)
+    return key
 
 
 def checked_url(url: str, section: str = "engine") -> str:

@@ -27,7 +27,7 @@ from paragator.engines.http.choices import (
 from paragator.engines.http.client import Answer
 from paragator.engines.http.endpoint import Again, Endpoint, Refused
 from paragator.engines.http.gate import Lane
-from paragator.engines.http.replies import held_in, said_in
+from paragator.engines.http.replies import held_in
 from paragator.engines.sampling import Sampling
 
 SEED_BITS = 31
@@ -250,11 +250,7 @@ class Server:
             answer = await self.endpoint.get("/v1/models", LISTING_TIMEOUT_S)
             if answer.status == 200 and listed(answer.body):
                 return f"{where}the path is wrong; write {self.endpoint.url}/v1"
-        said = (
-            ""
-            if reply.status == 200 and isinstance(held_in(reply.body), list)
-            else self.endpoint.clean(said_in(reply.body))
-        )
+        said = "" if reply.status == 200 and isinstance(held_in(reply.body), list) else self.endpoint.said(reply.body)
         status = f"http {reply.status} for /models" + (f": {said[:160]}" if said else "")
         if reply.status == 503:
             return f"{where}the server is not ready ({status}); try again once it is"

@@ -27,7 +27,6 @@ from paragator.engines.encoding import misfit
 from paragator.engines.http.client import Broken, Unreachable
 from paragator.engines.http.endpoint import Endpoint
 from paragator.engines.http.openai import OpenAI
-from paragator.engines.http.replies import said_in
 
 START_TIMEOUT_S = 900.0
 ROUTE_TIMEOUT_S = 600.0
@@ -172,7 +171,7 @@ class Weights:
                 return None
             if answer.status == 200:
                 return fields_of(answer.body)
-            reason = f"http {answer.status}: {self.admin.clean(said_in(answer.body))}"
+            reason = f"http {answer.status}: {self.admin.said(answer.body)}"
         raise RunError(f"engine.url = {self.url}: {path} failed ({reason}); start the server again and --resume")
 
 
