@@ -17,7 +17,7 @@ from paragator.runs import connect, folder, resolve
 from paragator.runs.evaluate import Evaluation, Tally, measured, say_table
 from paragator.runs.events import Events, Logged
 from paragator.runs.judging import judging
-from paragator.tasks import Task
+from paragator.tasks import Task, check_distinct, check_splits
 
 if TYPE_CHECKING:
     from paragator.training.policy import Policy
@@ -54,6 +54,8 @@ async def train(
     steps_before = folder.read_note(begun)["train"]["steps"] if resumed else config.train.steps
     resolved = resolve.resolve(config, training=True, task=task, engine=engine)
     data = data_of(config, resolved)
+    for problems in (data.problems, data.held_out) if task is not None else ():
+        check_distinct(resolved.task.name, problems)
     if config.method.mean == "reward":
         warnings.warn("method.mean = 'reward' is an ablation: it pushes pass@1 down", stacklevel=1)
     manifest = folder.manifest(config, resolved.facts, len(data.held_out))
@@ -81,7 +83,7 @@ class Data:
 
 
 def data_of(config: Config, resolved: resolve.Resolved) -> Data:
-    """The problems of a run; UsageError where they are too few for a step."""
+    """The problems of a run; UsageError where they are too few for a step, or a text is in both splits."""
     wanted = min(config.train.distinct_problems, config.train.steps * config.train.problems)
     held_out, found, recorded = resolve.held_out(config, resolved.task), resolved.recorded, None
     if found is None:
@@ -94,6 +96,7 @@ def data_of(config: Config, resolved: resolve.Resolved) -> Data:
             f"train.problems = {config.train.problems}, but there are {len(problems)} training problems: lower it; "
             "a step takes each once"
         )
+    check_splits(resolved.task.name, problems, held_out)
     return Data(problems, held_out, recorded)
 
 
