@@ -14,7 +14,7 @@ from paragator.core.types import Grade, Plan, Problem, Sample
 from paragator.results import EvalResult, TrainResult
 from paragator.runs.events import Events
 from paragator.runs.folder import is_used
-from paragator.runs.resolve import eval_config, solve_config
+from paragator.runs.resolve import eval_config, solve_config, suited
 from paragator.runs.solve import Seen, Solution, problem_of, watch_of
 from paragator.settings import load, merged, nested, read_values, validate
 from paragator.tasks import Task
@@ -105,7 +105,7 @@ async def train(
         config = validate(Config, nested(config))
     elif not isinstance(config, Config):
         config = load(Config, config)
-    return await train_run(config, task=task, engine=engine, resume=resume, overwrite=overwrite, events=events)
+    return await train_run(suited(config), task=task, engine=engine, resume=resume, overwrite=overwrite, events=events)
 
 
 async def solve(

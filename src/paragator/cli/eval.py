@@ -14,7 +14,7 @@ from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.results import run_json
 from paragator.runs.evaluate import evaluate
-from paragator.runs.resolve import eval_config, resolve
+from paragator.runs.resolve import eval_config, eval_name, resolve
 from paragator.settings import merged, nested, parse_value, read_values, to_json
 from paragator.tasks.files import is_data_file
 
@@ -46,7 +46,8 @@ def main(arguments: list[str]) -> int:
     values = values_of(flags, overrides, SHORT)
     config = eval_config(values)
     if "name" not in read_values(None, overrides):
-        config = config.model_copy(update={"name": f"{config.name}-eval"})
+        name = f"{config.name}-eval" if "name" in values else eval_name(config)
+        config = config.model_copy(update={"name": name})
     if flags.dry_run:
         resolve(config, training=False)
         print(to_json(config))

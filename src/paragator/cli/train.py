@@ -7,16 +7,15 @@ import json
 
 from paragator.cli.main import INTERRUPTED, parse, run_parser
 from paragator.cli.show import Terminal
-from paragator.config import Config
 from paragator.results import run_json
 from paragator.runs.folder import check_state
-from paragator.runs.resolve import resolve
-from paragator.settings import load, to_json
+from paragator.runs.resolve import resolve, run_config
+from paragator.settings import read_values, to_json
 
 
 def main(arguments: list[str]) -> int:
     flags, overrides = parse(run_parser("train"), arguments)
-    config = load(Config, flags.config, overrides)
+    config = run_config(read_values(flags.config, overrides))
     if flags.dry_run:
         resolve(config, training=True)
         print(to_json(config))
