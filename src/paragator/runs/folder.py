@@ -69,8 +69,9 @@ def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[st
         try:
             yield run_dir
         except ParagatorError as error:
-            if str(error).startswith(f"reward {config.task.reward} "):  # what it scored stays, and it may be fixed
-                note_files(run_dir, {k: v for k, v in manifest["files"].items() if k != "task.reward"})
+            for key, name in hooks_of(config).items():
+                if str(error).startswith(f"{key.partition('.')[2]} {name} "):  # what it gave stays, and it may be fixed
+                    note_files(run_dir, {k: v for k, v in manifest["files"].items() if k != key})
             if isinstance(error, UsageError) and not used and is_empty(run_dir):
                 shutil.rmtree(run_dir)
             raise
@@ -191,16 +192,32 @@ def check_weights(run_dir: Path, config: Config, fingerprint: str) -> None:
 
 def files_of(config: Config) -> dict[str, Path]:
     """The files outside the run directory that decide what a run does, by the key that names each: those that exist."""
-    task, reward = config.task, (config.task.reward or "").partition(":")[0].replace(".", "/")
-    sources = (Path(root, reward + end) for root in (*sys.path, os.getcwd()) for end in (".py", "/__init__.py"))
+    task = config.task
     named = {
         "task.path": task.path or (task.name if "." in task.name else None),
         "task.held_out_path": task.held_out_path,
-        "task.reward": next(filter(Path.is_file, sources), None) if reward else None,
         "method.recorded": config.method.recorded,
         "engine.recording": config.engine.recording,
+        **{key: source_of(name) for key, name in hooks_of(config).items()},
     }
     return {key: Path(path) for key, path in named.items() if path and Path(path).is_file()}
+
+
+def hooks_of(config: Config) -> dict[str, str]:
+    """The functions of the user's that a config names, by key."""
+    found = {
+        "task.reward": config.task.reward,
+        "method.credit": config.method.credit,
+        "optimizer.schedule": config.optimizer.schedule,
+    }
+    return {key: name for key, name in found.items() if name and ":" in name}
+
+
+def source_of(name: str) -> Path | None:
+    """The file of the module in "module:function"; None where it cannot be found, as in a notebook."""
+    module = name.partition(":")[0].replace(".", "/")
+    sources = (Path(root, module + end) for root in (*sys.path, os.getcwd()) for end in (".py", "/__init__.py"))
+    return next(filter(Path.is_file, sources), None)
 
 
 def hash_of(path: Path) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from paragator import records
 from paragator.config import Config, EvalConfig, StageConfig
 from paragator.core.errors import DataError, UsageError
+from paragator.core.hooks import function_named, multiplier
 from paragator.core.packing import Packer
 from paragator.core.scaffold import Scaffold
 from paragator.core.types import Group, Plan, Problem, Sample, Stage
@@ -178,6 +179,8 @@ def resolve(
         raise UsageError(
             f"tracker = {config.tracker!r} is not installed: pip install {config.tracker}, or set tracker = 'none'"
         )
+    if training:
+        check_hooks(config)
     config.model.templates()
     known = facts_of(config, engine)
     if config.model.template == "chat" and known.has_chat_template is False:
@@ -255,6 +258,15 @@ def facts_of(config: Config, engine: Sample | None = None) -> Facts:
         raise UsageError(f"engine.recording = {settings.recording}: no such file")
     with path.open("rb") as file:
         return Facts(None, None, f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}")
+
+
+def check_hooks(config: Config) -> None:
+    """Refuse a schedule or a credit function that is not there, and a schedule that fails at any step."""
+    if ":" in config.optimizer.schedule:
+        for step in range(1, config.train.steps + 1):
+            multiplier(config.optimizer.schedule, step, config.train.steps)
+    if config.method.credit is not None:
+        function_named(config.method.credit, "method.credit", "rewards")
 
 
 def check_stage(name: str, stage: StageConfig, known: Facts, training: bool) -> None:
