@@ -205,8 +205,9 @@ class MethodConfig(Section):
 class StageConfig(Section):
     weight: float = Field(1.0, ge=0)
     """Multiplies this stage's credit."""
-    temperature: float = Field(1.0, gt=0)
-    """Sampling temperature; training's log-probabilities are taken at the same one."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature; training's log-probabilities are taken at the same one. 0 takes the likeliest token, for
+    evaluation only."""
     max_tokens: int = Field(40, ge=1)
     """Longest completion; also the constant that Dr.GRPO divides the token sum by."""
     top_p: float = Field(1.0, gt=0, le=1)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 EVALUATIONS = ("eval", "eval_before", "eval_after")
 TRACES = "traces"
 """What a run directory may hold as NAME.jsonl: its evaluations, and what training sampled."""
+WIDTH = 80
+"""Columns of a table on a terminal."""
 MOSTLY = 0.5
 """From which share of cut solutions on a result warns."""
 
@@ -77,10 +79,11 @@ class EvalResult:
         """The same as a pandas DataFrame; UsageError where pandas is not installed."""
         return frame(self.samples())
 
-    def text(self) -> str:
-        """The tables: accuracy, cost, and pools where some were shown."""
+    def text(self, *, wide: bool = False) -> str:
+        """Accuracy by round in 80 columns; `wide`: all columns, and the tables of cost and of pools where some were shown."""
         found = self.table()
-        parts = [*(sheet.text() for sheet in found.sheets()), found.note, cut_note(self.traces)]
+        sheets = [sheet.text(None if wide else WIDTH - 2) for sheet in found.sheets()[: None if wide else 1]]
+        parts = [*sheets, found.note, cut_note(self.traces)]
         return "\n".join(f"  {line}" for part in parts for line in part.splitlines())
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,6 +33,19 @@ def is_used(run_dir: Path) -> bool:
     return bool(names - {"manifest.json", "config.new", LOCK})
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run in a directory did all that it was asked, as far as its files tell."""
+    try:
+        asked = read_note(run_dir / "config.json")["eval"]
+        wanted = asked["repeats"] * read_note(run_dir / "manifest.json")["held_out"]
+    except (UsageError, LookupError, TypeError):
+        return False
+    if (run_dir / "model").is_dir() and not asked.get("around_training", True):
+        return True
+    files = [path for name in ("eval", "eval_after") if (path := run_dir / f"{name}.jsonl").is_file()]
+    return any(sum(1 for _ in path.open("rb")) >= wanted for path in files)
+
+
 def check_state(config: Config, *, resume: bool, overwrite: bool) -> bool:
     """Whether the run directory holds something; UsageError where that does not fit what is asked. Costs nothing."""
     run_dir = config.run_dir
@@ -40,7 +53,8 @@ def check_state(config: Config, *, resume: bool, overwrite: bool) -> bool:
     if used and overwrite and not (run_dir / "config.json").exists():
         raise UsageError(f"{run_dir} is not a run directory; choose another name")
     if used and not (overwrite or resume):
-        raise UsageError(f"{run_dir} is in use; add --resume to go on, --overwrite to start again, or --name OTHER")
+        state, more = ("is finished", "") if is_finished(run_dir) else ("is not finished", "--resume to continue it, ")
+        raise UsageError(f"{run_dir} exists and {state}; add {more}--overwrite to start again, or --name OTHER")
     if resume and not used:
         raise UsageError(f"{run_dir} does not exist, so there is nothing to resume; leave --resume out")
     if used and not overwrite:

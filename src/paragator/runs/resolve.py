@@ -181,6 +181,8 @@ def resolve(
         )
     if training:
         check_hooks(config)
+    if config.model.lora_rank and find_spec("peft") is None:
+        raise UsageError(f"model.lora_rank = {config.model.lora_rank} needs peft: pip install 'paragator[lora]'")
     config.model.templates()
     known = facts_of(config, engine)
     if config.model.template == "chat" and known.has_chat_template is False:
@@ -276,6 +278,8 @@ def check_stage(name: str, stage: StageConfig, known: Facts, training: bool) -> 
             raise UsageError(
                 f"{name}.{key} = {getattr(stage, key)}: training needs the log-probabilities of what was sampled; set it to {off}"
             )
+    if training and stage.temperature == 0:
+        raise UsageError(f"{name}.temperature = 0: training needs solutions that differ; set it above 0")
     if known.context is not None and stage.max_tokens >= known.context:
         raise UsageError(
             f"{name}.max_tokens = {stage.max_tokens} leaves no room for a prompt in the model's context of {known.context}; lower it"

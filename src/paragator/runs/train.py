@@ -134,6 +134,7 @@ async def trained(config: Config, task: Task, data: Data, run_dir: Path, events:
             found = await measured(asked, engine, run_dir / f"{name}.jsonl", tally)
             if found is not None:
                 say_table(found, config.eval.k, tally)
+                watched.seconds_after = tally.seconds
             return found is not None and not events.should_stop()
 
         evaluating, finished = config.eval.around_training, True
@@ -165,13 +166,14 @@ class StepEvents:
         self.config, self.policy, self.events = config, policy, events
         self.after = config.run_dir / "eval_after.jsonl"
         self.tracked = config.tracker != "none"
+        self.seconds_after = 0.0
         if self.tracked:
             settings = folder.flat(config.model_dump(mode="json"))
             plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
             policy.accelerator.init_trackers("paragator", plain)  # tensorboard takes no other values
 
     def on_step(self, metrics: Mapping[str, float]) -> None:
-        self.events.on_step({**metrics, "steps": self.config.train.steps})
+        self.events.on_step({**metrics, "steps": self.config.train.steps, "seconds_after": self.seconds_after})
         self.after.unlink(missing_ok=True)  # of an earlier end, when train.steps was lower: other weights
         if self.tracked:
             self.policy.accelerator.log(dict(metrics), step=int(metrics["step"]))
