@@ -9,15 +9,20 @@ import paragator
 
 
 def problems(split: str, count: int, seed: int) -> list[paragator.Problem]:
-    first = 1 if split == "train" else 5
-    return [paragator.Problem(f"{split}-{i}", f"{first + i % 4} 7 -> {10 + i % 80}") for i in range(count)]
+    """Even numbers are trained on, odd ones are held out, so no text is in both splits."""
+    numbers = range(0 if split == "train" else 1, 2 * count, 2)
+    return [paragator.Problem(f"p{n}", f"{1 + n % 12} {1 + n // 12} -> 24") for n in numbers]
 
 
 def grade(problem: paragator.Problem, texts: Sequence[str]) -> list[paragator.Grade]:
     return [paragator.Grade("correct" if "*" in text else "incorrect", text) for text in texts]
 
 
-config = paragator.Config.model_validate(
-    {"name": "own-task", "train": {"steps": 3, "problems": 4}, "generate": {"max_tokens": 24}, "eval": {"problems": 8}}
-)
-print(paragator.train(config, task=paragator.Task("times", problems, grade), overwrite=True))
+settings = {
+    "name": "own-task",
+    "train.steps": 3,
+    "train.problems": 4,
+    "generate.max_tokens": 24,
+    "eval.problems": 8,
+}
+print(paragator.train(settings, task=paragator.Task("times", problems, grade), overwrite=True))

@@ -14,7 +14,7 @@ from paragator.core.types import Grade, Plan, Problem, Sample
 from paragator.results import EvalResult, TrainResult
 from paragator.runs.events import Events
 from paragator.runs.folder import is_used
-from paragator.runs.resolve import eval_config, solve_config
+from paragator.runs.resolve import eval_config, solve_config, suited
 from paragator.runs.solve import Seen, Solution, problem_of, watch_of
 from paragator.settings import load, merged, nested, read_values, validate
 from paragator.tasks import Task
@@ -99,13 +99,19 @@ async def train(
         register_method(method)
         if isinstance(config, Config):
             config = config.model_dump(exclude_unset=True)
+        elif not isinstance(config, str | Path | Mapping):
+            raise UsageError(
+                f"config = {config!r:.60}: give a Config, the path of a TOML file, or keys and their values"
+            )
         values = nested(config) if isinstance(config, Mapping) else read_values(config)
         config = validate(Config, merged(values, {"method": {"name": method.name}}))
     elif isinstance(config, Mapping):
         config = validate(Config, nested(config))
-    elif not isinstance(config, Config):
+    elif isinstance(config, str | Path):
         config = load(Config, config)
-    return await train_run(config, task=task, engine=engine, resume=resume, overwrite=overwrite, events=events)
+    elif not isinstance(config, Config):
+        raise UsageError(f"config = {config!r:.60}: give a Config, the path of a TOML file, or keys and their values")
+    return await train_run(suited(config), task=task, engine=engine, resume=resume, overwrite=overwrite, events=events)
 
 
 async def solve(
@@ -179,7 +185,7 @@ def engine_values(engine: Engine) -> dict[str, Any]:
     sampling = getattr(engine, "sampling", None)
     for stage, own in sampling.items() if isinstance(sampling, Mapping) else ():
         known = {"temperature": own.temperature, "max_tokens": own.max_tokens, "top_p": own.top_p, "top_k": own.top_k}
-        values |= {f"{stage}.{name}": value for name, value in known.items() if name != "temperature" or value > 0}
+        values |= {f"{stage}.{name}": value for name, value in known.items()}
     return nested(values | dict(engine.settings() if hasattr(engine, "settings") else {}))
 
 

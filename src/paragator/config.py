@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from paragator.core.errors import UsageError
+from paragator.core.hooks import NamedCredit, named
 from paragator.core.methods import CreditSettings, Method, method_named
 from paragator.core.prompts import BUILTIN, Templates
 from paragator.settings import Section
+
+SCHEDULES = ("constant", "cosine", "linear")
+Hook = Annotated[str, BeforeValidator(named)]
+"""A function of the user's: "module:function", or the function itself, of which the config keeps the name."""
 
 
 class ModelConfig(Section):
@@ -68,7 +73,7 @@ class TaskConfig(Section):
     """What the answers are ("number", "set", "equation", ...; see docs/grading.md); None infers it from each reference."""
     parameters: dict[str, Any] = Field({})
     """reasoning-gym: parameters of the generator."""
-    reward: str | None = None
+    reward: Hook | None = None
     """A reward function "module:function" (problem, texts) -> one number or None a text; replaces the task's checker."""
     correct_from: float = 1.0
     """reward: from which number on a solution counts as correct, in pass@k, maj@k and what pools are measured by."""
@@ -171,6 +176,9 @@ class MethodConfig(Section):
     """Divide credit by the group's standard deviation (plain GRPO); Dr.GRPO does not, nor pass@k of rewards other than 0 and 1."""
     recorded: str | None = None
     """Offline methods: the file of candidates that `paragator sample` wrote from the initial model."""
+    credit: Hook | None = None
+    """A credit function "module:function" (rewards of a group, with its texts and problem) -> one number a rollout; it
+    replaces the method's credit of every stage that the method trains."""
     hard_share: float = Field(0.5, ge=0, le=1)
     """Offline methods: share of recorded pools whose majority is wrong; the rest are easy ones."""
 
@@ -184,20 +192,22 @@ class MethodConfig(Section):
 
     @property
     def definition(self) -> Method:
-        """The method of that name."""
-        return method_named(self.name)
+        """The method of that name, with the credit function that this section names in place of its own."""
+        method = method_named(self.name)
+        return method if self.credit is None else method.credited_by(NamedCredit(self.credit))
 
     @property
-    def credit(self) -> CreditSettings:
-        """What credit functions take of this section."""
+    def credit_settings(self) -> CreditSettings:
+        """What built-in credits take of this section."""
         return CreditSettings(self.k, self.mean, "std" if self.scale == "std" else None)
 
 
 class StageConfig(Section):
     weight: float = Field(1.0, ge=0)
     """Multiplies this stage's credit."""
-    temperature: float = Field(1.0, gt=0)
-    """Sampling temperature; training's log-probabilities are taken at the same one."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature; training's log-probabilities are taken at the same one. 0 takes the likeliest token, for
+    evaluation only."""
     max_tokens: int = Field(40, ge=1)
     """Longest completion; also the constant that Dr.GRPO divides the token sum by."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -271,15 +281,24 @@ class OptimizerConfig(Section):
     lr: float = Field(1e-4, gt=0)
     """Peak learning rate (AdamW)."""
     warmup_steps: int = Field(5, ge=0)
-    """Linear warm-up."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """After the warm-up."""
+    """Linear warm-up, of the built-in schedules."""
+    schedule: Hook = "constant"
+    """After the warm-up: "constant", "cosine" or "linear". Or a function "module:function" (step, steps) -> multiplier of lr,
+    for every step, counted from 1."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's weight decay, of matrices; norms and biases never decay."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping by global norm."""
+
+    @field_validator("schedule")
+    @classmethod
+    def known(cls, schedule: str) -> str:
+        if schedule not in SCHEDULES and ":" not in schedule:
+            known = ", ".join(map(repr, SCHEDULES))
+            raise ValueError(f"optimizer.schedule = {schedule!r}: use {known}, or a function as 'module:function'")
+        return schedule
 
 
 class EvalConfig(Section):

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 EVALUATIONS = ("eval", "eval_before", "eval_after")
 TRACES = "traces"
 """What a run directory may hold as NAME.jsonl: its evaluations, and what training sampled."""
+WIDTH = 80
+"""Columns of a table on a terminal."""
+MOSTLY = 0.5
+"""From which share of cut solutions on a result warns."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,10 +80,11 @@ class EvalResult:
         """The same as a pandas DataFrame; UsageError where pandas is not installed."""
         return frame(self.samples())
 
-    def text(self) -> str:
-        """The tables: accuracy, cost, and pools where some were shown."""
+    def text(self, *, wide: bool = False) -> str:
+        """Accuracy by round in 80 columns; `wide`: all columns, and the tables of cost and of pools where some were shown."""
         found = self.table()
-        parts = [*(sheet.text() for sheet in found.sheets()), found.note]
+        sheets = [sheet.text(None if wide else WIDTH - 2) for sheet in found.sheets()[: None if wide else 1]]
+        parts = [*sheets, found.note, cut_note(self.traces)]
         return "\n".join(f"  {line}" for part in parts for line in part.splitlines())
 
     def to_dict(self) -> dict[str, Any]:
@@ -226,6 +231,19 @@ def rows_of(record: Graded) -> Iterator[dict[str, Any]]:
                     row |= {"answer": grade.answer, "verdict": grade.verdict, "reward": grade.reward}
                     row["reason"] = grade.reason
                 yield row
+
+
+def cut_note(traces: Sequence[Graded]) -> str:
+    """A warning where most solutions of a stage were cut at their longest length; "" where they were not."""
+    ends: dict[str, list[bool]] = {"generate": [], "aggregate": []}
+    for record in traces:
+        for number, groups in enumerate(record.trace.rounds):
+            finished = [one.finish_reason == "length" for group in groups for one in group.completions]
+            ends["aggregate" if number else "generate"] += finished
+    cut = {stage: sum(found) / len(found) for stage, found in ends.items() if found}
+    long = {stage: share for stage, share in cut.items() if share > MOSTLY}
+    shares = ", ".join(f"{share:.0%} at {stage}.max_tokens" for stage, share in long.items())
+    return f"warning: most solutions were cut before their end ({shares}); raise it" if long else ""
 
 
 def html_tables(found: EvalTable) -> str:

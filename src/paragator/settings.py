@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,6 +21,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """pydantic's, but an error is a UsageError in one line that names key, value and remedy."""
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise UsageError(explain(cls, error.errors()[0])) from None
+
 
 RENAMED = {
     "engine.rollout": "engine.kind",
@@ -29,6 +37,21 @@ RENAMED = {
     "train.pool": "train.distinct_problems",
 }
 """Keys of earlier versions, and what they are called now."""
+
+MEANT = {
+    "batch_size": "train.problems",
+    "beta": "train.kl",
+    "learning_rate": "optimizer.lr",
+    "max_length": "generate.max_tokens",
+    "max_new_tokens": "generate.max_tokens",
+    "max_steps": "train.steps",
+    "model_name": "model.path",
+    "model_name_or_path": "model.path",
+    "num_generations": "rollout.candidates",
+    "num_samples": "eval.candidates",
+    "output_dir": "runs",
+}
+"""What other libraries call a key, and what it is called here."""
 
 S = TypeVar("S", bound=Section)
 
@@ -60,6 +83,8 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of dotted keys by section; a key may hold a whole section as well."""
     out: dict[str, Any] = {}
     for key, value in values.items():
+        if not isinstance(key, str):
+            raise UsageError(f"key {key!r} is no text; write keys as 'optimizer.lr'")
         put(out, key.split("."), str(value) if isinstance(value, Path) else value, key)
     return out
 
@@ -77,10 +102,7 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def validate(kind: type[S], values: Mapping[str, Any]) -> S:
     """`values` as a config; UsageError in one line that names key, value and remedy."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(explain(kind, error.errors()[0])) from None
+    return kind.model_validate(values)
 
 
 def explain(kind: type[BaseModel], error: Any) -> str:
@@ -89,7 +111,9 @@ def explain(kind: type[BaseModel], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         if RENAMED.get(where) in keys(kind):
             return f"unknown key {where}: it is called {RENAMED[where]} now; rename it"
-        close = difflib.get_close_matches(where, keys(kind), n=1, cutoff=0.5)
+        word, known = where.rpartition(".")[2], keys(kind)
+        close = [key for key in known if key == MEANT.get(word)] or [k for k in known if k.rpartition(".")[2] == word]
+        close = close or difflib.get_close_matches(where, known, n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(siblings(kind, where))}"
         return f"unknown key {where}; {hint}"
     message = str(error["msg"]).removeprefix("Value error, ")

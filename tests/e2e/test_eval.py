@@ -73,6 +73,47 @@ def test_a_url_makes_the_engine_and_what_suits_it(capsys: pytest.CaptureFixture[
     assert found["engine"]["model"] is None
 
 
+@pytest.fixture
+def chat_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is read of a model of 2,048 tokens with a chat template before its weights are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chatty").mkdir()
+    (tmp_path / "chatty" / "config.json").write_text('{"max_position_embeddings": 2048}')
+    (tmp_path / "chatty" / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    return "./chatty"
+
+
+def test_an_ordinary_model_is_asked_through_its_chat_template(
+    chat_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In words and at length, in training too; what somebody set stays, and the embedded model is what it was."""
+    for verb, model, length in (("eval", chat_model, 512), ("train", chat_model, 512), ("eval", "some/model", 1024)):
+        assert run([verb, "--model.path", model, "--dry-run"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["model"]["template"], found["task"]["style"]) == ("chat", "words")
+        assert found["generate"]["max_tokens"] == found["aggregate"]["max_tokens"] == length
+    found = dry(capsys, "--model", chat_model, "--generate.max_tokens", "9", "--task.style", "compact")
+    assert (found["generate"]["max_tokens"], found["aggregate"]["max_tokens"]) == (9, 512)
+    assert found["task"]["style"] == "compact"
+    for words in ((), ("--model", chat_model, "--model.template", "compact")):
+        found = dry(capsys, *words)
+        assert (found["model"]["template"], found["generate"]["max_tokens"]) == ("compact", 40)
+
+
+def test_an_evaluation_is_named_by_its_task_and_model(
+    recording: str, chat_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, there = ("--url", "http://host.example:1/v1"), ("--task", "arithmetic")
+    assert dry(capsys)["name"] == "countdown-embedded"
+    assert dry(capsys, "--model", chat_model, *there)["name"] == "arithmetic-chatty"
+    assert dry(capsys, *url, *there, "--model", "Qwen/Qwen3-4B")["name"] == "arithmetic-Qwen-Qwen3-4B"
+    assert dry(capsys, *url, "--task", recording)["name"] == "sums-host.example"
+    assert dry(capsys, "--recording", recording)["name"] == "sums"
+    assert dry(capsys, "--name", "mine")["name"] == "mine"
+    Path("c.toml").write_text('name = "toy"')
+    assert dry(capsys, "c.toml")["name"] == "toy-eval"
+
+
 def test_a_file_as_task_is_evaluated_whole(recording: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = dry(capsys, "--task", recording)
     assert found["task"]["name"] == "jsonl" and found["task"]["held_out_path"] == recording
@@ -120,11 +161,11 @@ def test_a_recording_is_evaluated_by_itself(recording: str, capsys: pytest.Captu
     assert run(["eval", "--recording", recording]) == 0
     out = capsys.readouterr().out
     assert "200 held-out problems" in out and "50.0" in out
-    found = list(records.read(Path("runs/run-eval/eval.jsonl")))
+    found = list(records.read(Path("runs/sums/eval.jsonl")))
     assert len(found) == 200 and all(len(r.trace.population(0)) == 4 for r in found)
-    manifest = json.loads(Path("runs/run-eval/manifest.json").read_text())
+    manifest = json.loads(Path("runs/sums/manifest.json").read_text())
     assert manifest["model"].startswith("sums.jsonl:")
-    assert not Path("runs/run-eval/calls.jsonl").exists() and not Path("runs/run-eval/usage.json").exists()
+    assert not Path("runs/sums/calls.jsonl").exists() and not Path("runs/run-eval/usage.json").exists()
 
 
 def test_repeats_of_a_recording_draw_anew_and_json_is_alone_on_stdout(
@@ -145,7 +186,7 @@ def test_repeats_of_a_recording_draw_anew_and_json_is_alone_on_stdout(
     assert run(["eval", *words, "--eval.k", "2", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["exit_code"] == 0 and shown["usage"] is None and shown["eval"]["traces"] == 60
-    found = list(records.read(Path("runs/run-eval/eval.jsonl")))
+    found = list(records.read(Path("runs/sums/eval.jsonl")))
     drawn = {
         tuple(c.text for c in r.trace.population(0)) for r in found if r.trace.problem.id == found[0].trace.problem.id
     }

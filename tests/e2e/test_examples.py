@@ -10,10 +10,13 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import paragator
 from paragator.config import Config
+from paragator.tasks import check_distinct, check_splits
 from servers import Server, running
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +77,27 @@ def test_the_own_method_of_the_page_on_algorithms_trains(tmp_path: Path) -> None
 
 def test_an_own_task_trains(tmp_path: Path) -> None:
     assert "runs/own-task: 3 steps, finished" in run_script(EXAMPLES / "own_task.py", cwd=tmp_path)
+    run = tmp_path / "runs" / "own-task"
+    trained = {record.trace.problem.text for record in paragator.read_traces(run, "traces")}
+    evaluated = {record.trace.problem.text for record in paragator.read_traces(run, "eval_after")}
+    assert (len(trained), len(evaluated), len(trained & evaluated)) == (12, 8, 0)
+
+
+def snippet(document: str, word: str) -> str:
+    """The Python block of a document that has this word."""
+    return next(b for b in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.S) if word in b)
+
+
+def test_the_own_task_of_the_readme_has_two_splits_and_a_strict_grader() -> None:
+    code = snippet("README.md", "paragator.Task(").partition("settings =")[0]
+    own: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), own)  # noqa: S102  (our own page)
+    train, held_out = (own["problems"](split, 64, 0) for split in ("train", "held-out"))
+    check_splits("readme", train, held_out)
+    check_distinct("readme", train + held_out)
+    five = paragator.Problem("p", "What is 2 + 3?", "5")
+    grades = asyncio.run(own["grade"](five, [r"\boxed{15}", r"\boxed{5}", "5 apples"]))
+    assert [grade.verdict for grade in grades][:2] == ["incorrect", "correct"]
 
 
 def test_the_page_on_engines_ends_in_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,8 +197,15 @@ def test_a_problem_longer_than_the_context_is_a_failure_with_its_reason(start: S
 
 
 def test_max_tokens_beyond_the_context_is_refused(start: Start) -> None:
-    with pytest.raises(UsageError, match=r"generate.max_tokens = 4096 leaves no room .* context of 4000; lower it"):
-        paragator.solve("x", start(max_model_len=4000).url)
+    with pytest.raises(UsageError, match=r"generate.max_tokens = 4000 leaves no room .* context of 4000; lower it"):
+        paragator.solve("x", start(max_model_len=4000).url, config={"generate.max_tokens": 4000})
+
+
+@pytest.mark.parametrize(("context", "lengths"), [(2048, {512}), (8192, {4096}), (None, {4096}), (300, {75})])
+def test_lengths_that_nobody_set_fit_the_servers_context(start: Start, context: int | None, lengths: set[int]) -> None:
+    server = start(max_model_len=context)
+    paragator.solve("What is 2 + 2?", server.url)
+    assert {call.body["max_tokens"] for call in server.settled().calls if "max_tokens" in (call.body or {})} == lengths
 
 
 def test_an_evaluation_keeps_to_the_context_too(start: Start, capsys: pytest.CaptureFixture[str]) -> None:

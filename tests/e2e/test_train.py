@@ -862,3 +862,26 @@ def test_a_checkpoint_of_an_older_layout_is_refused_in_one_line(cli: Cli) -> Non
     (Path("runs/toy/checkpoints/step_1") / "manifest.json").unlink()
     with pytest.raises(RunError, match=r"step_1 is of an older version of paragator[^\n]*use --overwrite"):
         cli("train", "--train.steps", "2", "--eval.around_training", "false", "--resume")
+
+
+def test_credit_and_schedule_of_ones_own_in_a_run(cli: Cli, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By name in a config; the credit sees lengths, and neither file may change before the run is resumed."""
+    source = "def halve(step, steps):\n    return 0.5**step\n\ndef brief(rewards):\n"
+    source += (
+        "    assert rewards.stage in ('generate', 'aggregate') and rewards.problem.text and len(rewards.texts) == 4\n"
+    )
+    source += "    return [2.0 - n for n in rewards.lengths]\n"
+    Path("my_hooks.py").write_text(source)
+    words = (
+        "--method.credit",
+        "my_hooks:brief",
+        "--optimizer.schedule",
+        "my_hooks:halve",
+        "--eval.around_training=false",
+    )
+    assert cli("train", *words, "--train.steps", "2") == 0
+    assert [row["lr"] for row in rows(Path("runs/toy/metrics.jsonl"))] == [0.005, 0.0025]
+    assert all(row["updated"] for row in rows(Path("runs/toy/metrics.jsonl")))
+    Path("my_hooks.py").write_text(source + "\n")
+    with pytest.raises(UsageError, match=r"begun with another my_hooks.py \(optimizer.schedule|method.credit\)"):
+        cli("train", *words, "--train.steps", "3", "--resume")

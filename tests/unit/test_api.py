@@ -201,3 +201,20 @@ def test_both_forms_are_one_function() -> None:
     source = Path(str(paragator.__file__)).read_text()
     declared = {line.rpartition(" as ")[2] for line in source.splitlines() if line.startswith("    from paragator")}
     assert declared | {"__version__"} == set(paragator.__all__) and len(paragator.__all__) <= 30
+
+
+SAME = [paragator.Problem("a", "1 + 1"), paragator.Problem("b", "1 + 1")]
+
+
+@pytest.mark.parametrize(
+    ("train", "what"), [(PROBLEMS, "6 of 6 held-out problems are training"), (SAME, r"text '1 \+ 1'")]
+)
+def test_a_task_whose_splits_or_problems_are_alike_is_not_trained_on(
+    train: list[paragator.Problem], what: str, tmp_path: Path
+) -> None:
+    def problems(split: str, count: int, seed: int) -> list[paragator.Problem]:
+        return train if split == "train" else PROBLEMS
+
+    with pytest.raises(UsageError, match=what):
+        paragator.train({"train.problems": 2}, task=paragator.Task("own", problems, lambda problem, texts: []))
+    assert not list(tmp_path.iterdir())

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.prompts import CHAT, COMPACT
-from paragator.settings import Section, keys, load, pairs, parse_value, to_json, validate
+from paragator.runs.resolve import resolve, samplings
+from paragator.settings import MEANT, Section, keys, load, nested, pairs, parse_value, to_json, validate
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
@@ -124,3 +125,29 @@ def test_an_override_below_a_value_is_refused(tmp_path: Path) -> None:
 
 def test_the_run_directory() -> None:
     assert load(Config, None, ["--runs", "/x", "--name", "y"]).run_dir == Path("/x/y")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("learning_rate", "optimizer.lr"), ("max_new_tokens", "generate.max_tokens"), ("optimizer.steps", "train.steps")],
+)
+def test_names_of_other_libraries_lead_to_ours(key: str, meant: str) -> None:
+    assert set(MEANT.values()) <= set(keys(Config))
+    with pytest.raises(UsageError, match=rf"unknown key {key}; did you mean {meant}\?"):
+        load(Config, None, [f"--{key}", "1"])
+
+
+def test_a_config_in_python_gives_the_errors_of_the_command_line() -> None:
+    for make in (Config.model_validate, lambda values: validate(Config, values)):
+        with pytest.raises(UsageError, match=r"^optimizer.lr = 'fast': input should be a valid number"):
+            make({"optimizer": {"lr": "fast"}})
+    with pytest.raises(UsageError, match=r"key 3 is no text"):
+        nested({3: 1})  # type: ignore[dict-item]
+
+
+def test_greedy_evaluation_and_no_greedy_training() -> None:
+    config = load(Config, None, ["--generate.temperature", "0"])
+    assert samplings(config)["generate"].temperature == 0
+    resolve(config, training=False)
+    with pytest.raises(UsageError, match=r"generate.temperature = 0: training needs solutions that differ"):
+        resolve(config, training=True)

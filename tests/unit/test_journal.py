@@ -21,7 +21,7 @@ from paragator.core.types import Completion, Failure, Grade, Group, Plan, Proble
 from paragator.engines.journal import Journal, Stopped, one_by_one
 from paragator.engines.scripted import Scripted
 from paragator.runs.evaluate import Evaluation, Tally, measured
-from paragator.runs.events import Events
+from paragator.runs.events import Events, Progress, Steps
 from paragator.tasks import Task
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -406,3 +406,12 @@ def test_an_error_ends_the_evaluation_and_leaves_it_resumable(tmp_path: Path) ->
     engine = Scripted(echo)
     assert len(run(evaluated(engine, tmp_path))) == 12
     assert len(list(records.read(tmp_path / "eval.jsonl"))) == 12
+
+
+def test_time_left_counts_solutions() -> None:
+    """Of problems that end together none is finished until all are: half of the solutions are half of the time."""
+    assert Progress("eval", 0, 8, 0, 10.0, sampled=0.5).line() == "eval: 0/8 traces  10 s left"
+    assert "left" not in Progress("eval", 0, 8, 0, 10.0).line()
+    steps = Steps()
+    line = steps.line({"step": 1, "steps": 3, "seconds": 2.0, "tokens": 4, "seconds_after": 30.0})
+    assert line.endswith("2.0 s  34 s left")

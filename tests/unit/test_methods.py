@@ -215,8 +215,8 @@ def test_k_mean_and_scale_each_change_credit() -> None:
 
 
 def test_the_settings_are_those_of_the_config() -> None:
-    assert MethodConfig().credit == CreditSettings() == CreditSettings(4, "subset", None)
-    assert MethodConfig(k=2, mean="reward", scale="std").credit == CreditSettings(2, "reward", "std")
+    assert MethodConfig().credit_settings == CreditSettings() == CreditSettings(4, "subset", None)
+    assert MethodConfig(k=2, mean="reward", scale="std").credit_settings == CreditSettings(2, "reward", "std")
 
 
 def test_k_and_mean_leave_pass_at_1_alone() -> None:

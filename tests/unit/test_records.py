@@ -12,6 +12,7 @@ import pytest
 from paragator.core.errors import DataError
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, append, append_json_lines, decode, encode, read, read_json_lines
+from paragator.results import EvalResult
 
 FIRST = Group(
     Prompt("6*7?\nsolve:"),
@@ -137,3 +138,22 @@ def test_a_row_that_refers_to_what_is_not_there_is_named(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         list(read(tmp_path / "none.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("cut", "warned"),
+    [
+        ((3, 4), "warning: most solutions were cut before their end (75% at generate.max_tokens, 100% at aggregate."),
+        ((2, 3), "warning: most solutions were cut before their end (75% at aggregate.max_tokens); raise it"),
+        ((2, 2), ""),
+    ],
+)
+def test_a_result_warns_where_most_solutions_were_cut(cut: tuple[int, int], warned: str) -> None:
+    def group(cut: int) -> Group:
+        return Group(Prompt("p"), tuple(Completion("1", "length" if i < cut else "stop") for i in range(4)))
+
+    groups = tuple((group(n),) for n in cut)
+    trace = Trace(Problem("p", "1 + 1", 2), Plan.method(4, 1), 0, groups)
+    grades = tuple((tuple(Grade("correct", "1") for _ in range(4)),) for _ in cut)
+    text = EvalResult([Graded(trace, grades)]).text()
+    assert (warned in text) if warned else "warning" not in text

@@ -293,7 +293,7 @@ def test_results_replace_those_of_other_names(tmp_path: Path, monkeypatch: pytes
     }
 
 
-@pytest.mark.parametrize("words", [["--format", "csv"], ["--k", "4"], ["--label", "a"], ["--table", "main"]])
+@pytest.mark.parametrize("words", [["--label", "a"], ["--k", "2"]], ids=" ".join)
 def test_options_for_runs_are_refused_for_studies(words: list[str], tmp_path: Path) -> None:
     folder = make_study(tmp_path / "s", {"paragator": 0.2}, seeds=(0,))
     with pytest.raises(UsageError, match=f"{words[0]} is for runs; a study names its cells and its k"):
@@ -322,3 +322,18 @@ def test_studies_that_differ_are_not_pooled(tmp_path: Path, key: str, value: dic
     (b / NOTE).write_text(json.dumps({**note, key: value}))
     with pytest.raises(DataError, match=f"another {key} than .*a; compare studies that are alike in it"):
         Results([a, b])
+
+
+@pytest.mark.parametrize(
+    ("form", "sign"), [("latex", r"\begin{tabular}"), ("csv", "table,of,row"), ("markdown", "| --- |")]
+)
+def test_a_table_of_a_study_is_printed_and_nothing_is_written(
+    form: str, sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = make_study(tmp_path / "s", {"paragator": 0.2, "base": 0.0}, seeds=(0,))
+    before = sorted(tmp_path.rglob("*"))
+    for words in ((), ("--table", "main")):
+        assert compare_main([str(folder), "--format", form, *words]) == 0
+        assert sign in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before

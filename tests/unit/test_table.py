@@ -10,9 +10,11 @@ from statistics import fmean, pstdev, quantiles
 
 import pytest
 
+from fakes import fake_evaluation
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, decode, encode
+from paragator.results import EvalResult
 from paragator.stats.measures import MEASURES, REWARD, Minus, vote_sizes
 from paragator.stats.resample import average, over_seeds, resample
 from paragator.stats.sheet import show_interval
@@ -265,3 +267,13 @@ def test_the_average_needs_every_benchmark() -> None:
     assert found is not None and found.mean == pytest.approx((0.25 + 1) / 2)
     assert found.interval().high == pytest.approx((a.interval().high + 1) / 2)
     assert average([a, None]) is None and average([]) is None
+
+
+def test_a_terminal_of_80_columns_shows_accuracy_and_wide_shows_all() -> None:
+    result = EvalResult(fake_evaluation(0.1))
+    narrow, wide = result.text(), result.text(wide=True)
+    assert max(map(len, narrow.splitlines())) <= 80 < max(map(len, wide.splitlines()))
+    assert "pass@1" in narrow and "maj@4" in narrow and "tokens" not in narrow
+    assert "tokens" in wide and "pass@1 - round 0" in wide
+    sheet = result.table().sheets()[0]
+    assert sheet.text(1).splitlines()[0].split() == ["round", "pass@1"] and sheet.text() == sheet.text(1000)

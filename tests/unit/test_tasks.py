@@ -18,7 +18,7 @@ from paragator.config import TaskConfig
 from paragator.core.errors import DataError, UsageError
 from paragator.core.prompts import COMPACT
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
-from paragator.tasks import Task, arithmetic, countdown, grade_trace, load_task
+from paragator.tasks import Task, arithmetic, check_distinct, check_splits, countdown, grade_trace, load_task
 from paragator.tasks.base import is_held_out, take
 from paragator.tasks.countdown import MAX_ANSWER_CHARS, content_key, parse
 from paragator.tasks.demonstrations import LARGEST, Countdown, Sums, enumerate_attempts
@@ -627,3 +627,19 @@ def test_reviews_of_sums_are_truthful_and_learn_no_false_step() -> None:
 def test_sums_need_a_vocabulary_that_holds_them() -> None:
     with pytest.raises(UsageError, match="max_value = 999"):
         Sums(SUMS.model_copy(update={"max_value": 999}), 0)
+
+
+def test_a_text_in_both_splits_is_refused() -> None:
+    """Whatever its white space and its id; problems that are apart pass."""
+    training = [Problem(f"t{i}", f"What is {i} + 1?", i + 1) for i in range(4)]
+    with pytest.raises(UsageError, match=r"task sums: 1 of 2 held-out problems are .* such as 'What is  3 \+ 1\?'"):
+        check_splits("sums", training, [Problem("h0", "What is 9 + 1?"), Problem("h1", "What is  3 + 1?")])
+    check_splits("sums", training, [Problem("h0", "What is 9 + 1?")])
+
+
+@pytest.mark.parametrize(("twin", "what"), [(("t9", "1 + 1"), "text '1 + 1'"), (("t1", "2 + 2"), "id 't1'")])
+def test_a_problem_twice_is_refused(twin: tuple[str, str], what: str) -> None:
+    problems = [Problem("t1", "1 + 1"), Problem("t2", "1 + 2")]
+    check_distinct("sums", problems)
+    with pytest.raises(UsageError, match=re.escape(f"task sums: two problems have the {what}; give distinct ones")):
+        check_distinct("sums", [*problems, Problem(*twin)])

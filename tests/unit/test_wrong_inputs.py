@@ -285,7 +285,9 @@ def used(tmp_path: Path) -> Path:
 
 def test_run_directory_in_use(fails: Fails, used: Path) -> None:
     error = fails("train")
-    assert "runs/run is in use" in error and all(flag in error for flag in ("--resume", "--overwrite", "--name"))
+    assert "runs/run exists and is not finished; add --resume" in error and all(
+        flag in error for flag in ("--resume", "--overwrite", "--name")
+    )
 
 
 def test_resume_with_a_changed_config_names_the_key(fails: Fails, used: Path) -> None:

@@ -6,9 +6,13 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paragator.cli.main import parse, parser_for
 from paragator.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from paragator.study.results import Results
 
 EPILOG = """\
 A run directory holds one evaluation of one task. Runs of one task are a benchmark, and must be on the same problems;
@@ -18,7 +22,8 @@ runs of one method (or --label) are a row, and its runs of one benchmark are see
   paragator compare a-0 a-1 b-0 b-1 --label a --label a --label b --label b --format latex > table.tex
 
 A folder that `paragator study` left is compared as a study: its primary outcome, tables, metrics and pictures go to
---output (by default where the study puts them); several are studies of the same cells on different tasks.
+--output (by default where the study puts them); several are studies of the same cells on different tasks. With --table
+or --format a table is printed, and nothing is written without --output.
 
 tables: main (initial pass@1 and pass@k, pass@1 of each aggregation round), rounds (every measure by round), bars
 (initial, majority, aggregation), temperature (by generate.temperature), differences (each row minus the first);
@@ -48,9 +53,14 @@ def main(arguments: list[str]) -> int:
     paths = [Path(run) for run in flags.runs]
     if any(map(is_study, paths)):
         return compare_studies(paths, flags)
-    check_folder(Path(flags.output or "comparison"))
+    only_text = bool(flags.table or flags.format) and not flags.output
+    if not only_text:
+        check_folder(Path(flags.output or "comparison"))
     found = compare(paths, 4 if flags.k is None else flags.k, flags.label)
     text = "" if flags.json else getattr(found, flags.format or "markdown")(flags.table)
+    if only_text:
+        print(printable(text))
+        return 0
     drawn, missing = draw(found, Path(flags.output or "comparison"))
     if flags.json:
         print(json.dumps({**found.to_dict(), "pictures": [str(path) for path in drawn], "not_drawn": missing}))
@@ -62,25 +72,42 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def as_text(found: Results, table: str, form: str) -> str:
+    """A study's primary outcome, or one table of all its cells, in a form: markdown, latex or csv."""
+    from paragator.stats.sheet import to_csv
+
+    sheets = found.whole.sheets(table) if table else found.primary_sheets()
+    if form == "csv":
+        return to_csv(sheets).rstrip("\n")
+    if form == "latex":
+        return "\n\n".join([*(f"% {note}" for note in found.notes()), *(sheet.latex() for sheet in sheets)])
+    return "\n\n".join([*(sheet.markdown() for sheet in sheets), " ".join(found.notes())])
+
+
 def compare_studies(paths: list[Path], flags: Namespace) -> int:
     """Write the results of one study, or of several with their average."""
     from paragator.core.text import printable
     from paragator.stats.runs import read_json
     from paragator.study.finished import NOTE, is_study
     from paragator.study.output import write_results
+    from paragator.study.results import Results
 
     if other := next((path for path in paths if not is_study(path)), None):
         raise UsageError(
             f"{other} is not a study, {next(filter(is_study, paths))} is; compare runs or studies, not both"
         )
-    given = {"--label": flags.label or None, "--table": flags.table or None, "--format": flags.format, "--k": flags.k}
-    if odd := next((name for name, value in given.items() if value is not None), None):
-        raise UsageError(f"{odd} is for runs; a study names its cells and its k, and all its tables are written")
+    if odd := "--label" if flags.label else "--k" if flags.k is not None else "":
+        raise UsageError(f"{odd} is for runs; a study names its cells and its k")
+    if (flags.table or flags.format) and not flags.output:
+        print(printable(as_text(Results(paths), flags.table, flags.format or "markdown")))
+        return 0
     own = read_json(paths[0] / NOTE).get("results") if len(paths) == 1 else "comparison"
     output = Path(flags.output or own or paths[0] / "results")
     found = write_results(paths, output)
     if flags.json:
         print(json.dumps({"results": str(output), "primary": found.primary_rows()}))
+    elif flags.table or flags.format:
+        print(printable(as_text(found, flags.table, flags.format or "markdown")))
     else:
         print(printable(found.primary_text()))
         print(f"results: {output}", file=sys.stderr)

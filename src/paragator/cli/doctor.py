@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 from paragator.cli.main import parse, parser_for
-from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.runs.folder import installed
-from paragator.settings import load
+from paragator.runs.resolve import run_config
+from paragator.settings import read_values
 
 PACKAGES = ("paragator", "torch", "transformers", "accelerate", "reasoning-gym", "peft", "trl")
 
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     flags, rest = parse(parser, arguments)
     if rest and not flags.config:
         raise UsageError(f"unknown option {rest[0]}; see paragator doctor --help")
-    config = load(Config, flags.config, rest) if flags.config else None
+    config = run_config(read_values(flags.config, rest)) if flags.config else None
     from paragator.planning.machine import estimate_here, examine
 
     if config:

@@ -8,13 +8,13 @@ from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from paragator.cli.main import INTERRUPTED, PARTIAL, Parser, parse, run_parser
+from paragator.cli.main import INTERRUPTED, PARTIAL, Parser, parse, run_parser, wide
 from paragator.cli.show import Terminal
 from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.results import run_json
 from paragator.runs.evaluate import evaluate
-from paragator.runs.resolve import eval_config, resolve
+from paragator.runs.resolve import eval_config, eval_name, held_out, resolve
 from paragator.settings import merged, nested, parse_value, read_values, to_json
 from paragator.tasks.files import is_data_file
 
@@ -40,18 +40,20 @@ MORE = {
 
 
 def main(arguments: list[str]) -> int:
-    parser = run_parser("eval")
+    parser = wide(run_parser("eval"))
     add_short(parser, SHORT)
     flags, overrides = parse(parser, arguments)
     values = values_of(flags, overrides, SHORT)
     config = eval_config(values)
     if "name" not in read_values(None, overrides):
-        config = config.model_copy(update={"name": f"{config.name}-eval"})
+        name = f"{config.name}-eval" if "name" in values else eval_name(config)
+        config = config.model_copy(update={"name": name})
     if flags.dry_run:
-        resolve(config, training=False)
+        resolved = resolve(config, training=False)
+        held_out(config, resolved.task)
         print(to_json(config))
         return 0
-    with Terminal("the requests in flight", quiet=flags.json) as terminal:
+    with Terminal("the requests in flight", quiet=flags.json, wide=flags.wide) as terminal:
         result = asyncio.run(evaluate(config, resume=flags.resume, overwrite=flags.overwrite, events=terminal))
     code = INTERRUPTED if not result.finished else PARTIAL if result.failed else 0
     if flags.json:

@@ -52,9 +52,17 @@ def run_parser(verb: str) -> Parser:
     """The parser of a verb that works in a run directory."""
     parser = parser_for(verb)
     parser.add_argument("config", nargs="?", help="a TOML file; without one, the defaults")
-    parser.add_argument("--dry-run", action="store_true", help="resolve and validate everything, load no weights")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check config, data, functions and packages; load no weights"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in the run directory")
     parser.add_argument("--overwrite", action="store_true", help="delete the run directory first")
+    return parser
+
+
+def wide(parser: Parser) -> Parser:
+    """The same of a verb that prints tables."""
+    parser.add_argument("--wide", action="store_true", help="all tables with all columns, beyond 80")
     return parser
 
 

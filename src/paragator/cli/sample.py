@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 from paragator.cli.main import parse, parser_for
-from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.runs.events import Events, Printing
+from paragator.runs.resolve import run_config
 from paragator.runs.sample import sample
-from paragator.settings import load
+from paragator.settings import read_values
 
 
 def main(arguments: list[str]) -> int:
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     flags, overrides = parse(parser, arguments)
     if flags.count < 1:
         raise UsageError(f"--count = {flags.count}: at least 1 is needed")
-    config = load(Config, flags.config, overrides)
+    config = run_config(read_values(flags.config, overrides))
     events = Events() if flags.json else Printing()
     summary = asyncio.run(sample(config, Path(flags.output), flags.count, events=events))
     print(json.dumps(summary) if flags.json else f"{summary['problems']} problems in {summary['output']}")

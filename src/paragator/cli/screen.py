@@ -135,6 +135,8 @@ def final(solution: Solution, watch: Watch) -> str:
     if len(solution.votes) > 1:
         lines.append(f"votes: {votes}")
     lines.append("  ".join(spent))
+    if (cut := sum(r.truncated for r in watch.rounds)) * 2 > (came := sum(len(r.answers) for r in watch.rounds)):
+        lines.append(f"{cut} of {came} solutions were cut before their end; raise generate.max_tokens")
     if failure := solution.trace.failure:
         reasons = [reason for round_ in reversed(watch.rounds) for reason in round_.reasons]
         why = f" ({short(reasons[0])})" if reasons else ""

@@ -13,9 +13,9 @@ from paragator.runs.events import Printing
 class Terminal(Printing):
     """Prints a run's lines, unless quiet. Ctrl-C once asks to stop after `what` is under way; twice stops at once."""
 
-    def __init__(self, what: str = "this step", *, quiet: bool = False) -> None:
+    def __init__(self, what: str = "this step", *, quiet: bool = False, wide: bool = False) -> None:
         super().__init__()
-        self.what, self.quiet, self.asked = what, quiet, False
+        self.what, self.quiet, self.wide, self.asked = what, quiet, wide, False
 
     def say(self, line: str) -> None:
         if not self.quiet:

@@ -8,24 +8,25 @@ import os
 import signal
 from argparse import Namespace
 
-from paragator.cli.main import INTERRUPTED, parse, run_parser
+from paragator.cli.main import INTERRUPTED, parse, run_parser, wide
 from paragator.cli.show import Terminal
-from paragator.config import Config
 from paragator.core.errors import ParagatorError, RunError
 from paragator.results import run_json
 from paragator.runs import launch
 from paragator.runs.folder import check_state
-from paragator.runs.resolve import resolve
-from paragator.settings import load, to_json
+from paragator.runs.resolve import resolve, run_config
+from paragator.settings import read_values, to_json
 
 
 def main(arguments: list[str]) -> int:
-    flags, overrides = parse(run_parser("train"), arguments)
+    flags, overrides = parse(wide(run_parser("train")), arguments)
     if launch.rank():
         return follow(flags, overrides)
-    config = load(Config, flags.config, overrides)
+    config = run_config(read_values(flags.config, overrides))
     if flags.dry_run:
-        resolve(config, training=True)
+        from paragator.runs.train import data_of
+
+        data_of(config, resolve(config, training=True))
         print(to_json(config))
         return 0
     check_state(config, resume=flags.resume, overwrite=flags.overwrite)  # before the trainer's libraries are imported
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
     if launch.processes() > 1:
         signal.signal(signal.SIGTERM, ended)
-    with Terminal(quiet=flags.json) as terminal:
+    with Terminal(quiet=flags.json, wide=flags.wide) as terminal:
         result = asyncio.run(train(config, resume=flags.resume, overwrite=flags.overwrite, events=terminal))
     if flags.json:
         print(json.dumps(run_json(result.folder, config.eval.k)))
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
 def follow(flags: Namespace, overrides: list[str]) -> int:
     """A process that is not rank 0: it is silent but for its own end, and rank 0 decides when to stop."""
     try:
-        config = load(Config, flags.config, overrides)
+        config = run_config(read_values(flags.config, overrides))
     except ParagatorError:
         return 2  # rank 0 says it
     if flags.dry_run:

@@ -11,15 +11,18 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from paragator.core import credit
 from paragator.core.errors import UsageError
+from paragator.core.hooks import NamedCredit, Rewards
 from paragator.core.types import Stage
 
 CreditFunction = Callable[[Sequence[float | None]], Sequence[float]]
-"""Credit of one's own: the rewards [G] of one group in (None is unscored), the advantage of each rollout out."""
+"""Credit of one's own: the rewards [G] of one group in (None is unscored), the advantage of each rollout out.
+
+In training it gets `core.hooks.Rewards`: a sequence that also knows the problem, the texts and their lengths."""
 SchemeName = Literal["pass@1", "pass@k", "outcome"]
 Scheme = SchemeName | CreditFunction
 ENTRY_POINTS = "paragator.methods"
@@ -95,12 +98,20 @@ class Method:
             warnings.simplefilter("ignore")  # said once, when the run starts
             return credit.pass_at_k(rewards, settings.k, mean=settings.mean, scale=settings.scale)
 
+    def credited_by(self, function: CreditFunction) -> Method:
+        """The same with this credit in every stage that it trains; UsageError where it trains none."""
+        if not self.trains:
+            raise UsageError(f"method.credit is set, but {self.name} trains nothing; name another method")
+        own = [None if scheme is None else function for scheme in (self.generate, self.aggregate, self.between)]
+        return replace(self, generate=own[0], aggregate=own[1], between=own[2])
+
     def own_credit(self, function: CreditFunction, rewards: Sequence[float | None]) -> list[float]:
         """What a function of the user's gives, checked; it is not asked about a group in which nothing is scored."""
         if all(reward is None for reward in rewards):
             return [0.0] * len(rewards)
-        answer = function(tuple(rewards))
-        asks = f"method {self.name!r}: its credit function gave"
+        answer = function(rewards if isinstance(rewards, Rewards) else tuple(rewards))
+        named = f"credit {function.name}" if isinstance(function, NamedCredit) else None
+        asks = f"{named or f'method {self.name!r}: its credit function'} gave"
         try:
             found = [float(value) for value in answer]
         except (TypeError, ValueError):

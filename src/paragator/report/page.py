@@ -143,10 +143,15 @@ def status(
 ) -> str:
     """Method, model, task and how far the run came."""
     parts = [f"method {method_of(config)}"]
-    parts += [f"{name} {part(config, name)[key]}" for name, key in (("model", "path"), ("task", "name"))
-              if key in part(config, name)]  # fmt: skip
+    elsewhere = part(config, "engine").get("kind") in ("openai", "replay", "own")
+    model = manifest.get("model") if elsewhere else part(config, "model").get("path")
+    named = (("model", model), ("task", part(config, "task").get("name")))
+    parts += [f"{name} {value}" for name, value in named if value]
     planned = part(config, "train").get("steps")
-    parts.append(f"{len(metrics)}{f' of {planned}' if planned is not None else ''} steps")
+    if metrics or "alone" not in tables:
+        parts.append(f"{len(metrics)}{f' of {planned}' if planned is not None else ''} steps")
+    else:
+        parts.remove(f"method {method_of(config)}")
     if "status" in manifest:
         parts.append(f"status {manifest['status']}")
     parts.append(f"evaluated {' and '.join(tables)}" if tables else "not evaluated")

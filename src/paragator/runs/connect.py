@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from inspect import isawaitable
 from pathlib import Path
@@ -75,7 +75,10 @@ async def connected(
     try:
         if hasattr(engine, "connect"):
             await engine.connect()
-        connection = connection_of(config, problems, run_dir, stop, engine)
+        shorter = config if config.engine.kind == "own" else resolve.within(config, getattr(engine, "context", None))
+        connection = connection_of(shorter, problems, run_dir, stop, engine)
+        if shorter is not config:
+            connection = shortened(connection, shorter, engine)
         yield connection
         finished = True
     finally:
@@ -87,12 +90,21 @@ async def connected(
             connection.usage.write()
 
 
+def shortened(connection: Connection, config: Config, engine: Any) -> Connection:
+    """The same where the context is too small for the default length of completions, with a remark that says so."""
+    stages = ", ".join(f"{name}.max_tokens = {s.max_tokens:,}" for name, s in resolve.samplings(config).items())
+    remark = f"the context is {engine.context:,} tokens, so completions were kept shorter: {stages}; set them to choose"
+    return replace(connection, remarks=lambda: [remark, *connection.remarks()])
+
+
 def connection_of(
     config: Config, problems: list[Problem], run_dir: Path | None, stop: Callable[[], bool], engine: Any
 ) -> Connection:
     """An engine that is ready, with its journal and limits."""
     if isinstance(engine, Replay):
         return Connection(engine, estimating_packer(config))
+    if config.engine.kind != "own":
+        engine.sampling = resolve.samplings(config)
     if hasattr(engine, "misfit"):
         resolve.check_prompts(config, problems, engine)
     sample: Sample = engine

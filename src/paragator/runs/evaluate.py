@@ -18,7 +18,7 @@ from paragator.config import Config
 from paragator.core.errors import DataError
 from paragator.core.scaffold import Scaffold, run
 from paragator.core.together import together
-from paragator.core.types import Failure, Problem, Sample
+from paragator.core.types import Failure, Group, Problem, Prompt, Sample, Stage
 from paragator.engines.journal import Stopped
 from paragator.engines.replay import Replay
 from paragator.records import Graded
@@ -115,7 +115,7 @@ def say_table(found: list[Graded], k: int, tally: Tally) -> None:
     what = f"{tally.name.replace('_', ' ')} training" if "_" in tally.name else tally.name
     problems = len({record.trace.problem.id for record in found})
     tally.events.say(f"{what}: {problems} held-out problems, {tally.seconds:.0f} s")
-    tally.events.say(EvalResult(found, k).text())
+    tally.events.say(EvalResult(found, k).text(wide=tally.events.wide))
 
 
 def finished_in(output: Path) -> list[Graded]:
@@ -139,7 +139,7 @@ class Tally:
     def __init__(self, name: str, events: Events, connection: connect.Connection | None = None) -> None:
         self.name, self.events, self.connection = name, events, connection
         self.start = time.perf_counter()
-        self.finished = self.total = self.taken = 0
+        self.finished = self.total = self.taken = self.asked = self.came = 0
 
     @property
     def seconds(self) -> float:
@@ -151,9 +151,20 @@ class Tally:
         self.finished += 1
         self.events.on_trace(record, self.progress())
 
+    def counting(self, sample: Sample) -> Sample:
+        """`sample`, of which the solutions are counted as they come."""
+
+        async def counted(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+            group = await sample(prompt, n, stage=stage, seed=seed)
+            self.came += n
+            return group
+
+        return counted
+
     def progress(self) -> Progress:
         """How far it is now, with the engine's calls where it counts them."""
-        found = Progress(self.name, self.finished, self.total, self.taken, self.seconds)
+        sampled = min(1.0, self.came / self.asked) if self.asked else 0.0
+        found = Progress(self.name, self.finished, self.total, self.taken, self.seconds, sampled=sampled)
         if self.connection is None:
             return found
         journal, trouble = self.connection.journal, self.connection.trouble()
@@ -218,6 +229,8 @@ async def measured(
         keep(output, [key for key in failed if key in finished])
     left = wanted.keys() - finished
     tally.total, tally.finished = len(wanted), len(wanted) - len(left)
+    plan, counted = asked.scaffold.plan, tally.counting(sample)
+    tally.asked = len(left) * (plan.candidates + plan.rounds * plan.aggregations)
     at_once = at_once or AT_ONCE
     sampling, begun = asyncio.Semaphore(at_once), asyncio.Semaphore(2 * at_once)
 
@@ -228,7 +241,7 @@ async def measured(
                     return
                 scaffold = replace(asked.scaffold, seed=asked.scaffold.seed + 7919 * key[1])
                 try:
-                    trace = await run(wanted[key], sample, scaffold)
+                    trace = await run(wanted[key], counted, scaffold)
                 except Stopped:
                     return
             record = await grade_trace(asked.task, trace, {"repeat": key[1]})

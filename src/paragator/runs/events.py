@@ -16,6 +16,7 @@ class Progress:
     """How far an evaluation is. Calls and tokens are those of this attempt; None where the engine does not count them.
 
     taken    traces that this attempt finished, of the `finished` ones
+    sampled  of the solutions that this attempt is to sample, the share that has come
     trouble  how many requests were repeated and why; "" when none
     """
 
@@ -27,21 +28,27 @@ class Progress:
     calls: int | None = None
     tokens: int | None = None
     trouble: str = ""
+    sampled: float = 0.0
 
     def line(self) -> str:
-        """Traces done, calls and tokens a second, and the time left once a trace is done."""
+        """Traces done, calls and tokens a second, and the time left once a solution has come."""
         parts, seconds = [f"{self.finished}/{self.total} traces"], max(self.seconds, 1e-9)
         if self.calls is not None and self.tokens is not None:
             parts += [f"{self.calls / seconds:,.1f} calls/s", f"{self.tokens / seconds:,.0f} tokens/s"]
-        if self.taken:
-            parts.append(f"{self.seconds / self.taken * (self.total - self.finished):,.0f} s left")
+        if self.sampled:
+            parts.append(f"{self.seconds * (1 - self.sampled) / self.sampled:,.0f} s left")
         if self.trouble:
             parts.append(self.trouble)
         return f"{self.what.replace('_', ' ')}: " + "  ".join(parts)
 
 
 class Events:
-    """What a run calls. These do nothing: override what you want to see."""
+    """What a run calls. These do nothing: override what you want to see.
+
+    wide  whether tables that are said may have more than 80 columns
+    """
+
+    wide: bool = False
 
     def say(self, line: str) -> None:
         """One line of text or a small table, for a person."""
@@ -76,7 +83,7 @@ class Logged(Events):
     def __init__(self, events: Events, run_dir: Path) -> None:
         logs = run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        self.events, self.steps = events, Steps()
+        self.events, self.steps, self.wide = events, Steps(), events.wide
         self.file = logs / f"attempt_{len(list(logs.glob('attempt_*'))) + 1}.log"
 
     def write(self, line: str) -> None:
@@ -99,7 +106,10 @@ class Logged(Events):
 
 
 class Steps:
-    """Lines of training steps: rewards over the last ten steps, speed, and the time left as those ten would take it."""
+    """Lines of training steps: rewards over the last ten steps, speed, and the time left as those ten would take it.
+
+    "seconds_after" is what follows the last step: the evaluation, as long as the one before training.
+    """
 
     def __init__(self) -> None:
         self.recent: deque[Mapping[str, float]] = deque(maxlen=10)
@@ -115,5 +125,6 @@ class Steps:
             if seen:
                 parts.append(f"{stage} {sum(seen) / len(seen):.3f}")
         tokens = metrics["tokens"] / max(metrics["seconds"], 1e-9)
-        parts += [f"{tokens:,.0f} tokens/s", f"{metrics['seconds']:.1f} s", f"{rate * (total - number):.0f} s left"]
+        left = rate * (total - number) + metrics.get("seconds_after", 0.0)
+        parts += [f"{tokens:,.0f} tokens/s", f"{metrics['seconds']:.1f} s", f"{left:.0f} s left"]
         return "  ".join(parts)

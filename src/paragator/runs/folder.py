@@ -33,6 +33,19 @@ def is_used(run_dir: Path) -> bool:
     return bool(names - {"manifest.json", "config.new", LOCK})
 
 
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run in a directory did all that it was asked, as far as its files tell."""
+    try:
+        asked = read_note(run_dir / "config.json")["eval"]
+        wanted = asked["repeats"] * read_note(run_dir / "manifest.json")["held_out"]
+    except (UsageError, LookupError, TypeError):
+        return False
+    if (run_dir / "model").is_dir() and not asked.get("around_training", True):
+        return True
+    files = [path for name in ("eval", "eval_after") if (path := run_dir / f"{name}.jsonl").is_file()]
+    return any(sum(1 for _ in path.open("rb")) >= wanted for path in files)
+
+
 def check_state(config: Config, *, resume: bool, overwrite: bool) -> bool:
     """Whether the run directory holds something; UsageError where that does not fit what is asked. Costs nothing."""
     run_dir = config.run_dir
@@ -40,7 +53,8 @@ def check_state(config: Config, *, resume: bool, overwrite: bool) -> bool:
     if used and overwrite and not (run_dir / "config.json").exists():
         raise UsageError(f"{run_dir} is not a run directory; choose another name")
     if used and not (overwrite or resume):
-        raise UsageError(f"{run_dir} is in use; add --resume to go on, --overwrite to start again, or --name OTHER")
+        state, more = ("is finished", "") if is_finished(run_dir) else ("is not finished", "--resume to continue it, ")
+        raise UsageError(f"{run_dir} exists and {state}; add {more}--overwrite to start again, or --name OTHER")
     if resume and not used:
         raise UsageError(f"{run_dir} does not exist, so there is nothing to resume; leave --resume out")
     if used and not overwrite:
@@ -69,8 +83,9 @@ def open_run(config: Config, *, resume: bool, overwrite: bool, manifest: dict[st
         try:
             yield run_dir
         except ParagatorError as error:
-            if str(error).startswith(f"reward {config.task.reward} "):  # what it scored stays, and it may be fixed
-                note_files(run_dir, {k: v for k, v in manifest["files"].items() if k != "task.reward"})
+            for key, name in hooks_of(config).items():
+                if str(error).startswith(f"{key.partition('.')[2]} {name} "):  # what it gave stays, and it may be fixed
+                    note_files(run_dir, {k: v for k, v in manifest["files"].items() if k != key})
             if isinstance(error, UsageError) and not used and is_empty(run_dir):
                 shutil.rmtree(run_dir)
             raise
@@ -198,16 +213,32 @@ def check_weights(run_dir: Path, config: Config, fingerprint: str) -> None:
 
 def files_of(config: Config) -> dict[str, Path]:
     """The files outside the run directory that decide what a run does, by the key that names each: those that exist."""
-    task, reward = config.task, (config.task.reward or "").partition(":")[0].replace(".", "/")
-    sources = (Path(root, reward + end) for root in (*sys.path, os.getcwd()) for end in (".py", "/__init__.py"))
+    task = config.task
     named = {
         "task.path": task.path or (task.name if "." in task.name else None),
         "task.held_out_path": task.held_out_path,
-        "task.reward": next(filter(Path.is_file, sources), None) if reward else None,
         "method.recorded": config.method.recorded,
         "engine.recording": config.engine.recording,
+        **{key: source_of(name) for key, name in hooks_of(config).items()},
     }
     return {key: Path(path) for key, path in named.items() if path and Path(path).is_file()}
+
+
+def hooks_of(config: Config) -> dict[str, str]:
+    """The functions of the user's that a config names, by key."""
+    found = {
+        "task.reward": config.task.reward,
+        "method.credit": config.method.credit,
+        "optimizer.schedule": config.optimizer.schedule,
+    }
+    return {key: name for key, name in found.items() if name and ":" in name}
+
+
+def source_of(name: str) -> Path | None:
+    """The file of the module in "module:function"; None where it cannot be found, as in a notebook."""
+    module = name.partition(":")[0].replace(".", "/")
+    sources = (Path(root, module + end) for root in (*sys.path, os.getcwd()) for end in (".py", "/__init__.py"))
+    return next(filter(Path.is_file, sources), None)
 
 
 def hash_of(path: Path) -> str:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from paragator import records
 from paragator.config import Config, EvalConfig, StageConfig
 from paragator.core.errors import DataError, UsageError
+from paragator.core.hooks import function_named, multiplier
 from paragator.core.packing import Packer
 from paragator.core.scaffold import Scaffold
 from paragator.core.types import Group, Plan, Problem, Sample, Stage
-from paragator.engines.local.loading import Facts, facts
+from paragator.engines.local.loading import Facts, facts, shape
 from paragator.engines.replay import Replay
 from paragator.engines.sampling import Sampling
 from paragator.runs.folder import OWN_WEIGHTS
@@ -55,42 +58,75 @@ class Resolved:
 # ---- defaults ----
 
 
+def run_config(values: Mapping[str, Any]) -> Config:
+    """A run's config from nested values, with what suits its model for keys that nobody set."""
+    return suited(validate(Config, values))
+
+
+def suited(config: Config) -> Config:
+    """A model of the user's with a chat template is asked through it, in words, and may answer at length."""
+    if config.engine.kind not in OWN_WEIGHTS or config.model.path == "embedded":
+        return config
+    context, has_template = shape(config.model)
+    if has_template is False or (is_set(config, "model.template") and config.model.template == "compact"):
+        return config
+    config = with_defaults(config, {"model.template": "chat", "task.style": "words"})
+    return with_lengths(config, min(LOCAL_MAX_TOKENS, (context or 4 * LOCAL_MAX_TOKENS) // 4))
+
+
 def eval_config(values: Mapping[str, Any]) -> Config:
     """An evaluation's config from nested values, with what suits the engine and the task for keys that nobody set."""
-    config = validate(Config, values)
-    wanted: dict[str, Any] = {}
+    config = run_config(values)
     if config.engine.kind != "transformers":
-        wanted |= {"model.template": "chat", "task.style": "words"}
+        config = with_defaults(config, {"model.template": "chat", "task.style": "words"})
     if config.engine.kind in ("openai", "own"):
-        wanted |= {"generate.max_tokens": ENDPOINT_MAX_TOKENS, "aggregate.max_tokens": ENDPOINT_MAX_TOKENS}
+        config = with_lengths(config, ENDPOINT_MAX_TOKENS)
     if config.engine.kind == "replay":
-        wanted["eval.rounds"] = 0
+        config = with_defaults(config, {"eval.rounds": 0})
         if not config.task.model_fields_set & {"name", "path"}:
             path = config.engine.recording
             config = with_values(config, {"task.name": "jsonl", "task.path": path, "task.held_out_path": path})
     task = config.task
     if task.name == "jsonl" and task.path == task.held_out_path and task.path and Path(task.path).is_file():
-        wanted["eval.problems"] = max(1, count_rows(Path(task.path)))
-    return with_values(config, {key: value for key, value in wanted.items() if not is_set(config, key)})
+        config = with_defaults(config, {"eval.problems": max(1, count_rows(Path(task.path)))})
+    return config
+
+
+def eval_name(config: Config) -> str:
+    """What an evaluation without a name is called: its task and who answers."""
+    task, engine = config.task, config.engine
+    asked = Path(task.path or "").stem if task.name == "jsonl" else task.name
+    who = Path(config.model.path).name
+    if engine.kind == "openai":
+        who = engine.model or (urlsplit(engine.urls[0]).hostname if engine.urls else None) or ""
+    elif engine.kind == "replay":
+        who = Path(engine.recording or "").stem
+    words = dict.fromkeys(re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-._") for word in (asked, who))
+    return "-".join(filter(None, words)) or "evaluation"
 
 
 def solve_config(values: Mapping[str, Any]) -> Config:
-    """The config of one new problem: of few candidates an aggregation sees all, and a local chat model gets its template."""
+    """The config of one new problem: of few candidates an aggregation sees all."""
     given = values.get("eval", {})
     if isinstance(given, Mapping) and isinstance(count := given.get("candidates"), int) and "pool_size" not in given:
         values = merged(values, {"eval": {"pool_size": min(EvalConfig().pool_size, max(1, count))}})
     config = eval_config(values)
     if config.engine.kind not in ("transformers", "openai", "own"):
         raise UsageError(f"engine.kind = {config.engine.kind!r} is not for one new problem; use --model or --url")
-    if config.engine.kind != "transformers" or is_set(config, "model.template"):
+    return config
+
+
+def within(config: Config, context: int | None) -> Config:
+    """The same with shorter completions, where the context that an engine turned out to have is too small for defaults."""
+    if context is None or config.model.template != "chat":
         return config
-    known = facts_of(config)
-    if known.has_chat_template is False:
-        return config
-    tokens = min(LOCAL_MAX_TOKENS, (known.context or 4 * LOCAL_MAX_TOKENS) // 4)
-    wanted = {"generate.max_tokens": tokens, "aggregate.max_tokens": tokens}
-    wanted = {key: value for key, value in wanted.items() if not is_set(config, key)}
-    return with_values(config, wanted | {"model.template": "chat"})
+    long = [stage for stage in ("generate", "aggregate") if 2 * getattr(config, stage).max_tokens > context]
+    return with_defaults(config, {f"{stage}.max_tokens": max(1, context // 4) for stage in long})
+
+
+def with_lengths(config: Config, tokens: int) -> Config:
+    """A copy in which completions of both stages may have so many tokens, where nobody set it."""
+    return with_defaults(config, {"generate.max_tokens": tokens, "aggregate.max_tokens": tokens})
 
 
 def is_set(config: Config, key: str) -> bool:
@@ -105,6 +141,20 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         section, _, name = key.partition(".")
         changed = getattr(config, section).model_copy(update={name: value})
         config = config.model_copy(update={section: changed})
+    return config
+
+
+def with_defaults(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy with other values of those dotted keys that nobody set; they still count as not set."""
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        if is_set(config, key):
+            continue
+        own = section in config.model_fields_set
+        config = with_values(config, {key: value})
+        getattr(config, section).model_fields_set.discard(name)
+        if not own:
+            config.model_fields_set.discard(section)
     return config
 
 
@@ -129,6 +179,10 @@ def resolve(
         raise UsageError(
             f"tracker = {config.tracker!r} is not installed: pip install {config.tracker}, or set tracker = 'none'"
         )
+    if training:
+        check_hooks(config)
+    if config.model.lora_rank and find_spec("peft") is None:
+        raise UsageError(f"model.lora_rank = {config.model.lora_rank} needs peft: pip install 'paragator[lora]'")
     config.model.templates()
     known = facts_of(config, engine)
     if config.model.template == "chat" and known.has_chat_template is False:
@@ -208,6 +262,15 @@ def facts_of(config: Config, engine: Sample | None = None) -> Facts:
         return Facts(None, None, f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}")
 
 
+def check_hooks(config: Config) -> None:
+    """Refuse a schedule or a credit function that is not there, and a schedule that fails at any step."""
+    if ":" in config.optimizer.schedule:
+        for step in range(1, config.train.steps + 1):
+            multiplier(config.optimizer.schedule, step, config.train.steps)
+    if config.method.credit is not None:
+        function_named(config.method.credit, "method.credit", "rewards")
+
+
 def check_stage(name: str, stage: StageConfig, known: Facts, training: bool) -> None:
     """Refuse a stage whose sampling training cannot follow, or whose completions fill the context."""
     for key, off in (("top_p", 1), ("top_k", 0)):
@@ -215,6 +278,8 @@ def check_stage(name: str, stage: StageConfig, known: Facts, training: bool) -> 
             raise UsageError(
                 f"{name}.{key} = {getattr(stage, key)}: training needs the log-probabilities of what was sampled; set it to {off}"
             )
+    if training and stage.temperature == 0:
+        raise UsageError(f"{name}.temperature = 0: training needs solutions that differ; set it above 0")
     if known.context is not None and stage.max_tokens >= known.context:
         raise UsageError(
             f"{name}.max_tokens = {stage.max_tokens} leaves no room for a prompt in the model's context of {known.context}; lower it"

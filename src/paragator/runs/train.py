@@ -19,7 +19,7 @@ from paragator.runs import connect, folder, launch, resolve
 from paragator.runs.evaluate import Evaluation, Tally, measured, say_table
 from paragator.runs.events import Events, Logged
 from paragator.runs.judging import judging
-from paragator.tasks import Task
+from paragator.tasks import Task, check_distinct, check_splits
 
 if TYPE_CHECKING:
     from paragator.training.policy import Policy
@@ -97,6 +97,8 @@ async def led(
     steps_before = folder.read_note(begun)["train"]["steps"] if resumed else config.train.steps
     resolved = resolve.resolve(config, training=True, task=task, engine=engine)
     data = data_of(config, resolved)
+    for problems in (data.problems, data.held_out) if task is not None else ():
+        check_distinct(resolved.task.name, problems)
     if config.method.mean == "reward":
         warnings.warn("method.mean = 'reward' is an ablation: it pushes pass@1 down", stacklevel=1)
     manifest = folder.manifest(config, resolved.facts, len(data.held_out))
@@ -124,7 +126,7 @@ class Data:
 
 
 def data_of(config: Config, resolved: resolve.Resolved) -> Data:
-    """The problems of a run; UsageError where they are too few for a step."""
+    """The problems of a run; UsageError where they are too few for a step, or a text is in both splits."""
     wanted = min(config.train.distinct_problems, config.train.steps * config.train.problems)
     held_out, found, recorded = resolve.held_out(config, resolved.task), resolved.recorded, None
     if found is None:
@@ -137,6 +139,7 @@ def data_of(config: Config, resolved: resolve.Resolved) -> Data:
             f"train.problems = {config.train.problems}, but there are {len(problems)} training problems: lower it; "
             "a step takes each once"
         )
+    check_splits(resolved.task.name, problems, held_out)
     return Data(problems, held_out, recorded)
 
 
@@ -164,6 +167,7 @@ async def trained(
             found = await measured(asked, engine, run_dir / f"{name}.jsonl", tally)
             if found is not None and name in TOLD:
                 say_table(found, config.eval.k, tally)
+                watched.seconds_after = tally.seconds
             return found
 
         async def around(name: str) -> bool:
@@ -226,13 +230,14 @@ class StepEvents:
         self.config, self.policy, self.events, self.measure = config, policy, events, measure
         self.after = config.run_dir / "eval_after.jsonl"
         self.tracked = config.tracker != "none"
+        self.seconds_after = 0.0
         if self.tracked:
             settings = folder.flat(config.model_dump(mode="json"))
             plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
             policy.accelerator.init_trackers("paragator", plain)  # tensorboard takes no other values
 
     def on_step(self, metrics: Mapping[str, float]) -> None:
-        self.events.on_step({**metrics, "steps": self.config.train.steps})
+        self.events.on_step({**metrics, "steps": self.config.train.steps, "seconds_after": self.seconds_after})
         self.after.unlink(missing_ok=True)  # of an earlier end, when train.steps was lower: other weights
         self.track(metrics, int(metrics["step"]))
 

@@ -72,10 +72,13 @@ class Sheet:
         top = [f"% {self.title}", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule", head, r"\midrule"]
         return "\n".join([*top, *body, r"\bottomrule", r"\end{tabular}"])
 
-    def text(self) -> str:
-        """Aligned lines for a terminal."""
+    def text(self, width: int | None = None) -> str:
+        """Aligned lines for a terminal: the first columns, as many as fit the width, and at least one."""
         rows = self.cells()
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        while width is not None and len(widths) > 2 and sum(widths) + 2 * len(widths) - 2 > width:
+            widths.pop()
+        rows = [row[: len(widths)] for row in rows]
         lines = (zip(row, widths, strict=True) for row in rows)
         return "\n".join("  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(line)) for line in lines)
 

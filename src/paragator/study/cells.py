@@ -19,7 +19,8 @@ from paragator.core.errors import UsageError
 from paragator.core.methods import method_named
 from paragator.engines.local.loading import facts, folder_of
 from paragator.runs.folder import MAY_CHANGE, OWN_WEIGHTS, files_of, flat, hash_of
-from paragator.settings import Section, merged, read_toml, validate
+from paragator.runs.resolve import run_config
+from paragator.settings import Section, merged, read_toml
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -192,7 +193,7 @@ def unit(study: Study, base: Mapping[str, Any], cell: Cell, seed: int) -> Unit:
     if offline:
         values["method"] = {"recorded": "to be sampled", **values["method"]}
     try:
-        config = validate(Config, values)
+        config = run_config(values)
     except UsageError as error:
         raise UsageError(f"cell {cell.label}: {error}") from None
     count = study.recorded_problems or max(
@@ -200,7 +201,7 @@ def unit(study: Study, base: Mapping[str, Any], cell: Cell, seed: int) -> Unit:
     )
     if offline and config.method.recorded == "to be sampled":
         values["method"]["recorded"] = str(study.folder / recorded_name(config, count))
-        config = validate(Config, values)
+        config = run_config(values)
     return Unit(cell, seed, config, folder, count)
 
 

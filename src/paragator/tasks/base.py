@@ -78,6 +78,24 @@ async def grade_trace(task: Task, trace: Trace, extra: Mapping[str, Any]) -> Gra
     return replace(record, trace=replace(trace, extra={**extra, "correct_from": task.correct_from}))
 
 
+def check_splits(name: str, training: Sequence[Problem], held_out: Sequence[Problem]) -> None:
+    """UsageError where a text is in both splits: an evaluation on it would measure memory."""
+    texts = {" ".join(problem.text.split()) for problem in training}
+    if shared := [problem for problem in held_out if " ".join(problem.text.split()) in texts]:
+        raise UsageError(
+            f"task {name}: {len(shared)} of {len(held_out)} held-out problems are training problems too, such as "
+            f"{shared[0].text!r:.80}; give each split texts of its own"
+        )
+
+
+def check_distinct(name: str, problems: Sequence[Problem]) -> None:
+    """UsageError where a list of problems holds a text, or an id, twice."""
+    for what, values in (("text", [" ".join(p.text.split()) for p in problems]), ("id", [p.id for p in problems])):
+        if len(set(values)) < len(values):
+            twice = next(value for i, value in enumerate(values) if value in values[:i])
+            raise UsageError(f"task {name}: two problems have the {what} {twice!r:.80}; give distinct ones")
+
+
 def is_held_out(key: str) -> bool:
     """Whether a problem's content belongs to the held-out split: one in ten, whatever the seed."""
     return hashlib.sha256(key.encode()).digest()[0] % 10 == 0

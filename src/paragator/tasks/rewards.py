@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
-import os
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from numbers import Real
 from typing import Any, get_args
 
 from paragator.core.errors import RunError, UsageError
+from paragator.core.hooks import brief, function_named
 from paragator.core.types import Grade, Problem, Verdict
 
 Given = float | None | tuple[float | None, str | None] | Grade
@@ -22,26 +20,9 @@ Reward = Callable[[Problem, Sequence[str]], Iterable[Given] | Awaitable[Iterable
 
 def import_reward(name: str) -> Reward:
     """The function behind "module:function"; the module may lie in the current folder."""
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # the `paragator` script, unlike `python -m`, leaves it out
-        sys.path.append(os.getcwd())
-    try:
-        reward: Reward = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # user code may raise anything
-        what = f"{type(error).__name__}: {one_line(error)}"
-        raise UsageError(
-            f"task.reward = {name!r}: {what}; write it as module:function, importable from here"
-        ) from error
-    if not callable(reward):
-        raise UsageError(f"task.reward = {name!r} is not a function; write it as module:function")
+    reward: Reward = function_named(name, "task.reward", "problem", "texts")
     if inspect.isasyncgenfunction(reward):
         raise UsageError(f"task.reward = {name!r} is an async generator; return a list instead of yielding")
-    try:
-        inspect.signature(reward).bind(None, ())
-    except TypeError as error:
-        raise UsageError(f"task.reward = {name!r}: {error}; it is called as function(problem, texts)") from None
-    except ValueError:  # written in C, without a signature
-        pass
     return reward
 
 
@@ -58,13 +39,11 @@ def graded_by(
             is_list = isinstance(found, Iterable) and not isinstance(found, str | bytes | Mapping | Set)
             values = list(found) if is_list else None
         except Exception as error:  # user code may raise anything; the run stays resumable
-            what = f"{type(error).__name__} for problem {problem.id}: {one_line(error)}"
+            what = f"{type(error).__name__} for problem {problem.id}: {brief(error)}"
             raise RunError(f"reward {name} raised {what}; fix it and --resume") from error
         said = f"reward {name} gave"
         if values is None:
-            raise UsageError(
-                f"{said} {one_line(repr(found))} for problem {problem.id}: return a list, one value a text"
-            )
+            raise UsageError(f"{said} {brief(repr(found))} for problem {problem.id}: return a list, one value a text")
         if len(values) != len(texts):
             raise UsageError(f"{said} {len(values)} values for {len(texts)} texts: return one for each")
         try:
@@ -79,9 +58,7 @@ def to_grade(given: Given, correct_from: float) -> Grade:
     """The grade of one text. The only place where a reward becomes a verdict. ValueError(what, remedy) for nonsense."""
     if isinstance(given, Grade):
         if given.verdict not in get_args(Verdict) or not isinstance(given.reason, str):
-            raise ValueError(
-                one_line(repr(given)), "return a Grade of correct, incorrect or unscored, its reason as text"
-            )
+            raise ValueError(brief(repr(given)), "return a Grade of correct, incorrect or unscored, its reason as text")
         value = None if given.reward is None else number(given.reward)
         return Grade(given.verdict, voting(given.answer), given.reason, value)
     reward, read = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
@@ -101,18 +78,12 @@ def number(given: Any) -> float:
     except (TypeError, ValueError, RuntimeError, OverflowError):  # several elements; beyond a float
         found = math.nan
     if not math.isfinite(found):
-        raise ValueError(one_line(repr(given)), "return a finite number, or None")
+        raise ValueError(brief(repr(given)), "return a finite number, or None")
     return found
 
 
 def voting(answer: Any) -> str | None:
     """The answer under which a solution votes; None for an empty one, which is no answer."""
     if answer is not None and not isinstance(answer, str):
-        raise ValueError(f"the answer {one_line(repr(answer))}", "return an answer as text, or None")
+        raise ValueError(f"the answer {brief(repr(answer))}", "return an answer as text, or None")
     return (answer and answer.strip()) or None
-
-
-def one_line(text: object) -> str:
-    """Text for a message: one line, of moderate length."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= 200 else f"{line[:200]} ..."

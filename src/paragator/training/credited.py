@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from paragator.core.credit import outcome
+from paragator.core.hooks import Rewards
 from paragator.core.types import Completion, Failure, Grade, Group, Stage
 from paragator.records import Graded
 from paragator.training.recipe import Crediting, Truncated
@@ -45,7 +46,8 @@ def credits(record: Graded, crediting: Crediting) -> Iterator[tuple[int, Group, 
                 continue
             if scheme == "outcome":
                 found = outcomes(group, rounds[1:2], rewards[1:2], found)
-            yield round_, group, method.credit(scheme, found, crediting.settings)
+            given = Rewards(tuple(found), record.trace.problem, group, round_)
+            yield round_, group, method.credit(scheme, given, crediting.settings)
 
 
 def outcomes(

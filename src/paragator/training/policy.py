@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 
 from paragator.config import Config, OptimizerConfig
 from paragator.core.errors import RunError, UsageError
+from paragator.core.hooks import multiplier
 from paragator.core.types import Stage
 from paragator.training import checkpoint, memory, objective
 from paragator.training.compiled import compile_layers, recompute_layers
@@ -305,7 +306,9 @@ def cast_frozen(model: Any) -> None:
 
 
 def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
-    """The learning rate of a step, counted from 1: linear warm-up, then constant, linear or cosine to zero."""
+    """The learning rate of a step, counted from 1: linear warm-up, then as scheduled; or by the user's function."""
+    if ":" in settings.schedule:
+        return settings.lr * multiplier(settings.schedule, step, steps)
     if step <= settings.warmup_steps:
         return settings.lr * step / settings.warmup_steps
     progress = (step - settings.warmup_steps - 1) / max(1, steps - settings.warmup_steps)

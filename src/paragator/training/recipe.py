@@ -47,7 +47,7 @@ class Crediting:
     def from_config(cls, config: Config) -> Crediting:
         return cls(
             config.method.definition,
-            config.method.credit,
+            config.method.credit_settings,
             {
                 "generate": StageTerms(config.generate.weight, config.generate.max_tokens),
                 "aggregate": StageTerms(config.aggregate.weight, config.aggregate.max_tokens),

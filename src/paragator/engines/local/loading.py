@@ -39,11 +39,11 @@ def folder_of(config: ModelConfig) -> Path | None:
     return None
 
 
-def facts(config: ModelConfig) -> Facts:
-    """Context, chat template and fingerprint of a model; reads JSON and hashes weights, imports no torch."""
+def shape(config: ModelConfig) -> tuple[int | None, bool | None]:
+    """A model's context, and whether its tokenizer has a chat template; None where only the hub knows. Reads JSON alone."""
     folder = folder_of(config)
     if folder is None:
-        return Facts(None, None, f"{config.path}@{config.revision or 'main'}")
+        return None, None
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"model.path = {config.path!r} holds no config.json; point it at a folder that save_pretrained wrote"
@@ -52,12 +52,20 @@ def facts(config: ModelConfig) -> Facts:
     has_template = (folder / "chat_template.jinja").is_file() or (
         tokenizer.is_file() and "chat_template" in read_json(tokenizer)
     )
+    return settings.get("max_position_embeddings"), has_template
+
+
+def facts(config: ModelConfig) -> Facts:
+    """Context, chat template and fingerprint of a model; reads JSON and hashes weights, imports no torch."""
+    folder, known = folder_of(config), shape(config)
+    if folder is None:
+        return Facts(*known, f"{config.path}@{config.revision or 'main'}")
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"{file.name}:{file.stat().st_size}".encode())
         for part in telling(file):
             digest.update(part)
-    return Facts(settings.get("max_position_embeddings"), has_template, digest.hexdigest()[:16])
+    return Facts(*known, digest.hexdigest()[:16])
 
 
 def telling(file: Path) -> Iterator[bytes]:
