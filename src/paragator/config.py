@@ -299,6 +299,8 @@ class EvalConfig(Section):
     """Independent repeats of every problem."""
     k: int = Field(4, ge=1)
     """k of the reported pass@k and maj@k."""
+    strategies: list[str] = Field([])
+    """How `eval` spends tokens (docs/strategies.md), as ["majority", "pairwise:budget=2"]; none is the rounds above."""
     around_training: bool = True
     """`train` evaluates before the first and after the last step."""
 

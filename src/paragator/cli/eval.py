@@ -42,6 +42,7 @@ MORE = {
 def main(arguments: list[str]) -> int:
     parser = run_parser("eval")
     add_short(parser, SHORT)
+    add_strategy(parser, "append", "Several share their candidates; give the flag once for each.")
     flags, overrides = parse(parser, arguments)
     values = values_of(flags, overrides, SHORT)
     config = eval_config(values)
@@ -55,8 +56,17 @@ def main(arguments: list[str]) -> int:
         result = asyncio.run(evaluate(config, resume=flags.resume, overwrite=flags.overwrite, events=terminal))
     code = INTERRUPTED if not result.finished else PARTIAL if result.failed else 0
     if flags.json:
-        print(json.dumps(run_json(config.run_dir, config.eval.k) | {"exit_code": code, "usage": result.usage}))
+        found = run_json(config.run_dir, config.eval.k)
+        if result.strategies:
+            found |= {"strategies": result.to_dict()}
+        print(json.dumps(found | {"exit_code": code, "usage": result.usage}))
     return code
+
+
+def add_strategy(parser: Parser, action: str, more: str) -> None:
+    """The flag --strategy."""
+    what = f"a strategy: NAME, NAME:key=value,... or module:function (docs/strategies.md). {more}"
+    parser.add_argument("--strategy", action=action, help=what, metavar="NAME")
 
 
 def add_short(parser: Parser, names: Iterable[str]) -> None:
@@ -89,6 +99,8 @@ def values_of(flags: Namespace, overrides: Sequence[str], names: Iterable[str]) 
         given["engine.kind"] = kind
     if "model.path" in given and (kind or values.get("engine", {}).get("kind")) == "openai":
         given["engine.model"] = given.pop("model.path")
+    if flags.strategy:
+        given["eval.strategies"] = flags.strategy if isinstance(flags.strategy, list) else [flags.strategy]
     if is_data_file(task := str(given.get("task.name", ""))):
         given |= {"task.name": "jsonl", "task.path": task, "task.held_out_path": task}
     return merged(values, nested(given))

@@ -160,7 +160,8 @@ async def nobody(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
 def settings_of(config: Config, model: str) -> str:
     """What decides an answer apart from the request, for the journal: the model and how it samples."""
     stages = [config.generate.model_dump(exclude={"weight"}), config.aggregate.model_dump(exclude={"weight"})]
-    more = [value for value in (config.model.template_arguments, sorted(config.engine.omit)) if value]
+    told = resolve.samplings(config)["generate"].confidence
+    more = [value for value in (config.model.template_arguments, sorted(config.engine.omit), told) if value]
     return json.dumps([model, stages, config.engine.extra_body, *more], sort_keys=True)
 
 

@@ -152,6 +152,7 @@ MAY_CHANGE = {
     "tracker",
     "runs",
     "judge.key_env",
+    "eval.strategies",
 } | {
     f"engine.{name}"  # where the model is served, how fast it may be asked and what it costs, not what it answers
     for name in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,13 @@ from paragator.engines.sampling import Sampling
 from paragator.runs.folder import OWN_WEIGHTS
 from paragator.runs.servers import judge_engine, servers_of
 from paragator.settings import merged, validate
+from paragator.strategies import Named, Sizes, strategy_named
 from paragator.tasks import Task, load_task
 from paragator.tasks.files import count_rows, is_data_file
 
+CONFIDENCE_TOKENS = 20
+"""Of how many of the likeliest tokens a strategy wants the log-probabilities: what DeepConf's code asks for, and the most
+that OpenAI's protocol allows."""
 ENDPOINT_MAX_TOKENS, LOCAL_MAX_TOKENS = 4096, 1024
 CHANGES_SAMPLING = {
     "temperature",
@@ -147,7 +151,10 @@ def resolve(
         if config.task.name == "jsonl" or is_data_file(config.task.name):  # the file of one's own, by either name
             task.problems("train" if training else "held-out", 1, config.seed)
     found = read_recorded(config, known) if training and recorded else None
-    return Resolved(config, task, known, engine if engine is not None else engine_of(config, task), found)
+    engine = engine if engine is not None else engine_of(config, task)
+    if not training:
+        check_strategies(config, engine)
+    return Resolved(config, task, known, engine, found)
 
 
 def engine_of(config: Config, task: Task) -> Any:
@@ -159,7 +166,9 @@ def engine_of(config: Config, task: Task) -> Any:
         return None
     field = config.task.fields.get("problem", "problem")
     engine = Replay.read(Path(str(config.engine.recording)), config.model.templates(), problem_field=field)
-    engine.check(eval_plan(config), map(config.model.templates().for_candidate, held_out(config, task)))
+    named, sizes = strategies_of(config), sizes_of(config)
+    plan = Plan.sampling(max(one.candidates(sizes) for one in named)) if named else eval_plan(config)
+    engine.check(plan, map(config.model.templates().for_candidate, held_out(config, task)))
     return engine
 
 
@@ -240,7 +249,9 @@ def held_out(config: Config, task: Task) -> list[Problem]:
 
 def samplings(config: Config) -> dict[Stage, Sampling]:
     """Each stage's sampling settings."""
-    return {"generate": sampling_of(config.generate), "aggregate": sampling_of(config.aggregate)}
+    told = CONFIDENCE_TOKENS if any(one.needs for one in strategies_of(config)) else 0
+    generate = replace(sampling_of(config.generate), confidence=told)
+    return {"generate": generate, "aggregate": sampling_of(config.aggregate)}
 
 
 def sampling_of(stage: StageConfig) -> Sampling:
@@ -254,6 +265,36 @@ def build_packer(config: Config, engine: Any) -> Packer:
         room = engine.context - config.aggregate.max_tokens
         limit = room if limit is None else min(limit, room)
     return Packer(config.rollout.strip_thinking, limit, engine.count if limit is not None else None)
+
+
+def strategies_of(config: Config) -> list[Named]:
+    """The strategies that an evaluation compares; [] where it is about the plan's rounds."""
+    found = [strategy_named(text) for text in config.eval.strategies]
+    if double := next((one.label for i, one in enumerate(found) if one.label in [o.label for o in found[:i]]), None):
+        raise UsageError(f"eval.strategies names {double} twice; name each once")
+    return found
+
+
+def sizes_of(config: Config) -> Sizes:
+    """What strategies take of a run for settings that they leave open."""
+    return Sizes(config.eval.candidates, config.eval.pool_size, config.eval.rounds)
+
+
+def check_strategies(config: Config, engine: Any) -> None:
+    """Refuse a strategy that the engine cannot serve, before anything is spent."""
+    recorded = isinstance(engine, Replay)
+    for one in strategies_of(config):
+        if recorded and engine.aggregator is None and not one.only_candidates(sizes_of(config)):
+            raise UsageError(f"strategy {one.label} asks for more than candidates, which a recording lacks; add --url")
+        if one.needs == "confidence" and recorded and not engine.tells_confidence:
+            raise UsageError(
+                f"strategy {one.label} needs confidences of tokens, and the recording has none; leave it out"
+            )
+        if one.needs == "certainty" and config.engine.kind not in ("transformers", "own"):
+            raise UsageError(
+                f"strategy {one.label} needs the whole vocabulary's probabilities, which a server does not tell; "
+                "use a model in this process (--model)"
+            )
 
 
 def eval_plan(config: Config) -> Plan:

@@ -240,6 +240,10 @@ class Server:
             body["messages"] = [{"role": "user", "content": asked.prompt.text}]
         else:
             body["prompt"] = asked.prompt.text
+        if sampling.confidence and "messages" in body:
+            body |= {"logprobs": True, "top_logprobs": sampling.confidence}
+        elif sampling.confidence:
+            body["logprobs"] = sampling.confidence
         left_out = self.without | ({"max_tokens", "max_completion_tokens"} if "max_tokens" in self.without else set())
         return {name: value for name, value in body.items() if name not in left_out} | self.extra_body
 
