@@ -35,6 +35,7 @@ class EvalResult:
     finished  whether nothing is left to ask
     folder    the run directory, where one was kept
     usage     tokens, calls and cost of a server, summed over attempts; None in-process
+    spent     what was spent, where that ended it: the traces are those that were finished by then
     strategies  traces by strategy, where some were compared; `traces` are the first one's
     """
 
@@ -45,6 +46,7 @@ class EvalResult:
     usage: Mapping[str, Any] | None = None
     name: str = "evaluation"
     strategies: Mapping[str, Sequence[Graded]] = field(default_factory=dict)
+    spent: str = ""
 
     @classmethod
     def read(cls, path: str | Path, k: int = 4) -> EvalResult:
@@ -100,7 +102,7 @@ class EvalResult:
     def __repr__(self) -> str:
         if not self.traces:
             return f"{self.name}: no trace is finished"
-        state = "" if self.finished else ", stopped before all were finished"
+        state = "" if self.finished else f", partial: {self.spent or 'stopped'} before all were finished"
         failed = f", {len(self.failed)} failed" if self.failed else ""
         return f"{self.name}: {len(self.traces)} traces{failed}{state}\n{self.text()}"
 

@@ -326,3 +326,49 @@ def test_solve_by_a_strategy() -> None:
     assert found.answer == "4" and found.votes == {"4": 4}
     with pytest.raises(UsageError, match="one problem takes one"):
         paragator.solve("2 + 2?", Scripted(boxed), config={"eval.strategies": ["majority", "agree"]})
+
+
+# ---- budgets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_of_tokens_stops_cleanly_and_is_resumed(tmp_path: Path) -> None:
+    engine = Scripted(reply)
+    result = evaluated(engine, tmp_path / "run", ["majority", "agree"], **{"eval.max_tokens_total": 170})
+    assert not result.finished and result.spent == "170 tokens of eval.max_tokens_total = 170"
+    assert "2 traces, partial: 170 tokens" in repr(result)
+    assert "PARTIAL: 170 tokens" in (tmp_path / "run" / "strategies.md").read_text()
+    assert json.loads((tmp_path / "run" / "strategies.json").read_text())["partial"].startswith("170 tokens")
+    again = Scripted(reply)
+    whole = evaluated(again, tmp_path / "run", ["majority", "agree"], **{"eval.max_tokens_total": 10**9})
+    assert whole.finished and not whole.spent
+    assert "PARTIAL" not in (tmp_path / "run" / "strategies.md").read_text()
+    other = Scripted(reply)
+    evaluated(other, tmp_path / "other", ["majority", "agree"])
+    assert len(engine.calls) + len(again.calls) == len(other.calls)
+
+
+def test_budgets_by_what_is_counted(tmp_path: Path) -> None:
+    from paragator.runs.usage import Budget, UsageLog
+
+    usage: dict[str, Any] = {"prompt_tokens": 700, "completion_tokens": 300, "cost": 2.5}
+    for tokens, cost, says in ((1001, None, ""), (1000, None, "1,000 tokens"), (None, 3.0, ""), (None, 2.5, "2.5 of")):
+        budget = Budget(tokens, cost)
+        budget.log = UsageLog(tmp_path / "usage.json", "m", lambda: usage)
+        assert budget.spent().startswith(says) and bool(budget.spent()) == bool(says)
+    usage["completion_tokens"] = None
+    assert "does not count" in budget.spent() and not Budget(None, None).spent()
+    with pytest.raises(UsageError, match="needs prices"):
+        evaluated(Scripted(reply), tmp_path / "run", ["majority"], **{"eval.max_cost": 1.0})
+
+
+def test_pass_hat_k_is_all_of_k() -> None:
+    import itertools
+
+    from paragator.core.estimators import all_of_k
+
+    for right in range(7):
+        flags = [i < right for i in range(6)]
+        for k in range(1, 7):
+            subsets = [all(subset) for subset in itertools.combinations(flags, k)]
+            assert all_of_k(6, right, k) == pytest.approx(sum(subsets) / len(subsets))
+    assert math.isnan(all_of_k(2, 1, 3))

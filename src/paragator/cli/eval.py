@@ -29,6 +29,8 @@ SHORT = {
     "--model": "model.path",
     "--url": "engine.url",
     "--recording": "engine.recording",
+    "--max-cost": "eval.max_cost",
+    "--max-tokens-total": "eval.max_tokens_total",
 }
 """A flag and the key that it is short for."""
 MORE = {
@@ -54,12 +56,12 @@ def main(arguments: list[str]) -> int:
         return 0
     with Terminal("the requests in flight", quiet=flags.json) as terminal:
         result = asyncio.run(evaluate(config, resume=flags.resume, overwrite=flags.overwrite, events=terminal))
-    code = INTERRUPTED if not result.finished else PARTIAL if result.failed else 0
+    code = PARTIAL if result.spent or (result.finished and result.failed) else 0 if result.finished else INTERRUPTED
     if flags.json:
         found = run_json(config.run_dir, config.eval.k)
         if result.strategies:
             found |= {"strategies": result.to_dict()}
-        print(json.dumps(found | {"exit_code": code, "usage": result.usage}))
+        print(json.dumps(found | {"exit_code": code, "usage": result.usage, "spent": result.spent or None}))
     return code
 
 

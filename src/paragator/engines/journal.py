@@ -47,7 +47,7 @@ class Journal:
     stop        once it is true, nothing more is asked: a request that the file does not answer raises Stopped
     asked       requests that went to `sample` since this journal was opened, the failed ones included
     reused      requests answered from the file
-    tokens      completion tokens of the asked ones, where the engine knows them
+    tokens      completion tokens of the asked ones, where the engine knows them; prompt_tokens those of their prompts
 
     The key of a request is a hash of settings, prompt, n, stage and seed. Equal requests at the same time share one
     call. A group with a Failure is used but not written down: a later attempt asks again. Log-probabilities are
@@ -69,7 +69,7 @@ class Journal:
         self.settings = settings
         self.one_by_one = one_by_one
         self.stop = stop
-        self.asked = self.reused = self.tokens = 0
+        self.asked = self.reused = self.tokens = self.prompt_tokens = 0
         self.in_flight: dict[bytes, asyncio.Task[Group]] = {}
         self.file = open_alone(path)
         self.offsets = index(self.file)
@@ -110,6 +110,7 @@ class Journal:
             self.asked -= 1
             raise
         self.tokens += sum(completion.length or 0 for completion in group.completions)
+        self.prompt_tokens += group.prompt_length or 0
         outputs = tuple(replace(o, logprobs=None) if isinstance(o, Completion) else o for o in group.outputs)
         group = replace(group, outputs=outputs)
         if len(group.completions) == len(outputs):

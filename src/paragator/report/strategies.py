@@ -32,10 +32,16 @@ def accuracy_over_tokens(table: StrategyTable) -> bytes | None:
     return finish(figure, panels) if drawn else None
 
 
-def write_tables(table: StrategyTable, run_dir: Path) -> None:
-    """Write strategies.md, .csv and .json into a run directory, and .png where numbers of tokens are known."""
-    (run_dir / "strategies.md").write_text(table.markdown() + "\n")
+def write_tables(table: StrategyTable, run_dir: Path, partial: str = "") -> None:
+    """Write strategies.md, .csv and .json into a run directory, and .png where numbers of tokens are known.
+
+    partial  why the evaluation ended before all was asked; "" where it did not
+    """
+    head = f"PARTIAL: {partial}. What follows is of the problems that were finished by then.\n\n" if partial else ""
+    (run_dir / "strategies.md").write_text(f"{head}{table.markdown()}\n")
     (run_dir / "strategies.csv").write_text(table.csv())
-    (run_dir / "strategies.json").write_text(json.dumps(table.to_dict(), indent=2) + "\n")
+    (run_dir / "strategies.json").write_text(
+        json.dumps({**table.to_dict(), "partial": partial or None}, indent=2) + "\n"
+    )
     if picture := accuracy_over_tokens(table):
         (run_dir / "strategies.png").write_bytes(picture)

@@ -18,7 +18,7 @@ from paragator.engines.journal import Journal, never
 from paragator.engines.replay import Replay
 from paragator.runs import resolve
 from paragator.runs.servers import servers_of
-from paragator.runs.usage import USAGE, UsageLog
+from paragator.runs.usage import USAGE, Budget, UsageLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -51,6 +51,12 @@ class Connection:
     usage: UsageLog | None = None
     trouble: Callable[[], str] = lambda: ""
     remarks: Callable[[], list[str]] = list
+
+    def count(self, budget: Budget) -> None:
+        """Let a budget know what is spent here."""
+        budget.log, journal = self.usage, self.journal
+        if journal:
+            budget.counted = lambda: journal.tokens + journal.prompt_tokens
 
 
 # ---- evaluation and solving ----

@@ -27,7 +27,7 @@ from paragator.runs import connect, folder, resolve
 from paragator.runs.events import Events, Logged, Progress
 from paragator.runs.judging import judging
 from paragator.runs.strategies import Plays, file_of, once, reading
-from paragator.runs.usage import read_usage
+from paragator.runs.usage import Budget, read_usage
 from paragator.tasks import Task, grade_trace
 
 Key = tuple[str, int]
@@ -66,10 +66,16 @@ async def evaluate(
         outputs = [file_of(run_dir, one.named.label) for one in plays] or [run_dir / "eval.jsonl"]
         complete = all(is_complete(output, problems, config.eval.repeats) for output in outputs)
         engine = Replay({}) if complete else resolved.engine
+        budget = Budget(config.eval.max_tokens_total, config.eval.max_cost)
+
+        def stop() -> bool:
+            return logged.should_stop() or bool(budget.spent())
+
         async with (
             judging(config, resolved.task, run_dir, logged.say) as judged,
-            connect.connected(config, problems, run_dir, logged.should_stop, engine=engine) as connection,
+            connect.connected(config, problems, run_dir, stop, engine=engine) as connection,
         ):
+            connection.count(budget)
             scaffold = resolve.eval_scaffold(config, connection.packer)
             asked = Evaluation(problems, judged, scaffold, config.eval.repeats)
             found: list[list[Graded] | None] = []
@@ -84,16 +90,21 @@ async def evaluate(
                     say_table(found[-1], config.eval.k, tally)
         for remark in connection.remarks():
             logged.say(remark)
+        ended = "" if None not in found else budget.spent() or "interrupted"
         if plays:
-            return compared(config, [one.named.label for one in plays], run_dir, logged, complete=None not in found)
-        return concluded(config, found[0], run_dir, logged, report)
+            result = compared(config, [one.named.label for one in plays], run_dir, logged, ended)
+        else:
+            result = concluded(config, found[0], run_dir, logged, report)
+        if not ended:
+            return result
+        logged.say(f"{ended}; go on with --resume (run directory {run_dir})")
+        return replace(result, spent=budget.spent())
 
 
 def concluded(config: Config, found: list[Graded] | None, run_dir: Path, events: Events, report: bool) -> EvalResult:
     """Say how an evaluation ended, write the report, and hand it back."""
     usage = say_usage(run_dir, events)
     if found is None:
-        events.say(f"interrupted; go on with --resume (run directory {run_dir})")
         done = [record for record in finished_in(run_dir / "eval.jsonl") if record.trace.failure is None]
         return EvalResult(done, config.eval.k, finished=False, folder=run_dir, usage=usage)
     if report:
@@ -127,7 +138,7 @@ def say_usage(run_dir: Path, events: Events) -> dict[str, Any] | None:
     return usage
 
 
-def compared(config: Config, labels: Sequence[str], run_dir: Path, events: Events, *, complete: bool) -> EvalResult:
+def compared(config: Config, labels: Sequence[str], run_dir: Path, events: Events, ended: str) -> EvalResult:
     """Say what strategies came to, write their tables and picture, and hand them back; finished requests are kept.
 
     A strategy that is not finished is left out; another attempt may add strategies, which share the candidates.
@@ -138,16 +149,14 @@ def compared(config: Config, labels: Sequence[str], run_dir: Path, events: Event
     sizes = {label: len(some) for label, some in found.items()}
     done = {label: some for label, some in found.items() if some and sizes[label] == max(sizes.values())}
     first = next(iter(done.values()), [])
-    result = EvalResult(first, config.eval.k, complete, run_dir, usage, strategies=done)
+    result = EvalResult(first, config.eval.k, not ended, run_dir, usage, strategies=done)
     if done:
         from paragator.report.strategies import write_tables
 
-        write_tables(result.compared, run_dir)
+        write_tables(result.compared, run_dir, ended)
         events.say(result.compared.text())
         events.say(f"strategies: {run_dir / 'strategies.md'}")
-    if not complete:
-        events.say(f"interrupted; go on with --resume (run directory {run_dir})")
-    elif failed := [record for some in done.values() for record in some if record.trace.failure]:
+    if not ended and (failed := [record for some in done.values() for record in some if record.trace.failure]):
         events.say(f"{len(failed)} traces failed, most by: {main_reason(failed)}; --resume tries them again")
     return result
 

@@ -154,6 +154,8 @@ def resolve(
     engine = engine if engine is not None else engine_of(config, task)
     if not training:
         check_strategies(config, engine)
+        if config.eval.max_cost is not None and not (config.engine.price_in or config.engine.price_out):
+            raise UsageError("eval.max_cost needs prices: set engine.price_in and engine.price_out")
     return Resolved(config, task, known, engine, found)
 
 

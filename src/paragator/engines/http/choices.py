@@ -192,6 +192,17 @@ def count_of(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
+def cached_of(found: dict[str, Any]) -> int | None:
+    """How many prompt tokens the server had cached, in the words of OpenAI and vLLM, DeepSeek, Anthropic; None untold."""
+    usage = found.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    nested = details.get("cached_tokens") if isinstance(details, dict) else None
+    told = (nested, usage.get("prompt_cache_hit_tokens"), usage.get("cache_read_input_tokens"))
+    return next((count for value in told if (count := count_of(value)) is not None), None)
+
+
 def usage_of(found: dict[str, Any]) -> tuple[int | None, int | None]:
     """How many tokens prompt and completions have by the server's count; None for what it does not tell."""
     usage = found.get("usage")
