@@ -137,7 +137,7 @@ class EngineConfig(Section):
     )
     """vllm: further arguments of the server that is started (here: no compilation, one process, and see docs/vllm.md)."""
     recording: str | None = None
-    """replay: a JSONL file with fields problem and completions."""
+    """A JSONL file with fields problem and completions. replay: all there is; openai: the candidates, the rest is sampled."""
 
     @property
     def urls(self) -> list[str]:

@@ -484,7 +484,7 @@ def test_a_strategy_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     trace, engine = play("lonely", different)
     assert count(engine) == {"generate": 1} and trace.choice is None
     named = strategy_named("lonely")
-    assert named.requests(SIZES) is None and not named.only_candidates(SIZES) and named.needs == ""
+    assert named.requests(SIZES) is None and named.only_candidates(SIZES) and named.needs == ""
     with pytest.raises(UsageError, match="exists already"):
         register_strategy("majority", lonely)
     with pytest.raises(UsageError, match="use letters"):

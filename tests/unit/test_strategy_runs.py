@@ -161,7 +161,7 @@ def test_a_text_is_graded_once(tmp_path: Path) -> None:
 
 def recording(tmp_path: Path, **more: Any) -> paragator.Replay:
     completion = {"text": r"\boxed{2}", "num_tokens": 4, **more}
-    row = {"id": "a", "problem": "What is 1 + 1?", "answer": "2", "completions": [completion] * 4}
+    row = {"id": "a", "problem": "What is 1 + 1? \n", "answer": "2", "completions": [completion] * 4}
     (tmp_path / "recorded.jsonl").write_text(json.dumps(row) + "\n")
     return paragator.Replay(tmp_path / "recorded.jsonl")
 
@@ -372,3 +372,38 @@ def test_pass_hat_k_is_all_of_k() -> None:
             subsets = [all(subset) for subset in itertools.combinations(flags, k)]
             assert all_of_k(6, right, k) == pytest.approx(sum(subsets) / len(subsets))
     assert math.isnan(all_of_k(2, 1, 3))
+
+
+# ---- candidates that one already has -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [[], ["majority", "aggregate_vote:rounds=1", "judge"]])
+def test_recorded_candidates_and_sampled_rounds(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is asked for a candidate; aggregations and ratings see recorded texts and come from the engine."""
+    from paragator.runs import resolve
+    from paragator.runs.evaluate import evaluate as evaluate_run
+    from paragator.tasks.base import Task as TaskOfFile
+
+    rows = []
+    for i in range(5):
+        recorded = [f"recorded {j} ={i + j}" for j in range(5)]
+        rows.append({"id": f"q{i}", "problem": f"What is {i} + 1?", "answer": str(i + 1), "completions": recorded})
+    path = tmp_path / "recorded.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "name": "run", "runs": str(tmp_path), "engine": {"kind": "openai", "url": "http://localhost:1/v1", "recording": str(path)},
+        "eval": {"candidates": 4, "pool_size": 4, "rounds": 1, "strategies": names},
+    }  # fmt: skip
+    config = resolve.eval_config(values)
+    assert config.task.path == str(path) and config.eval.problems == 5 and config.eval.rounds == 1
+    engine = Scripted(reply)
+    task: TaskOfFile = sums()
+    result = asyncio.run(evaluate_run(config, task=task, engine=engine, report=False))
+    assert engine.calls and all(stage == "aggregate" for _, _, stage, _ in engine.calls)
+    assert all("recorded" in prompt.text for prompt, *_ in engine.calls)
+    for record in result.traces:
+        assert [one.text.split()[0] for one in record.trace.population(0)] == ["recorded"] * 4
+    with pytest.raises(UsageError, match="6 candidates asked, 5 recorded"):
+        resolve.resolve(resolve.with_values(config, {"eval.candidates": 6, "eval.strategies": []}), training=False)

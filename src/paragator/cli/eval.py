@@ -37,7 +37,7 @@ MORE = {
     "--task": "Or a .jsonl file, all of it.",
     "--model": "With a url: engine.model.",
     "--url": "Sets engine.kind to openai.",
-    "--recording": "Sets engine.kind to replay; also the task, if none is named.",
+    "--recording": "Sets engine.kind to replay, or with a url gives the candidates; also the task, if none is named.",
 }
 
 
@@ -95,8 +95,6 @@ def values_of(flags: Namespace, overrides: Sequence[str], names: Iterable[str]) 
             raise UsageError(f"{flag} is short for --{SHORT[flag]}; give one of them")
         given[SHORT[flag]] = parse_value(value)
     values = merged(read_values(flags.config), own)
-    if "engine.url" in given and "engine.recording" in given:
-        raise UsageError("--url and --recording are two engines; name one")
     if kind := "openai" if "engine.url" in given else "replay" if "engine.recording" in given else "":
         given["engine.kind"] = kind
     if "model.path" in given and (kind or values.get("engine", {}).get("kind")) == "openai":

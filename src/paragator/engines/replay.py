@@ -42,6 +42,8 @@ class Replay:
                 that repeats are independent draws; False takes the first ones. Either way in the recorded order
     aggregator  samples the aggregation rounds, which a recording does not hold; None refuses them
 
+    Beside a server (`--recording FILE --url URL`) it gives the candidates and the server samples what comes after them.
+
     A request for all that is recorded gives the same group whatever its seed: repeats of it add nothing.
     """
 
@@ -159,7 +161,7 @@ def read(path: Path, *, problem_field: str = "problem", prose: bool = True) -> l
             if answer is None
             else reference_of(answer_text(answer, where), where, kind=row.get("kind"), prose=prose)
         )
-        problem = Problem(str(row.get("id", number)), text, answer)
+        problem = Problem(str(row.get("id", number)), text.strip(), answer)  # as a task reads it
         if problem.id in out:
             raise DataError(f"{where}: id {problem.id!r} occurs twice; give every problem its own")
         out[problem.id] = Recorded(problem, tuple(completion_of(c, where) for c in completions))

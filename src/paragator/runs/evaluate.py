@@ -19,6 +19,7 @@ from paragator.core.errors import DataError
 from paragator.core.scaffold import Scaffold, run
 from paragator.core.together import together
 from paragator.core.types import Failure, Problem, Sample
+from paragator.engines.by_stage import ByStage
 from paragator.engines.journal import Stopped
 from paragator.engines.replay import Replay
 from paragator.records import Graded
@@ -82,8 +83,12 @@ async def evaluate(
             chosen: list[Plays | None] = [*plays] or [None]
             for output, one in zip(outputs, chosen, strict=True):
                 tally = Tally(one.named.label if one else "eval", logged, connection)
-                sample, at_once = connection.sample, connection.at_once
-                found.append(await measured(replace(asked, plays=one), sample, output, tally, at_once=at_once))
+                sample: Sample = connection.sample
+                if resolved.given and not complete:
+                    sample = ByStage(resolved.given, sample)
+                found.append(
+                    await measured(replace(asked, plays=one), sample, output, tally, at_once=connection.at_once)
+                )
                 if found[-1] is None:
                     break
                 if not plays:

@@ -46,6 +46,7 @@ class Resolved:
     """A config that passed every check that needs no weights: its task, what is known of its model, and its engine.
 
     engine    one from Python, servers (nothing is sent yet) or a recording; None for a model whose weights must be loaded
+    given     a recording that gives the candidates, where the engine samples what comes after them
     recorded  recorded candidates by problem id, where the method trains on such
     """
 
@@ -54,6 +55,7 @@ class Resolved:
     facts: Facts
     engine: Any = None
     recorded: Mapping[str, tuple[Problem, Group]] | None = None
+    given: Replay | None = None
 
 
 # ---- defaults ----
@@ -69,9 +71,9 @@ def eval_config(values: Mapping[str, Any]) -> Config:
         wanted |= {"generate.max_tokens": ENDPOINT_MAX_TOKENS, "aggregate.max_tokens": ENDPOINT_MAX_TOKENS}
     if config.engine.kind == "replay":
         wanted["eval.rounds"] = 0
-        if not config.task.model_fields_set & {"name", "path"}:
-            path = config.engine.recording
-            config = with_values(config, {"task.name": "jsonl", "task.path": path, "task.held_out_path": path})
+    path, of_file = config.engine.recording, config.engine.kind in ("replay", "openai")
+    if path and of_file and not config.task.model_fields_set & {"name", "path"}:
+        config = with_values(config, {"task.name": "jsonl", "task.path": path, "task.held_out_path": path})
     task = config.task
     if task.name == "jsonl" and task.path == task.held_out_path and task.path and Path(task.path).is_file():
         wanted["eval.problems"] = max(1, count_rows(Path(task.path)))
@@ -150,13 +152,14 @@ def resolve(
         task = load_task(config.task)
         if config.task.name == "jsonl" or is_data_file(config.task.name):  # the file of one's own, by either name
             task.problems("train" if training else "held-out", 1, config.seed)
-    found = read_recorded(config, known) if training and recorded else None
+    found, given = read_recorded(config, known) if training and recorded else None, None
     engine = engine if engine is not None else engine_of(config, task)
     if not training:
-        check_strategies(config, engine)
+        given = recording_of(config, task) if config.engine.kind == "openai" and config.engine.recording else None
+        check_strategies(config, given or engine, beyond=given is not None)
         if config.eval.max_cost is not None and not (config.engine.price_in or config.engine.price_out):
             raise UsageError("eval.max_cost needs prices: set engine.price_in and engine.price_out")
-    return Resolved(config, task, known, engine, found)
+    return Resolved(config, task, known, engine, found, given)
 
 
 def engine_of(config: Config, task: Task) -> Any:
@@ -164,12 +167,17 @@ def engine_of(config: Config, task: Task) -> Any:
     if config.engine.kind in ("openai", "vllm"):
         servers = servers_of(config.engine, samplings(config), config.model.template_arguments)
         return servers if config.engine.kind == "openai" else None  # vLLM is asked in tokens, once there is a tokenizer
-    if config.engine.kind != "replay":
-        return None
+    return recording_of(config, task) if config.engine.kind == "replay" else None
+
+
+def recording_of(config: Config, task: Task) -> Replay:
+    """The recording that a config names, with as many completions of each problem as will be asked for."""
     field = config.task.fields.get("problem", "problem")
     engine = Replay.read(Path(str(config.engine.recording)), config.model.templates(), problem_field=field)
     named, sizes = strategies_of(config), sizes_of(config)
     plan = Plan.sampling(max(one.candidates(sizes) for one in named)) if named else eval_plan(config)
+    if config.engine.kind == "openai":
+        plan = Plan.sampling(plan.candidates)
     engine.check(plan, map(config.model.templates().for_candidate, held_out(config, task)))
     return engine
 
@@ -282,11 +290,11 @@ def sizes_of(config: Config) -> Sizes:
     return Sizes(config.eval.candidates, config.eval.pool_size, config.eval.rounds)
 
 
-def check_strategies(config: Config, engine: Any) -> None:
-    """Refuse a strategy that the engine cannot serve, before anything is spent."""
+def check_strategies(config: Config, engine: Any, *, beyond: bool) -> None:
+    """Refuse a strategy that the engine cannot serve, before anything is spent; `beyond` a recording another one samples."""
     recorded = isinstance(engine, Replay)
     for one in strategies_of(config):
-        if recorded and engine.aggregator is None and not one.only_candidates(sizes_of(config)):
+        if recorded and not beyond and engine.aggregator is None and not one.only_candidates(sizes_of(config)):
             raise UsageError(f"strategy {one.label} asks for more than candidates, which a recording lacks; add --url")
         if one.needs == "confidence" and recorded and not engine.tells_confidence:
             raise UsageError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from paragator.core.scaffold import Scaffold
 from paragator.core.types import Completion, Grade, Problem, Sample, Trace
+from paragator.engines.by_stage import ByStage
 from paragator.engines.replay import Replay
 from paragator.strategies import Asking, Named, Read, Sizes
 from paragator.tasks import Task
@@ -30,6 +31,8 @@ class Plays:
         apart = True
         if isinstance(sample, Replay):
             sample, apart = sample.first, False
+        elif isinstance(sample, ByStage) and isinstance(sample.generate, Replay):
+            sample, apart = ByStage(sample.generate.first, sample.aggregate), False
         trace = await self.named(Asking(problem, sample, scaffold, read, self.sizes, apart))
         return replace(trace, extra={**trace.extra, "strategy": self.named.label})
 

@@ -182,8 +182,12 @@ class StrategyTable:
         return dict(zip(columns, resample(list(columns.values()), seed=(self.draws,)), strict=True)) if columns else {}
 
     def p_values(self, against: str) -> dict[str, float]:
-        """Holm's p of each strategy's gain, over the strategies compared; of "vote" without majority itself."""
-        shown = {label: one for (label, what), one in self.gains.items() if what == against and not self.is_vote(label)}
+        """Holm's p of each strategy's gain, over the strategies compared; a vote is not compared with one at equal tokens."""
+        shown = {
+            label: one
+            for (label, what), one in self.gains.items()
+            if what == against and not (what == "vote" and self.is_vote(label))
+        }
         return dict(zip(shown, holm([one.p_value() for one in shown.values()]), strict=True))
 
     def is_vote(self, label: str) -> bool:
