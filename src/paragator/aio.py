@@ -17,10 +17,13 @@ from paragator.runs.folder import is_used
 from paragator.runs.resolve import eval_config, solve_config, suited
 from paragator.runs.solve import Seen, Solution, problem_of, watch_of
 from paragator.settings import load, merged, nested, read_values, validate
+from paragator.strategies import Strategy, register_strategy
 from paragator.tasks import Task
 
 Engine = str | Sample
 """A model ("embedded", a folder, a hub id), a server's URL, or an engine: OpenAI, Local, Replay, or one of your own."""
+StrategyLike = str | Strategy
+"""A strategy by name, or one of your own: an async function of an Asking."""
 Settings = Mapping[str, Any]
 """Keys of the config, dotted, as {"generate.temperature": 0.8}; docs/configure.md lists them."""
 
@@ -33,6 +36,7 @@ async def evaluate(
     folder: str | Path | None = None,
     config: Settings | None = None,
     events: Events | None = None,
+    strategy: StrategyLike | Sequence[StrategyLike] | None = None,
 ) -> EvalResult:
     """Run rounds of aggregation on held-out problems, grade them, and measure accuracy by round with intervals.
 
@@ -43,6 +47,8 @@ async def evaluate(
             one nothing is kept
     config  further keys, as {"eval.repeats": 2, "eval.problems": 30, "judge.mode": "hybrid", "judge.url": "..."}
     events  hears of progress, and may ask to stop
+    strategy  a way to spend tokens instead of the plan's rounds, by name ("rsa", "pairwise:budget=2") or as a function of
+            an Asking, or several, which share their candidates; `result.compared` has them side by side
 
     UsageError or DataError for what cannot work, before anything is asked; RunError where a run cannot go on.
     """
@@ -57,7 +63,8 @@ async def evaluate(
         values = merged(values, nested(more))
     elif not isinstance(task, Task):
         values = merged(values, {"eval": {"problems": len(task)}})
-    values = merged(merged(values, plan_values(plan)), nested(config or {}))
+    values = merged(merged(values, plan_values(plan)), strategy_values(strategy))
+    values = merged(values, nested(config or {}))
     with tempfile.TemporaryDirectory(prefix="paragator-") as scratch:
         place = Path(folder) if folder else Path(scratch) / "evaluation"
         settings = eval_config(merged(values, {"name": place.name, "runs": str(place.parent)}))
@@ -122,19 +129,22 @@ async def solve(
     seed: int = 0,
     config: Settings | None = None,
     seen: Seen = lambda round_: None,
+    strategy: StrategyLike | None = None,
 ) -> Solution:
     """Solve one new problem by candidates and rounds of aggregation; nothing is graded, nothing is kept.
 
     plan    how many candidates, rounds and pools; Plan.method(4, 3) by default
     config  further keys, as {"generate.temperature": 0.8}
     seen    called with a Round when it begins and whenever something of it arrives
+    strategy  what finds the answer instead of the plan's rounds and a vote, as for `evaluate`
 
     UsageError for a wrong value, RunError with the reason when no request gave a solution.
     """
     from paragator.runs.solve import solve as solve_problem
 
     asked = problem_of(problem)
-    settings = one_problem(engine, merged(plan_values(plan), {"seed": seed}), config)
+    values = merged(merged(plan_values(plan), {"seed": seed}), strategy_values(strategy))
+    settings = one_problem(engine, values, config)
     return await solve_problem(settings, asked, watch_of(settings, seen), engine=engine_object(engine))
 
 
@@ -206,6 +216,21 @@ def plan_values(plan: Plan | None) -> dict[str, Any]:
         )
     names = ("candidates", "rounds", "pool_size", "pools")
     return {"eval": {name: getattr(plan, name) for name in names}}
+
+
+def strategy_values(strategy: StrategyLike | Sequence[StrategyLike] | None) -> dict[str, Any]:
+    """Strategies as the config's `eval`; a function of the user's own is registered under its name."""
+    if strategy is None:
+        return {}
+    given = [strategy] if isinstance(strategy, str) or callable(strategy) else list(strategy)
+    names = []
+    for one in given:
+        if not isinstance(one, str):
+            name = str(getattr(one, "__name__", type(one).__name__)).strip("_")
+            register_strategy(name, one)
+            one = name
+        names.append(one)
+    return {"eval": {"strategies": names}}
 
 
 def one_problem(engine: Engine, values: Settings, config: Settings | None) -> Config:

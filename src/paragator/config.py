@@ -131,6 +131,8 @@ class EngineConfig(Section):
     """openai: price of a million prompt tokens, to print a cost."""
     price_out: float = Field(0, ge=0)
     """openai: price of a million completion tokens."""
+    price_cached: float | None = Field(None, ge=0)
+    """openai: price of a million prompt tokens that the server had cached, where it tells them; None is price_in."""
     launch: bool = False
     """vllm: start a server for the run, on this machine, and stop it afterwards; else `url` is one that is running."""
     vllm_python: str = ".venv-vllm/bin/python"
@@ -140,7 +142,7 @@ class EngineConfig(Section):
     )
     """vllm: further arguments of the server that is started (here: no compilation, one process, and see docs/vllm.md)."""
     recording: str | None = None
-    """replay: a JSONL file with fields problem and completions."""
+    """A JSONL file with fields problem and completions. replay: all there is; openai: the candidates, the rest is sampled."""
 
     @property
     def urls(self) -> list[str]:
@@ -318,6 +320,12 @@ class EvalConfig(Section):
     """Independent repeats of every problem."""
     k: int = Field(4, ge=1)
     """k of the reported pass@k and maj@k."""
+    max_cost: float | None = Field(None, gt=0)
+    """Stop asking once this much is spent, by engine.price_in and price_out; requests under way still count. Can be resumed."""
+    max_tokens_total: int | None = Field(None, ge=1)
+    """Stop asking once prompts and completions have so many tokens: of a server over all attempts, in-process in this one."""
+    strategies: list[str] = Field([])
+    """How `eval` spends tokens (docs/strategies.md), as ["majority", "pairwise:budget=2"]; none is the rounds above."""
     around_training: bool = True
     """`train` evaluates before the first and after the last step."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from paragator.core.errors import DataError
-from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace, Verdict
+from paragator.core.types import Choice, Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace, Verdict
 
 VERSION = 1
 
@@ -59,7 +59,7 @@ def encode(record: Graded) -> dict[str, Any]:
         [encode_group(group, grades) for group, grades in zip(groups, round_grades, strict=True)]
         for groups, round_grades in zip(trace.rounds, record.grades, strict=True)
     ]
-    return {
+    out = {
         "version": VERSION,
         "problem": asdict(trace.problem),
         "plan": asdict(trace.plan),
@@ -68,6 +68,9 @@ def encode(record: Graded) -> dict[str, Any]:
         "extra": dict(trace.extra),
         "rounds": rounds,
     }
+    if trace.ratings:
+        out["ratings"] = [encode_group(group, (None,) * len(group.outputs)) for group in trace.ratings]
+    return out | ({"choice": asdict(trace.choice)} if trace.choice else {})
 
 
 def encode_group(group: Group, grades: tuple[Grade | None, ...]) -> dict[str, Any]:
@@ -110,12 +113,20 @@ def decode_row(row: dict[str, Any]) -> Graded:
         tuple(tuple(group for group, _ in groups) for groups in decoded),
         row["failure"],
         row["extra"],
+        tuple(decode_group(group)[0] for group in row.get("ratings", ())),
+        decode_choice(row["choice"]) if row.get("choice") else None,
     )
+    if (choice := trace.choice) and len(choice.weights) != len(trace.population(choice.round)):
+        raise ValueError(f"{len(choice.weights)} weights for {len(trace.population(choice.round))} solutions")
     for t in range(1, len(trace.rounds)):
         known = range(len(trace.population(t - 1)))
         if odd := [index for group in trace.rounds[t] for index in group.pool if index not in known]:
             raise ValueError(f"round {t} shows solution {odd[0]!r} of {len(known)}")
     return Graded(trace, tuple(tuple(grades for _, grades in groups) for groups in decoded))
+
+
+def decode_choice(row: dict[str, Any]) -> Choice:
+    return Choice(row["round"], tuple(row["weights"]), tuple(row["scores"]), row["why"])
 
 
 def decode_group(row: dict[str, Any]) -> tuple[Group, tuple[Grade | None, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from paragator.core.errors import DataError, UsageError
 from paragator.core.types import Failure
 from paragator.records import Graded
 from paragator.stats.curves import EVALS, best_step, read_metrics
+from paragator.stats.strategies import StrategyTable
 from paragator.stats.table import EvalTable, table
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class EvalResult:
     finished  whether nothing is left to ask
     folder    the run directory, where one was kept
     usage     tokens, calls and cost of a server, summed over attempts; None in-process
+    spent     what was spent, where that ended it: the traces are those that were finished by then
+    strategies  traces by strategy, where some were compared; `traces` are the first one's
     """
 
     traces: Sequence[Graded]
@@ -46,6 +49,8 @@ class EvalResult:
     folder: Path | None = None
     usage: Mapping[str, Any] | None = None
     name: str = "evaluation"
+    strategies: Mapping[str, Sequence[Graded]] = field(default_factory=dict)
+    spent: str = ""
 
     @classmethod
     def read(cls, path: str | Path, k: int = 4) -> EvalResult:
@@ -67,10 +72,16 @@ class EvalResult:
     def _table(self) -> EvalTable:
         return table(self.traces, self.k)
 
+    @cached_property
+    def compared(self) -> StrategyTable:
+        """Strategies side by side: what each answers, what it costs, and what it gains; UsageError without any."""
+        return StrategyTable(self.strategies, self.k)
+
     @property
     def failed(self) -> list[Graded]:
         """Traces of which a round failed for good."""
-        return [record for record in self.traces if record.trace.failure]
+        found = [self.traces, *list(self.strategies.values())[1:]]
+        return [record for traces in found for record in traces if record.trace.failure]
 
     def samples(self) -> list[dict[str, Any]]:
         """Every completion as a row: problem, repeat, round, index, text, answer, verdict, reward, tokens, pool, prompt."""
@@ -82,6 +93,8 @@ class EvalResult:
 
     def text(self, *, wide: bool = False) -> str:
         """Accuracy by round in 80 columns; `wide`: all columns, and the tables of cost and of pools where some were shown."""
+        if self.strategies:
+            return "\n".join(f"  {line}" for line in self.compared.text().splitlines())
         found = self.table()
         sheets = [sheet.text(None if wide else WIDTH - 2) for sheet in found.sheets()[: None if wide else 1]]
         parts = [*sheets, found.note, cut_note(self.traces)]
@@ -89,12 +102,12 @@ class EvalResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The tables as JSON values."""
-        return self.table().to_dict()
+        return self.compared.to_dict() if self.strategies else self.table().to_dict()
 
     def __repr__(self) -> str:
         if not self.traces:
             return f"{self.name}: no trace is finished"
-        state = "" if self.finished else ", stopped before all were finished"
+        state = "" if self.finished else f", partial: {self.spent or 'stopped'} before all were finished"
         failed = f", {len(self.failed)} failed" if self.failed else ""
         return f"{self.name}: {len(self.traces)} traces{failed}{state}\n{self.text()}"
 

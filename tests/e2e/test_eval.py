@@ -131,7 +131,6 @@ def test_help_tells_what_a_flag_is_short_for(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("--url http://x/v1 --recording sums.jsonl", "two engines; name one"),
         ("--rounds 1 --eval.rounds 2", "--rounds is short for --eval.rounds; give one of them"),
         ("--engine.kind openai", "engine.url is not set"),
         ("--engine.kind replay", "engine.recording is not set"),

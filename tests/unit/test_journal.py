@@ -17,8 +17,9 @@ from paragator import records
 from paragator.core.errors import DataError, RunError, UsageError
 from paragator.core.prompts import COMPACT
 from paragator.core.scaffold import Scaffold
+from paragator.core.siblings import one_by_one
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Stage
-from paragator.engines.journal import Journal, Stopped, one_by_one
+from paragator.engines.journal import Journal, Stopped
 from paragator.engines.scripted import Scripted
 from paragator.runs.evaluate import Evaluation, Tally, measured
 from paragator.runs.events import Events, Progress, Steps

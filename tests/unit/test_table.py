@@ -175,7 +175,7 @@ def test_to_dict_is_strict_json() -> None:
     assert row["pass_at_1"] == {"mean": 1.0, "low": None, "high": None}
     later = json.loads(text)["rounds"][1]
     assert set(later) == {"round", *MEASURES, "minus_first", "minus_previous"} - {REWARD}
-    assert set(later["minus_first"]) == {"pass_at_1", "pass_at_k", "maj_at_k", "oracle"}
+    assert set(later["minus_first"]) == {"pass_at_1", "pass_at_k", "maj_at_k", "oracle", "all_of_k"}
 
 
 def test_sheets_are_rectangular_and_in_percent() -> None:
@@ -184,7 +184,7 @@ def test_sheets_are_rectangular_and_in_percent() -> None:
     assert all(len({len(row) for row in sheet.cells()}) == 1 for sheet in sheets)
     printed = sheets[0].cells()
     assert printed[1][:4] == ["0", "12.5 [0.0, 25.0]", "50.0 [0.0, 100.0]", "0.0 [0.0, 0.0]"]
-    assert printed[1][5:] == ["-", "-"] and printed[2][6] == "+25.0 [+25.0, +25.0]"
+    assert printed[1][6:] == ["-", "-"] and printed[2][7] == "+25.0 [+25.0, +25.0]"
     assert len({len(line) for line in sheets[0].text().splitlines()}) == 1
     assert show_interval(None) == "-"
     assert [sheet.name for sheet in table([record("a", "rw")]).sheets()] == ["accuracy", "tokens and failures"]

@@ -29,19 +29,22 @@ SHORT = {
     "--model": "model.path",
     "--url": "engine.url",
     "--recording": "engine.recording",
+    "--max-cost": "eval.max_cost",
+    "--max-tokens-total": "eval.max_tokens_total",
 }
 """A flag and the key that it is short for."""
 MORE = {
     "--task": "Or a .jsonl file, all of it.",
     "--model": "With a url: engine.model.",
     "--url": "Sets engine.kind to openai.",
-    "--recording": "Sets engine.kind to replay; also the task, if none is named.",
+    "--recording": "Sets engine.kind to replay, or with a url gives the candidates; also the task, if none is named.",
 }
 
 
 def main(arguments: list[str]) -> int:
     parser = wide(run_parser("eval"))
     add_short(parser, SHORT)
+    add_strategy(parser, "append", "Several share their candidates; give the flag once for each.")
     flags, overrides = parse(parser, arguments)
     values = values_of(flags, overrides, SHORT)
     config = eval_config(values)
@@ -55,10 +58,19 @@ def main(arguments: list[str]) -> int:
         return 0
     with Terminal("the requests in flight", quiet=flags.json, wide=flags.wide) as terminal:
         result = asyncio.run(evaluate(config, resume=flags.resume, overwrite=flags.overwrite, events=terminal))
-    code = INTERRUPTED if not result.finished else PARTIAL if result.failed else 0
+    code = PARTIAL if result.spent or (result.finished and result.failed) else 0 if result.finished else INTERRUPTED
     if flags.json:
-        print(json.dumps(run_json(config.run_dir, config.eval.k) | {"exit_code": code, "usage": result.usage}))
+        found = run_json(config.run_dir, config.eval.k)
+        if result.strategies:
+            found |= {"strategies": result.to_dict()}
+        print(json.dumps(found | {"exit_code": code, "usage": result.usage, "spent": result.spent or None}))
     return code
+
+
+def add_strategy(parser: Parser, action: str, more: str) -> None:
+    """The flag --strategy."""
+    what = f"a strategy: NAME, NAME:key=value,... or module:function (docs/strategies.md). {more}"
+    parser.add_argument("--strategy", action=action, help=what, metavar="NAME")
 
 
 def add_short(parser: Parser, names: Iterable[str]) -> None:
@@ -85,12 +97,12 @@ def values_of(flags: Namespace, overrides: Sequence[str], names: Iterable[str]) 
             raise UsageError(f"{flag} is short for --{SHORT[flag]}; give one of them")
         given[SHORT[flag]] = parse_value(value)
     values = merged(read_values(flags.config), own)
-    if "engine.url" in given and "engine.recording" in given:
-        raise UsageError("--url and --recording are two engines; name one")
     if kind := "openai" if "engine.url" in given else "replay" if "engine.recording" in given else "":
         given["engine.kind"] = kind
     if "model.path" in given and (kind or values.get("engine", {}).get("kind")) == "openai":
         given["engine.model"] = given.pop("model.path")
+    if flags.strategy:
+        given["eval.strategies"] = flags.strategy if isinstance(flags.strategy, list) else [flags.strategy]
     if is_data_file(task := str(given.get("task.name", ""))):
         given |= {"task.name": "jsonl", "task.path": task, "task.held_out_path": task}
     return merged(values, nested(given))

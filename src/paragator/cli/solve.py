@@ -11,7 +11,7 @@ from typing import Any
 
 from paragator import records
 from paragator.cli import screen
-from paragator.cli.eval import add_short, values_of
+from paragator.cli.eval import add_short, add_strategy, values_of
 from paragator.cli.main import INTERRUPTED, PARTIAL, parse, parser_for
 from paragator.core.errors import DataError, UsageError
 from paragator.runs.folder import check_output
@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", help="a TOML file")
     parser.add_argument("--output", metavar="FILE.jsonl", help="append the record of all rounds to this file")
     add_short(parser, FLAGS)
+    add_strategy(parser, "store", "Without one, the rounds of the plan and a vote.")
     flags, overrides = parse(parser, arguments)
     problem = problem_of(text_of(flags))
     config = solve_config(values_of(flags, overrides, FLAGS))

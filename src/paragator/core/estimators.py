@@ -42,6 +42,15 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
+def all_of_k(num_samples: int, num_correct: int, k: int) -> float:
+    """pass^k: how likely k samples are all right, C(c,k)/C(n,k), unbiased (tau-bench, arXiv 2406.12045).
+
+    NaN when there are fewer than k samples. UsageError for k < 1 or an impossible count.
+    """
+    missed = pass_at_k(num_samples, num_samples - num_correct, k)
+    return 1.0 - missed
+
+
 def majority_at_k(answers: Sequence[str | None], rewards: Sequence[float | None], k: int) -> float:
     """The expected reward of the most frequent answer among k of the samples, drawn without replacement.
 

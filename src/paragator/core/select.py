@@ -13,6 +13,12 @@ def first(answers: Sequence[str | None]) -> int | None:
     return next((i for i, answer in enumerate(answers) if answer is not None), None)
 
 
+def heaviest(weights: Sequence[float], rng: random.Random) -> int:
+    """The place of the largest weight; `rng` breaks ties."""
+    most = max(weights)
+    return rng.choice([i for i, weight in enumerate(weights) if weight >= most * (1 - 1e-12)])
+
+
 def majority(answers: Sequence[str | None], rng: random.Random) -> int | None:
     """The first solution with the most frequent answer; `rng` breaks ties between answers, not their order."""
     votes = Counter(answer for answer in answers if answer is not None)

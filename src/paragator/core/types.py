@@ -58,6 +58,10 @@ class Completion:
     logprobs: tuple[float, ...] | None = None
     num_tokens: int | None = None
     thinking: str | None = None
+    confidences: tuple[float, ...] | None = None
+    """[T] how sure the model was of each token: minus the mean log-probability of its likeliest ones, where asked for."""
+    certainty: float | None = None
+    """The mean over tokens and the whole vocabulary V of -log(V p), where the engine sees all of it and was asked."""
 
     @property
     def length(self) -> int | None:
@@ -157,8 +161,26 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What a strategy answers: weights of one round's solutions, in population order, that sum to 1.
+
+    Ties share the weight, so that accuracy is an expectation. `scores` is what the solutions were chosen by, where that
+    is a number for each (None: not scored); `why` says when the choice is not what the strategy is for.
+    """
+
+    round: int
+    weights: tuple[float, ...]
+    scores: tuple[float | None, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
-    """All rounds of one problem: `rounds[0]` holds the candidates' group, `rounds[t]` the pools' groups of round t."""
+    """All rounds of one problem: `rounds[0]` holds the candidates' group, `rounds[t]` the pools' groups of round t.
+
+    A strategy may add `ratings`, what was asked about solutions (their outputs are no solutions and are not graded; their
+    pools index the candidates), and its `choice`, None where it has nothing to choose from.
+    """
 
     problem: Problem
     plan: Plan
@@ -166,6 +188,8 @@ class Trace:
     rounds: tuple[tuple[Group, ...], ...] = ()
     failure: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    ratings: tuple[Group, ...] = ()
+    choice: Choice | None = None
 
     def population(self, round_: int) -> tuple[Completion, ...]:
         """The solutions of one round that did not fail, in a fixed order; pools index into it."""

@@ -15,15 +15,15 @@ import hashlib
 import io
 import json
 import os
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from paragator.core.errors import DataError, RunError, UsageError
+from paragator.core.siblings import joined, sibling_seeds
 from paragator.core.together import together
-from paragator.core.types import Completion, Failure, Group, Prompt, Sample, Stage
+from paragator.core.types import Completion, Group, Prompt, Sample, Stage
 from paragator.records import cut_torn_line
 
 HEAD = len('{"key": "')
@@ -47,7 +47,7 @@ class Journal:
     stop        once it is true, nothing more is asked: a request that the file does not answer raises Stopped
     asked       requests that went to `sample` since this journal was opened, the failed ones included
     reused      requests answered from the file
-    tokens      completion tokens of the asked ones, where the engine knows them
+    tokens      completion tokens of the asked ones, where the engine knows them; prompt_tokens those of their prompts
 
     The key of a request is a hash of settings, prompt, n, stage and seed. Equal requests at the same time share one
     call. A group with a Failure is used but not written down: a later attempt asks again. Log-probabilities are
@@ -69,7 +69,7 @@ class Journal:
         self.settings = settings
         self.one_by_one = one_by_one
         self.stop = stop
-        self.asked = self.reused = self.tokens = 0
+        self.asked = self.reused = self.tokens = self.prompt_tokens = 0
         self.in_flight: dict[bytes, asyncio.Task[Group]] = {}
         self.file = open_alone(path)
         self.offsets = index(self.file)
@@ -110,6 +110,7 @@ class Journal:
             self.asked -= 1
             raise
         self.tokens += sum(completion.length or 0 for completion in group.completions)
+        self.prompt_tokens += group.prompt_length or 0
         outputs = tuple(replace(o, logprobs=None) if isinstance(o, Completion) else o for o in group.outputs)
         group = replace(group, outputs=outputs)
         if len(group.completions) == len(outputs):
@@ -199,7 +200,7 @@ def encode(group: Group) -> dict[str, Any]:
     """What a prompt does not tell of a group without failures, as JSON values; None is left out."""
     outputs = []
     for output in group.completions:
-        names = ("text", "finish_reason", "token_ids", "num_tokens", "thinking")
+        names = ("text", "finish_reason", "token_ids", "num_tokens", "thinking", "confidences", "certainty")
         outputs.append({name: value for name in names if (value := getattr(output, name)) is not None})
     known = {"prompt_ids": group.prompt_ids, "num_prompt_tokens": group.num_prompt_tokens}
     return {"outputs": outputs} | {name: value for name, value in known.items() if value is not None}
@@ -209,29 +210,10 @@ def decode(row: dict[str, Any], prompt: Prompt, stage: Stage) -> Group:
     """The inverse of `encode` for a group of `prompt`."""
     outputs = []
     for fields in row["outputs"]:
-        ids = fields.pop("token_ids", None)
-        outputs.append(Completion(**fields, token_ids=None if ids is None else tuple(ids)))
+        for name in ("token_ids", "confidences"):
+            if fields.get(name) is not None:
+                fields[name] = tuple(fields[name])
+        outputs.append(Completion(**fields))
     prompt_ids = row.get("prompt_ids")
     ids = None if prompt_ids is None else tuple(prompt_ids)
     return Group(prompt, tuple(outputs), ids, stage, num_prompt_tokens=row.get("num_prompt_tokens"))
-
-
-def sibling_seeds(seed: int, n: int) -> list[int]:
-    """Seeds of n siblings that are asked for one by one."""
-    return [random.Random(f"{seed}:{index}").getrandbits(63) for index in range(n)]
-
-
-def joined(groups: Sequence[Group]) -> Group:
-    """Groups of one prompt as one, in order."""
-    outputs: tuple[Completion | Failure, ...] = tuple(output for group in groups for output in group.outputs)
-    informed = next((group for group in groups if group.prompt_length is not None), groups[0])
-    return replace(informed, outputs=outputs)
-
-
-def one_by_one(sample: Sample) -> Sample:
-    """`sample` asked n times for one completion instead of once for n, with the seeds of `sibling_seeds`."""
-
-    async def split(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
-        return joined(await together(*(sample(prompt, 1, stage=stage, seed=each) for each in sibling_seeds(seed, n))))
-
-    return split

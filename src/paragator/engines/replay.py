@@ -5,8 +5,8 @@ A recording is a JSONL file, one problem a line:
     {"id": "p1", "problem": "...", "answer": "18", "completions": ["A: 18", {"text": "First,", "finish_reason": "length"}]}
 
 A completion is its text, or an object with `text` and optionally `finish_reason` ("stop" unless recorded),
-`num_tokens` and `thinking`; its other fields (a model's name, a recorded verdict) are ignored, since grades come
-from the text. All fields but the problem and the completions are optional, unless something needs them.
+`num_tokens`, `thinking` and `confidences` (one a token); its other fields (a model's name, a recorded verdict) are
+ignored, since grades come from the text. All fields but the problem and the completions are optional, unless something needs them.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class Replay:
                 that repeats are independent draws; False takes the first ones. Either way in the recorded order
     aggregator  samples the aggregation rounds, which a recording does not hold; None refuses them
 
+    Beside a server (`--recording FILE --url URL`) it gives the candidates and the server samples what comes after them.
+
     A request for all that is recorded gives the same group whatever its seed: repeats of it add nothing.
     """
 
@@ -76,6 +78,19 @@ class Replay:
         if self.drawn and n < len(completions):
             chosen = sorted(random.Random(seed).sample(range(len(completions)), n))
         return Group(prompt, tuple(completions[i] for i in chosen), stage=stage)
+
+    async def first(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+        """As the engine itself, but n completions are the first n of one random order: more of them include fewer."""
+        if stage == "aggregate":
+            return await self(prompt, n, stage=stage, seed=seed)
+        completions = self.enough(prompt, n).completions
+        order = random.Random(seed).sample(range(len(completions)), len(completions))
+        return Group(prompt, tuple(completions[i] for i in order[:n]), stage=stage)
+
+    @property
+    def tells_confidence(self) -> bool:
+        """Whether every completion has the confidences of its tokens."""
+        return all(one.confidences is not None for row in self.recorded.values() for one in row.completions)
 
     def check(self, plan: Plan, prompts: Iterable[Prompt]) -> None:
         """Refuse, before anything is spent, a plan over these candidate prompts that the recording cannot serve."""
@@ -146,7 +161,7 @@ def read(path: Path, *, problem_field: str = "problem", prose: bool = True) -> l
             if answer is None
             else reference_of(answer_text(answer, where), where, kind=row.get("kind"), prose=prose)
         )
-        problem = Problem(str(row.get("id", number)), text, answer)
+        problem = Problem(str(row.get("id", number)), text.strip(), answer)  # as a task reads it
         if problem.id in out:
             raise DataError(f"{where}: id {problem.id!r} occurs twice; give every problem its own")
         out[problem.id] = Recorded(problem, tuple(completion_of(c, where) for c in completions))
@@ -161,11 +176,16 @@ def completion_of(value: Any, where: str) -> Completion:
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
         raise DataError(f"{where}: a completion is a text, or an object with a field 'text'; fix the row")
     finish: Any = fields.get("finish_reason") or "stop"
-    tokens, thinking = fields.get("num_tokens"), fields.get("thinking")
+    tokens, thinking, sure = fields.get("num_tokens"), fields.get("thinking"), fields.get("confidences")
     if finish not in get_args(FinishReason):
         raise DataError(f"{where}: finish_reason = {finish!r}: use one of {', '.join(get_args(FinishReason))}")
     if tokens is not None and (not isinstance(tokens, int) or tokens < 0):
         raise DataError(f"{where}: num_tokens = {tokens!r}: write a whole number, or leave it out")
     if thinking is not None and not isinstance(thinking, str):
         raise DataError(f"{where}: thinking = {thinking!r}: write a text, or leave it out")
-    return Completion(fields["text"], finish, num_tokens=tokens, thinking=thinking)
+    if sure is not None and not (isinstance(sure, list) and all(type(c) in (int, float) and c >= 0 for c in sure)):
+        raise DataError(
+            f"{where}: confidences = {sure!r:.60}: write a list of numbers from 0, one a token, or leave it out"
+        )
+    confidences = None if sure is None else tuple(map(float, sure))
+    return Completion(fields["text"], finish, num_tokens=tokens, thinking=thinking, confidences=confidences)

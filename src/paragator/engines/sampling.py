@@ -16,12 +16,14 @@ class Sampling:
     max_tokens   the longest completion, in tokens, its end-of-sequence token included
     top_p        keep the likeliest tokens that together hold this mass; 1 keeps all
     top_k        keep this many of the likeliest tokens; 0 keeps all
+    confidence   also tell how sure the model was of each token, by so many of its likeliest ones; 0 does not
     """
 
     temperature: float = 1.0
     max_tokens: int = 64
     top_p: float = 1.0
     top_k: int = 0
+    confidence: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):

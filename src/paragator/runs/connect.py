@@ -18,7 +18,7 @@ from paragator.engines.journal import Journal, never
 from paragator.engines.replay import Replay
 from paragator.runs import resolve
 from paragator.runs.servers import servers_of
-from paragator.runs.usage import USAGE, UsageLog
+from paragator.runs.usage import USAGE, Budget, UsageLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -51,6 +51,12 @@ class Connection:
     usage: UsageLog | None = None
     trouble: Callable[[], str] = lambda: ""
     remarks: Callable[[], list[str]] = list
+
+    def count(self, budget: Budget) -> None:
+        """Let a budget know what is spent here."""
+        budget.log, journal = self.usage, self.journal
+        if journal:
+            budget.counted = lambda: journal.tokens + journal.prompt_tokens
 
 
 # ---- evaluation and solving ----
@@ -172,7 +178,8 @@ async def nobody(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
 def settings_of(config: Config, model: str) -> str:
     """What decides an answer apart from the request, for the journal: the model and how it samples."""
     stages = [config.generate.model_dump(exclude={"weight"}), config.aggregate.model_dump(exclude={"weight"})]
-    more = [value for value in (config.model.template_arguments, sorted(config.engine.omit)) if value]
+    told = resolve.samplings(config)["generate"].confidence
+    more = [value for value in (config.model.template_arguments, sorted(config.engine.omit), told) if value]
     return json.dumps([model, stages, config.engine.extra_body, *more], sort_keys=True)
 
 

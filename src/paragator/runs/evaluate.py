@@ -19,6 +19,7 @@ from paragator.core.errors import DataError
 from paragator.core.scaffold import Scaffold, run
 from paragator.core.together import together
 from paragator.core.types import Failure, Group, Problem, Prompt, Sample, Stage
+from paragator.engines.by_stage import ByStage
 from paragator.engines.journal import Stopped
 from paragator.engines.replay import Replay
 from paragator.records import Graded
@@ -26,7 +27,8 @@ from paragator.results import EvalResult
 from paragator.runs import connect, folder, resolve
 from paragator.runs.events import Events, Logged, Progress
 from paragator.runs.judging import judging
-from paragator.runs.usage import read_usage
+from paragator.runs.strategies import Plays, file_of, once, reading
+from paragator.runs.usage import Budget, read_usage
 from paragator.tasks import Task, grade_trace
 
 Key = tuple[str, int]
@@ -60,33 +62,54 @@ async def evaluate(
     problems = resolve.held_out(config, resolved.task)
     manifest = folder.manifest(config, resolved.facts, len(problems))
     with folder.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir:
-        logged, output = Logged(events or Events(), run_dir), run_dir / "eval.jsonl"
-        complete = is_complete(output, problems, config.eval.repeats)
+        logged = Logged(events or Events(), run_dir)
+        plays = [Plays(one, resolve.sizes_of(config)) for one in resolve.strategies_of(config)]
+        outputs = [file_of(run_dir, one.named.label) for one in plays] or [run_dir / "eval.jsonl"]
+        complete = all(is_complete(output, problems, config.eval.repeats) for output in outputs)
         engine = Replay({}) if complete else resolved.engine
+        budget = Budget(config.eval.max_tokens_total, config.eval.max_cost)
+
+        def stop() -> bool:
+            return logged.should_stop() or bool(budget.spent())
+
         async with (
             judging(config, resolved.task, run_dir, logged.say) as judged,
-            connect.connected(config, problems, run_dir, logged.should_stop, engine=engine) as connection,
+            connect.connected(config, problems, run_dir, stop, engine=engine) as connection,
         ):
+            connection.count(budget)
             scaffold = resolve.eval_scaffold(config, connection.packer)
             asked = Evaluation(problems, judged, scaffold, config.eval.repeats)
-            tally = Tally("eval", logged, connection)
-            found = await measured(asked, connection.sample, output, tally, at_once=connection.at_once)
-        if found is not None:
-            say_table(found, config.eval.k, tally)
+            found: list[list[Graded] | None] = []
+            chosen: list[Plays | None] = [*plays] or [None]
+            for output, one in zip(outputs, chosen, strict=True):
+                tally = Tally(one.named.label if one else "eval", logged, connection)
+                sample: Sample = connection.sample
+                if resolved.given and not complete:
+                    sample = ByStage(resolved.given, sample)
+                found.append(
+                    await measured(replace(asked, plays=one), sample, output, tally, at_once=connection.at_once)
+                )
+                if found[-1] is None:
+                    break
+                if not plays:
+                    say_table(found[-1], config.eval.k, tally)
         for remark in connection.remarks():
             logged.say(remark)
-        return concluded(config, found, run_dir, logged, report)
+        ended = "" if None not in found else budget.spent() or "interrupted"
+        if plays:
+            result = compared(config, [one.named.label for one in plays], run_dir, logged, ended)
+        else:
+            result = concluded(config, found[0], run_dir, logged, report)
+        if not ended:
+            return result
+        logged.say(f"{ended}; go on with --resume (run directory {run_dir})")
+        return replace(result, spent=budget.spent())
 
 
 def concluded(config: Config, found: list[Graded] | None, run_dir: Path, events: Events, report: bool) -> EvalResult:
     """Say how an evaluation ended, write the report, and hand it back."""
-    usage = read_usage(run_dir)
-    if usage:
-        shown = {name: "not told" if value is None else f"{value:,.10g}" for name, value in usage["total"].items()}
-        spent = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
-        events.say(f"usage of {usage['model']} in {usage['attempts']} attempts: {spent}")
+    usage = say_usage(run_dir, events)
     if found is None:
-        events.say(f"interrupted; go on with --resume (run directory {run_dir})")
         done = [record for record in finished_in(run_dir / "eval.jsonl") if record.trace.failure is None]
         return EvalResult(done, config.eval.k, finished=False, folder=run_dir, usage=usage)
     if report:
@@ -107,6 +130,39 @@ def concluded(config: Config, found: list[Graded] | None, run_dir: Path, events:
         if lost:
             events.say(f"{len(lost)} of {len(found)} traces lost some of their solutions, most by: {main_reason(lost)}")
         (run_dir / connect.CALLS).unlink(missing_ok=True)
+    return result
+
+
+def say_usage(run_dir: Path, events: Events) -> dict[str, Any] | None:
+    """What a server was asked, as it is kept; None in-process."""
+    usage = read_usage(run_dir)
+    if usage:
+        shown = {name: "not told" if value is None else f"{value:,.10g}" for name, value in usage["total"].items()}
+        spent = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+        events.say(f"usage of {usage['model']} in {usage['attempts']} attempts: {spent}")
+    return usage
+
+
+def compared(config: Config, labels: Sequence[str], run_dir: Path, events: Events, ended: str) -> EvalResult:
+    """Say what strategies came to, write their tables and picture, and hand them back; finished requests are kept.
+
+    A strategy that is not finished is left out; another attempt may add strategies, which share the candidates.
+    """
+    usage = say_usage(run_dir, events)
+    files = {label: file_of(run_dir, label) for label in labels}
+    found = {label: list(records.read(path)) for label, path in files.items() if path.exists()}
+    sizes = {label: len(some) for label, some in found.items()}
+    done = {label: some for label, some in found.items() if some and sizes[label] == max(sizes.values())}
+    first = next(iter(done.values()), [])
+    result = EvalResult(first, config.eval.k, not ended, run_dir, usage, strategies=done)
+    if done:
+        from paragator.report.strategies import write_tables
+
+        write_tables(result.compared, run_dir, ended)
+        events.say(result.compared.text())
+        events.say(f"strategies: {run_dir / 'strategies.md'}")
+    if not ended and (failed := [record for some in done.values() for record in some if record.trace.failure]):
+        events.say(f"{len(failed)} traces failed, most by: {main_reason(failed)}; --resume tries them again")
     return result
 
 
@@ -198,12 +254,16 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What is evaluated: problems, their task's grades, the rounds, and how often each problem is repeated."""
+    """What is evaluated: problems, their task's grades, the rounds, and how often each problem is repeated.
+
+    With `plays`, a strategy answers each problem instead of the scaffold's own rounds.
+    """
 
     problems: Sequence[Problem]
     task: Task
     scaffold: Scaffold
     repeats: int = 1
+    plays: Plays | None = None
 
 
 async def measured(
@@ -240,11 +300,15 @@ async def measured(
                 if tally.events.should_stop():
                     return
                 scaffold = replace(asked.scaffold, seed=asked.scaffold.seed + 7919 * key[1])
+                task = once(asked.task) if asked.plays else asked.task
                 try:
-                    trace = await run(wanted[key], counted, scaffold)
+                    if asked.plays:
+                        trace = await asked.plays(wanted[key], counted, scaffold, reading(task))
+                    else:
+                        trace = await run(wanted[key], counted, scaffold)
                 except Stopped:
                     return
-            record = await grade_trace(asked.task, trace, {"repeat": key[1]})
+            record = await grade_trace(task, trace, {"repeat": key[1]})
             records.append(output, [record])
             left.discard(key)
             tally.take(record)

@@ -167,6 +167,9 @@ MAY_CHANGE = {
     "tracker",
     "runs",
     "judge.key_env",
+    "eval.max_cost",
+    "eval.max_tokens_total",
+    "eval.strategies",
 } | {
     f"engine.{name}"  # where the model is served, how fast it may be asked and what it costs, not what it answers
     for name in (
@@ -181,6 +184,7 @@ MAY_CHANGE = {
         "total_timeout_s",
         "price_in",
         "price_out",
+        "price_cached",
     )
 }
 

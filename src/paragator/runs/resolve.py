@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,13 @@ from paragator.engines.sampling import Sampling
 from paragator.runs.folder import OWN_WEIGHTS
 from paragator.runs.servers import judge_engine, servers_of
 from paragator.settings import merged, validate
+from paragator.strategies import Named, Sizes, strategy_named
 from paragator.tasks import Task, load_task
 from paragator.tasks.files import count_rows, is_data_file
 
+CONFIDENCE_TOKENS = 20
+"""Of how many of the likeliest tokens a strategy wants the log-probabilities: what DeepConf's code asks for, and the most
+that OpenAI's protocol allows."""
 ENDPOINT_MAX_TOKENS, LOCAL_MAX_TOKENS = 4096, 1024
 CHANGES_SAMPLING = {
     "temperature",
@@ -45,6 +49,7 @@ class Resolved:
     """A config that passed every check that needs no weights: its task, what is known of its model, and its engine.
 
     engine    one from Python, servers (nothing is sent yet) or a recording; None for a model whose weights must be loaded
+    given     a recording that gives the candidates, where the engine samples what comes after them
     recorded  recorded candidates by problem id, where the method trains on such
     """
 
@@ -53,6 +58,7 @@ class Resolved:
     facts: Facts
     engine: Any = None
     recorded: Mapping[str, tuple[Problem, Group]] | None = None
+    given: Replay | None = None
 
 
 # ---- defaults ----
@@ -83,9 +89,9 @@ def eval_config(values: Mapping[str, Any]) -> Config:
         config = with_lengths(config, ENDPOINT_MAX_TOKENS)
     if config.engine.kind == "replay":
         config = with_defaults(config, {"eval.rounds": 0})
-        if not config.task.model_fields_set & {"name", "path"}:
-            path = config.engine.recording
-            config = with_values(config, {"task.name": "jsonl", "task.path": path, "task.held_out_path": path})
+    path, of_file = config.engine.recording, config.engine.kind in ("replay", "openai")
+    if path and of_file and not config.task.model_fields_set & {"name", "path"}:
+        config = with_values(config, {"task.name": "jsonl", "task.path": path, "task.held_out_path": path})
     task = config.task
     if task.name == "jsonl" and task.path == task.held_out_path and task.path and Path(task.path).is_file():
         config = with_defaults(config, {"eval.problems": max(1, count_rows(Path(task.path)))})
@@ -200,8 +206,14 @@ def resolve(
         task = load_task(config.task)
         if config.task.name == "jsonl" or is_data_file(config.task.name):  # the file of one's own, by either name
             task.problems("train" if training else "held-out", 1, config.seed)
-    found = read_recorded(config, known) if training and recorded else None
-    return Resolved(config, task, known, engine if engine is not None else engine_of(config, task), found)
+    found, given = read_recorded(config, known) if training and recorded else None, None
+    engine = engine if engine is not None else engine_of(config, task)
+    if not training:
+        given = recording_of(config, task) if config.engine.kind == "openai" and config.engine.recording else None
+        check_strategies(config, given or engine, beyond=given is not None)
+        if config.eval.max_cost is not None and not (config.engine.price_in or config.engine.price_out):
+            raise UsageError("eval.max_cost needs prices: set engine.price_in and engine.price_out")
+    return Resolved(config, task, known, engine, found, given)
 
 
 def engine_of(config: Config, task: Task) -> Any:
@@ -209,11 +221,18 @@ def engine_of(config: Config, task: Task) -> Any:
     if config.engine.kind in ("openai", "vllm"):
         servers = servers_of(config.engine, samplings(config), config.model.template_arguments)
         return servers if config.engine.kind == "openai" else None  # vLLM is asked in tokens, once there is a tokenizer
-    if config.engine.kind != "replay":
-        return None
+    return recording_of(config, task) if config.engine.kind == "replay" else None
+
+
+def recording_of(config: Config, task: Task) -> Replay:
+    """The recording that a config names, with as many completions of each problem as will be asked for."""
     field = config.task.fields.get("problem", "problem")
     engine = Replay.read(Path(str(config.engine.recording)), config.model.templates(), problem_field=field)
-    engine.check(eval_plan(config), map(config.model.templates().for_candidate, held_out(config, task)))
+    named, sizes = strategies_of(config), sizes_of(config)
+    plan = Plan.sampling(max(one.candidates(sizes) for one in named)) if named else eval_plan(config)
+    if config.engine.kind == "openai":
+        plan = Plan.sampling(plan.candidates)
+    engine.check(plan, map(config.model.templates().for_candidate, held_out(config, task)))
     return engine
 
 
@@ -305,7 +324,9 @@ def held_out(config: Config, task: Task) -> list[Problem]:
 
 def samplings(config: Config) -> dict[Stage, Sampling]:
     """Each stage's sampling settings."""
-    return {"generate": sampling_of(config.generate), "aggregate": sampling_of(config.aggregate)}
+    told = CONFIDENCE_TOKENS if any(one.needs for one in strategies_of(config)) else 0
+    generate = replace(sampling_of(config.generate), confidence=told)
+    return {"generate": generate, "aggregate": sampling_of(config.aggregate)}
 
 
 def sampling_of(stage: StageConfig) -> Sampling:
@@ -319,6 +340,36 @@ def build_packer(config: Config, engine: Any) -> Packer:
         room = engine.context - config.aggregate.max_tokens
         limit = room if limit is None else min(limit, room)
     return Packer(config.rollout.strip_thinking, limit, engine.count if limit is not None else None)
+
+
+def strategies_of(config: Config) -> list[Named]:
+    """The strategies that an evaluation compares; [] where it is about the plan's rounds."""
+    found = [strategy_named(text) for text in config.eval.strategies]
+    if double := next((one.label for i, one in enumerate(found) if one.label in [o.label for o in found[:i]]), None):
+        raise UsageError(f"eval.strategies names {double} twice; name each once")
+    return found
+
+
+def sizes_of(config: Config) -> Sizes:
+    """What strategies take of a run for settings that they leave open."""
+    return Sizes(config.eval.candidates, config.eval.pool_size, config.eval.rounds)
+
+
+def check_strategies(config: Config, engine: Any, *, beyond: bool) -> None:
+    """Refuse a strategy that the engine cannot serve, before anything is spent; `beyond` a recording another one samples."""
+    recorded = isinstance(engine, Replay)
+    for one in strategies_of(config):
+        if recorded and not beyond and engine.aggregator is None and not one.only_candidates(sizes_of(config)):
+            raise UsageError(f"strategy {one.label} asks for more than candidates, which a recording lacks; add --url")
+        if one.needs == "confidence" and recorded and not engine.tells_confidence:
+            raise UsageError(
+                f"strategy {one.label} needs confidences of tokens, and the recording has none; leave it out"
+            )
+        if one.needs == "certainty" and config.engine.kind not in ("transformers", "own"):
+            raise UsageError(
+                f"strategy {one.label} needs the whole vocabulary's probabilities, which a server does not tell; "
+                "use a model in this process (--model)"
+            )
 
 
 def eval_plan(config: Config) -> Plan:

@@ -30,7 +30,7 @@ def servers_of(
         key=read_key(config),
         limits=Limits(config.max_in_flight, config.request_timeout_s, config.total_timeout_s),
         extra_body={**template, **config.extra_body, **dict.fromkeys(config.omit)},
-        prices=Prices(config.price_in, config.price_out),
+        prices=Prices(config.price_in, config.price_out, config.price_cached),
     )
 
 

@@ -13,15 +13,16 @@ from paragator.config import Config
 from paragator.core import select
 from paragator.core.errors import RunError, UsageError
 from paragator.core.scaffold import Scaffold, derive, run
+from paragator.core.siblings import one_by_one
 from paragator.core.text import printable
 from paragator.core.thinking import strip_thinking
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage, Trace
-from paragator.engines.journal import one_by_one
 from paragator.grading.decide import canonical
 from paragator.grading.extract import final_answer
 from paragator.records import Graded
 from paragator.runs import resolve
 from paragator.runs.connect import connected, nobody
+from paragator.runs.strategies import Plays
 from paragator.tasks import Task
 
 
@@ -41,6 +42,7 @@ class Round:
     answers  of the solutions that arrived, in order of arrival; None is a solution without an answer
     failed   requests that failed for good
     tokens   of prompts and completions, where the engine knows them
+    rates    its completions are not solutions but say something about some; they have no answers
     """
 
     number: int
@@ -49,6 +51,7 @@ class Round:
     end: float | None = None
     groups: list[Group] = field(default_factory=list)
     answers: list[str | None] = field(default_factory=list)
+    rates: bool = False
     failed: int = 0
     truncated: int = 0
     prompt_tokens: int = 0
@@ -84,7 +87,7 @@ class Round:
         self.groups.append(group)
         self.prompt_tokens += group.prompt_length or 0
         for completion in group.completions:
-            self.answers.append(answer_of(completion))
+            self.answers.append(None if self.rates else answer_of(completion))
             self.truncated += completion.finish_reason == "length"
             self.completion_tokens += completion.length or 0
         self.failed += len(group.outputs) - len(group.completions)
@@ -106,10 +109,21 @@ class Watch:
 
     split  ask for one completion at a time, so that each is seen when it arrives; for an endpoint
     seen   called when a round begins and whenever something arrives
+    plays  the strategy, where one is used instead of the plan's rounds; what it asks about solutions is a round of its own
     """
 
-    def __init__(self, sample: Sample, plan: Plan, *, split: bool = False, seen: Seen = lambda round_: None) -> None:
-        self.sample, self.plan, self.split, self.seen = sample, plan, split, seen
+    def __init__(
+        self,
+        sample: Sample,
+        plan: Plan,
+        *,
+        split: bool = False,
+        seen: Seen = lambda round_: None,
+        plays: Plays | None = None,
+    ) -> None:
+        self.sample, self.plan, self.split, self.seen, self.plays = sample, plan, split, seen, plays
+        most = plays.named.requests(plays.sizes) if plays else None
+        self.ratings = 0 if most is None else most - plan.candidates - plan.rounds * plan.aggregations
         self.rounds: list[Round] = []
         self.numbers: dict[int, int] = {}
 
@@ -126,10 +140,11 @@ class Watch:
 
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         """What `sample` gives. A pool may be asked about before its round is: rounds overlap."""
-        number = self.numbers[seed]
+        number = self.numbers.get(seed, 0 if stage == "generate" else self.plan.rounds + 1)
         while number >= len(self.rounds):
-            asked = self.plan.aggregations if self.rounds else self.plan.candidates
-            self.rounds.append(Round(len(self.rounds), asked))
+            rates = len(self.rounds) > self.plan.rounds
+            asked = self.ratings if rates else self.plan.aggregations if self.rounds else self.plan.candidates
+            self.rounds.append(Round(len(self.rounds), asked, rates=rates))
             self.seen(self.rounds[-1])
         round_ = self.rounds[number]
 
@@ -141,12 +156,19 @@ class Watch:
 
         return await (one_by_one(part) if self.split else part)(prompt, n, stage=stage, seed=seed)
 
+    def end(self) -> None:
+        """Nothing more will come: rounds that a strategy left early are over."""
+        for round_ in self.rounds:
+            if round_.end is None:
+                round_.asked, round_.end = round_.done, time.perf_counter()
+                self.seen(round_)
+
 
 @dataclass(frozen=True, slots=True)
 class Solution:
     """What came out for one problem; printing it prints the solution's text and its answer.
 
-    answer   the last round's commonest answer; None where no solution has one
+    answer   the last round's commonest answer, or what a strategy chose; None where no solution has one
     text     the first solution with that answer, without thinking
     votes    answer -> solutions of that round, the commonest first
     trace    all rounds; `trace.failure` says why later ones are missing
@@ -180,7 +202,18 @@ def problem_of(text: str) -> Problem:
 
 def watch_of(config: Config, seen: Seen = lambda round_: None) -> Watch:
     """A watch over the config's rounds, before an engine is connected."""
-    return Watch(nobody, resolve.eval_plan(config), split=config.engine.kind == "openai", seen=seen)
+    named, split = resolve.strategies_of(config), config.engine.kind == "openai"
+    if len(named) > 1:
+        raise UsageError(f"eval.strategies names {len(named)} strategies; one problem takes one")
+    if not named:
+        return Watch(nobody, resolve.eval_plan(config), split=split, seen=seen)
+    sizes = resolve.sizes_of(config)
+    return Watch(nobody, named[0].plan(sizes), split=split, seen=seen, plays=Plays(named[0], sizes))
+
+
+async def answers_of(problem: Problem, solutions: Sequence[Completion]) -> list[str | None]:
+    """Satisfies a strategy's `Read`."""
+    return [answer_of(solution) for solution in solutions]
 
 
 async def solve(config: Config, problem: Problem, watch: Watch, *, engine: Sample | None = None) -> Solution:
@@ -225,7 +258,11 @@ async def watched(
     watch.expect(problem, scaffold.seed)
     if candidates is not None:
         watch.given(candidates)
-    trace = await run(problem, watch, scaffold, candidates=candidates)
+    if watch.plays:
+        trace = await watch.plays(problem, watch, scaffold, answers_of)
+        watch.end()
+    else:
+        trace = await run(problem, watch, scaffold, candidates=candidates)
     return solution_of(trace, watch.rounds, prices)
 
 
@@ -243,14 +280,19 @@ def stopped(problem: Problem, watch: Watch, seed: int, prices: tuple[float, floa
 
 
 def solution_of(trace: Trace, rounds: list[Round], prices: tuple[float, float]) -> Solution:
-    """The majority of the last round that has a solution, by answer; its first solution where none has an answer."""
-    last = max((t for t in range(len(trace.rounds)) if trace.population(t)), default=None)
+    """The majority of the last round that has a solution, by answer; its first solution where none has an answer.
+
+    With a strategy, what it chose: the solution with the most weight.
+    """
+    choice = trace.choice
+    last = choice.round if choice else max((t for t in range(len(trace.rounds)) if trace.population(t)), default=None)
     if last is None:
         reasons = [reason for round_ in rounds for reason in round_.reasons]
         raise RunError(f"no solution: {reasons[0] if reasons else trace.failure}")
     solutions = trace.population(last)
     answers = [answer_of(solution) for solution in solutions]
-    chosen = select.majority(answers, random.Random(f"{trace.seed}:{trace.problem.id}:select"))
+    rng = random.Random(f"{trace.seed}:{trace.problem.id}:select")
+    chosen = select.heaviest(choice.weights, rng) if choice else select.majority(answers, rng)
     best = solutions[chosen or 0]
     prompt_tokens, completion_tokens = sum(r.prompt_tokens for r in rounds), sum(r.completion_tokens for r in rounds)
     return Solution(

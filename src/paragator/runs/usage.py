@@ -44,6 +44,33 @@ class UsageLog:
         write_whole(self.path, json.dumps(kept, indent=2) + "\n")
 
 
+class Budget:
+    """What an evaluation may spend at most; `spent` says what is over, once something is.
+
+    A server's tokens and cost count over all attempts of the run, those of a model in this process in this attempt.
+    """
+
+    def __init__(self, max_tokens: int | None, max_cost: float | None) -> None:
+        self.max_tokens, self.max_cost = max_tokens, max_cost
+        self.log: UsageLog | None = None
+        self.counted: Callable[[], int] = lambda: 0
+
+    def spent(self) -> str:
+        """What is spent, once it is as much as may be; else ""."""
+        if self.max_tokens is None and self.max_cost is None:
+            return ""
+        own: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": self.counted(), "cost": None}
+        total = self.log.total() if self.log else own
+        if total["completion_tokens"] is None:
+            return "tokens that the server does not count, so that no budget can be kept"
+        tokens = total["prompt_tokens"] + total["completion_tokens"]
+        if self.max_tokens is not None and tokens >= self.max_tokens:
+            return f"{tokens:,} tokens of eval.max_tokens_total = {self.max_tokens:,}"
+        if self.max_cost is not None and (total["cost"] or 0) >= self.max_cost:
+            return f"{total['cost']:.6g} of eval.max_cost = {self.max_cost:.6g}"
+        return ""
+
+
 def read_usage(run_dir: Path) -> dict[str, Any] | None:
     """What usage.json holds; None in-process."""
     path = run_dir / USAGE

@@ -11,7 +11,7 @@ from typing import Literal
 from zlib import crc32
 
 from paragator.core.errors import UsageError
-from paragator.core.estimators import majority_at_k, mean, pass_at_k, pool_diagnostics
+from paragator.core.estimators import all_of_k, majority_at_k, mean, pass_at_k, pool_diagnostics
 from paragator.core.thinking import strip_thinking
 from paragator.core.types import Completion, Grade
 from paragator.records import Graded
@@ -101,6 +101,11 @@ class RoundView:
         found = scored(self.right)
         return pass_at_k(len(found), int(sum(found)), k)
 
+    def all_of(self, k: int) -> float:
+        """Unbiased pass^k over the scored solutions; NaN when fewer than k are scored."""
+        found = scored(self.right)
+        return all_of_k(len(found), int(sum(found)), k)
+
 
 @dataclass(frozen=True, slots=True)
 class Measure:
@@ -121,6 +126,7 @@ MEASURES: Mapping[str, Measure] = {
     "pass_at_k": Measure("pass@{k}", "accuracy", "share", lambda view, k: view.best_of(k)),
     "maj_at_k": Measure("maj@{k}", "accuracy", "share", lambda view, k: majority_at_k(view.answers, view.right, k)),
     "oracle": Measure("oracle", "accuracy", "share", lambda view, k: max(scored(view.right), default=NAN)),
+    "all_of_k": Measure("pass^{k}", "accuracy", "share", lambda view, k: view.all_of(k)),
     "reward": Measure("mean reward", "accuracy", "reward", lambda view, k: mean(g.reward for _, g in view.solutions)),
     "tokens": Measure("tokens a solution", "cost", "tokens", lambda view, k: mean(s.length for s, _ in view.solutions)),
     "generated": Measure("generated", "cost", "tokens", lambda view, k: view.generated),

@@ -72,6 +72,7 @@ async def grade_trace(task: Task, trace: Trace, extra: Mapping[str, Any]) -> Gra
         found = task.grade(trace.problem, [c.text for group in groups for c in group.completions])
         grades = iter(await found if isinstance(found, Awaitable) else found)
         rounds.append(tuple(tuple(None if isinstance(o, Failure) else next(grades) for o in g.outputs) for g in groups))
+    extra = {**trace.extra, **extra}
     record = Graded(replace(trace, extra=extra), tuple(rounds))
     if task.correct_from is None or not record.is_fractional:
         return record

@@ -100,8 +100,34 @@ def completion_of(
         num_tokens = count_of(usage.get("completion_tokens"))
     text = sound(text or "")
     if prompt_ids is None:
-        return Completion(text, finish, num_tokens=num_tokens, thinking=None if thinking is None else sound(thinking))
+        thinking = None if thinking is None else sound(thinking)
+        confidences = confidences_of(choice.get("logprobs"))
+        return Completion(text, finish, num_tokens=num_tokens, thinking=thinking, confidences=confidences)
     return with_tokens(choice, text, finish, prompt_ids)
+
+
+def confidences_of(found: Any) -> tuple[float, ...] | None:
+    """Each token's confidence, minus the mean log-probability of the likeliest tokens that came with it; None without.
+
+    To three decimals, as DeepConf's code (arXiv 2508.15260) keeps them.
+    """
+    tokens = found.get("content") or found.get("top_logprobs") if isinstance(found, dict) else None
+    if not isinstance(tokens, list):
+        return None
+    out = []
+    for token in tokens:
+        likeliest = token.get("top_logprobs", token) if isinstance(token, dict) else None
+        values = [one.get("logprob") if isinstance(one, dict) else one for one in each_of(likeliest)]
+        known = [float(value) for value in values if isinstance(value, float | int) and math.isfinite(value)]
+        if not known:
+            return None
+        out.append(round(-math.fsum(known) / len(known), 3))
+    return tuple(out) or None
+
+
+def each_of(likeliest: Any) -> list[Any]:
+    """The likeliest tokens of a place: a list of objects (chat) or log-probabilities by token (text)."""
+    return list(likeliest.values()) if isinstance(likeliest, dict) else likeliest if isinstance(likeliest, list) else []
 
 
 def with_tokens(
@@ -164,6 +190,17 @@ def count_of(value: Any) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def cached_of(found: dict[str, Any]) -> int | None:
+    """How many prompt tokens the server had cached, in the words of OpenAI and vLLM, DeepSeek, Anthropic; None untold."""
+    usage = found.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    nested = details.get("cached_tokens") if isinstance(details, dict) else None
+    told = (nested, usage.get("prompt_cache_hit_tokens"), usage.get("cache_read_input_tokens"))
+    return next((count for value in told if (count := count_of(value)) is not None), None)
 
 
 def usage_of(found: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -36,6 +36,13 @@ class Prices:
 
     per_million_in: float = 0.0
     per_million_out: float = 0.0
+    per_million_cached: float | None = None
+    """Prompt tokens that the server had cached; None is as others."""
+
+    def cost(self, prompt_tokens: int, completion_tokens: int, cached: int = 0) -> float:
+        """Of so many tokens, of which `cached` prompt tokens were cached."""
+        saved = 0.0 if self.per_million_cached is None else (self.per_million_in - self.per_million_cached) * cached
+        return (prompt_tokens * self.per_million_in + completion_tokens * self.per_million_out - saved) / 1e6
 
 
 FREE = Prices()
@@ -48,6 +55,7 @@ class Usage:
     calls    attempts sent, the failed ones included
     retries  attempts after a request's first
     cost     in the currency of the prices
+    cached_prompt_tokens  of the prompt tokens, those that the servers had cached; None where none told
 
     Tokens and cost are None where answers came and no server counts.
     """
@@ -57,6 +65,7 @@ class Usage:
     calls: int = 0
     retries: int = 0
     cost: float | None = 0.0
+    cached_prompt_tokens: int | None = None
 
 
 class OpenAI:
@@ -184,12 +193,14 @@ class OpenAI:
         """Tokens, calls and cost so far, of all servers."""
         tokens_in = sum(server.prompt_tokens for server in self.servers)
         tokens_out = sum(server.completion_tokens for server in self.servers)
-        cost = (tokens_in * self.prices.per_million_in + tokens_out * self.prices.per_million_out) / 1e6
+        told = [server.cached_tokens for server in self.servers if server.cached_tokens is not None]
+        cached = sum(told) if told else None
+        cost = self.prices.cost(tokens_in, tokens_out, cached or 0)
         calls = sum(server.endpoint.sent for server in self.servers)
         retries = sum(server.endpoint.retries for server in self.servers)
         if not tokens_in + tokens_out and any(server.uncounted for server in self.servers):
             return Usage(None, None, calls, retries, None)
-        return Usage(tokens_in, tokens_out, calls, retries, cost)
+        return Usage(tokens_in, tokens_out, calls, retries, cost, cached)
 
     def trouble(self) -> str:
         """How many attempts were repeated, and why the last one was; "" when none."""

@@ -16,6 +16,7 @@ from paragator.core.errors import ParagatorError, UsageError
 from paragator.core.together import together
 from paragator.core.types import Completion, Failure, Prompt, Stage
 from paragator.engines.http.choices import (
+    cached_of,
     completion_of,
     count_of,
     is_answer,
@@ -35,7 +36,10 @@ SEED_BITS = 31
 LISTING_TIMEOUT_S = 20.0
 LOADING_S = 60.0
 """How long a server that is still loading its model is waited for."""
-OPTIONAL = ("seed", "top_k", "top_p", "temperature", "max_completion_tokens", "max_tokens")
+TELLING = ("logprobs", "top_logprobs")
+"""Fields that ask what the model thought of other tokens."""
+LENGTHS = ("max_tokens", "max_completion_tokens")
+OPTIONAL = ("seed", "top_k", "top_p", "temperature", *LENGTHS[::-1], *TELLING)
 """Fields that are left out once a server refuses them."""
 HARMLESS = ("seed",)
 """The only one of them that training does without: the others change what is sampled."""
@@ -86,6 +90,7 @@ class Server:
         self.refused: list[str] = []
         self.context: int | None = None
         self.takes_n = "n" not in self.without
+        self.cached_tokens: int | None = None
         self.in_flight = self.prompt_tokens = self.completion_tokens = 0
         self.answers = self.thoughts = self.blank = self.uncounted = 0
         self._limit_field = "max_tokens"
@@ -165,6 +170,8 @@ class Server:
         prompt_tokens, tokens = usage_of(found)
         asked.prompt_tokens = prompt_tokens if prompt_tokens is not None else asked.prompt_tokens
         self.prompt_tokens += prompt_tokens or 0
+        if (cached := cached_of(found)) is not None:
+            self.cached_tokens = (self.cached_tokens or 0) + min(cached, prompt_tokens or cached)
         self.completion_tokens += tokens or 0
         self.uncounted += prompt_tokens is None and tokens is None
         choices = sorted(found["choices"], key=lambda choice: count_of(choice.get("index")) or 0)
@@ -185,10 +192,12 @@ class Server:
         if name is None or (training and name not in HARMLESS):
             return False
         if name not in self.without:
-            self.without.add(name)
+            self.without |= set(TELLING) if name in TELLING else {name}
             self.refused.append(name)
             key = (
-                f"; engine.omit = ['{name}'] leaves it out from the start" if self.endpoint.section == "engine" else ""
+                f"; engine.omit = ['{name}'] leaves it out from the start"
+                if self.endpoint.section == "engine" and name not in TELLING
+                else ""
             )
             refusal = f"the server refuses {name} ({self.endpoint.clean(said)[:160]})"
             warnings.warn(f"{self.endpoint.where}: {refusal}; it is left out{key}", stacklevel=2)
@@ -240,7 +249,13 @@ class Server:
             body["messages"] = [{"role": "user", "content": asked.prompt.text}]
         else:
             body["prompt"] = asked.prompt.text
-        left_out = self.without | ({"max_tokens", "max_completion_tokens"} if "max_tokens" in self.without else set())
+        if sampling.confidence and "messages" in body:
+            body |= {"logprobs": True, "top_logprobs": sampling.confidence}
+        elif sampling.confidence:
+            body["logprobs"] = sampling.confidence
+        left_out = set(self.without)
+        for pair in (LENGTHS, TELLING):  # one does not go without the other
+            left_out |= set(pair) if pair[0] in left_out else set()
         return {name: value for name, value in body.items() if name not in left_out} | self.extra_body
 
     async def _no_models(self, reply: Answer) -> str:

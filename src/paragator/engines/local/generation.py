@@ -8,9 +8,10 @@ stock cache holds a copy of the prompt for each row and copies itself for each t
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -44,11 +45,16 @@ class SequenceRequest:
 
 @dataclass(frozen=True, slots=True)
 class SampledSequence:
-    """token_ids [T] and logprobs [T] as sampled; `stopped` when the last token is an end-of-sequence token."""
+    """token_ids [T] and logprobs [T] as sampled; `stopped` when the last token is an end-of-sequence token.
+
+    `confidences` [T] and `certainty` where Sampling.confidence asks for them: see `Sureness`.
+    """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     stopped: bool
+    confidences: tuple[float, ...] | None = None
+    certainty: float | None = None
 
 
 def sample_rows(
@@ -114,6 +120,7 @@ def sample_batch(
     logprobs = torch.zeros(count, max_tokens, device=device)
     alive = torch.arange(count, device=device)  # the rows that the cache still holds
     unfinished = torch.ones(count, dtype=torch.bool, device=device)  # of those
+    sureness = Sureness(count, max_tokens, sampling.confidence, device) if sampling.confidence else None
     logits, following = prefill(model, rows, max_tokens, device)
     for step in range(max_tokens):
         if cancelled():
@@ -121,6 +128,8 @@ def sample_batch(
         token, logprob = draw(logits, uniforms[alive, step], sampling)
         tokens[alive, step] = token
         logprobs[alive, step] = logprob
+        if sureness:
+            sureness.note(logits, alive, step)
         unfinished &= ~torch.isin(token, eos)
         left = int(unfinished.sum())
         if left == 0 or step + 1 == max_tokens:
@@ -130,7 +139,8 @@ def sample_batch(
             following.keep(keep)
             alive, token, unfinished = (x[keep] for x in (alive, token, unfinished))
         logits = following(token, step)
-    return cut(tokens, logprobs, eos)
+    sampled = cut(tokens, logprobs, eos)
+    return sureness.told(sampled) if sureness else sampled
 
 
 def prefill(
@@ -236,6 +246,37 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
         token = torch.searchsorted(cdf, uniforms[:, None] * cdf[:, -1:], right=True).squeeze(1)
         token = token.clamp(max=logits.shape[-1] - 1)
     return token, logprobs.gather(1, token[:, None]).squeeze(1)
+
+
+class Sureness:
+    """How sure the model is of each token, by its own distribution p, before temperature: two published measures.
+
+    confidence  minus the mean log-probability of its `likeliest` tokens (DeepConf, arXiv 2508.15260, equation 2)
+    certainty   the mean of -log(V p) over the vocabulary of V (arXiv 2502.18581, equation 9), here of one token
+    """
+
+    def __init__(self, rows: int, max_tokens: int, likeliest: int, device: torch.device) -> None:
+        self.likeliest = likeliest
+        self.confidences = torch.zeros(rows, max_tokens, device=device)
+        self.certainties = torch.zeros(rows, max_tokens, device=device)
+
+    def note(self, logits: Tensor, rows: Tensor, step: int) -> None:
+        """One step's logits [B, V] of these rows [B]."""
+        logprobs = torch.log_softmax(logits.float(), -1)
+        vocabulary = logprobs.shape[-1]
+        top = logprobs.topk(min(self.likeliest, vocabulary), dim=-1).values
+        self.confidences[rows, step] = -top.mean(-1)
+        self.certainties[rows, step] = -logprobs.mean(-1) - math.log(vocabulary)
+
+    def told(self, sampled: Sequence[SampledSequence]) -> list[SampledSequence]:
+        """The same sequences with what was noted of them; confidences to three decimals, as published code keeps them."""
+        rows = zip(sampled, self.confidences.tolist(), self.certainties.tolist(), strict=True)
+        out = []
+        for one, confidences, certainties in rows:
+            length = len(one.token_ids)
+            rounded = tuple(round(value, 3) for value in confidences[:length])
+            out.append(replace(one, confidences=rounded, certainty=math.fsum(certainties[:length]) / max(1, length)))
+        return out
 
 
 def truncate(scores: Tensor, sampling: Sampling) -> Tensor:

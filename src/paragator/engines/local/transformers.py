@@ -119,7 +119,14 @@ class TransformersEngine:
         """
         shown = sampled.token_ids[:-1] if sampled.stopped else sampled.token_ids
         text = opened + decode(self.tokenizer, shown)
-        return Completion(text, "stop" if sampled.stopped else "length", sampled.token_ids, sampled.logprobs)
+        return Completion(
+            text,
+            "stop" if sampled.stopped else "length",
+            sampled.token_ids,
+            sampled.logprobs,
+            confidences=sampled.confidences,
+            certainty=sampled.certainty,
+        )
 
     def close(self) -> None:
         """Wait for the batch that is running, if any. The engine may be used again."""

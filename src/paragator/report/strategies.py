@@ -1,0 +1,47 @@
+"""Strategies' tables as files, and their picture: accuracy over all tokens, on one axis with bands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from paragator.report.plots import as_label, canvas, draw_line, finish, shade
+from paragator.stats.strategies import StrategyTable
+
+
+def accuracy_over_tokens(table: StrategyTable) -> bytes | None:
+    """Each strategy's accuracy over its mean number of tokens a problem, prompts included, and a vote's at every size.
+
+    Intervals are 95%. Returns a PNG; None where no number of tokens is known.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    curve = "a vote among candidates"
+    figure, panels = canvas(1, "Problems solved (%)", [curve, *table.labels])
+    axes = panels[0]
+    axes.set_xlabel("Tokens per problem, prompts included")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:g}k")
+    axes.xaxis.set_minor_locator(NullLocator())
+    votes = [(tokens, cell) for tokens, cell in table.vote_curve() if tokens > 0]
+    drawn = draw_line(axes, votes, as_label(curve), 0, shade(2))
+    for i, label in enumerate(table.labels, 1):
+        tokens, cell = table.intervals[label, "tokens"].mean, table.intervals[label, "accuracy"]
+        drawn |= tokens > 0 and draw_line(axes, [(tokens, cell)], label, i, shade(2))
+    return finish(figure, panels) if drawn else None
+
+
+def write_tables(table: StrategyTable, run_dir: Path, partial: str = "") -> None:
+    """Write strategies.md, .csv and .json into a run directory, and .png where numbers of tokens are known.
+
+    partial  why the evaluation ended before all was asked; "" where it did not
+    """
+    head = f"PARTIAL: {partial}. What follows is of the problems that were finished by then.\n\n" if partial else ""
+    (run_dir / "strategies.md").write_text(f"{head}{table.markdown()}\n")
+    (run_dir / "strategies.csv").write_text(table.csv())
+    (run_dir / "strategies.json").write_text(
+        json.dumps({**table.to_dict(), "partial": partial or None}, indent=2) + "\n"
+    )
+    if picture := accuracy_over_tokens(table):
+        (run_dir / "strategies.png").write_bytes(picture)

@@ -1,0 +1,91 @@
+"""DeepConf (arXiv 2508.15260), off-line: the most confident candidates vote, each with its confidence.
+
+A token's confidence is minus the mean log-probability of the model's likeliest tokens there: high where the model sees
+one way to go on. The server has to return log-probabilities of the likeliest tokens; a model in this process does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from paragator.core.errors import UsageError
+from paragator.core.types import Choice, Trace
+from paragator.strategies.base import Asking, Sizes
+from paragator.strategies.choose import percentile, voted
+
+By = Literal["lowest", "bottom", "tail", "mean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """n candidates; of those with an answer, the `keep` share with the highest confidence vote, weighted by it.
+
+    by      of a candidate: the "lowest" mean over a window of tokens, the mean of the "bottom" tenth of windows, the mean
+            over the "tail", or over all ("mean")
+    window  tokens of a window and of the tail (published: 2,048)
+    keep    share that votes (published: 0.1 or 0.9)
+
+    Where the engine tells nothing of tokens, the answer is the plain vote, and the choice says so.
+    """
+
+    n: int | None = None
+    by: By = "lowest"
+    window: int = 2048
+    keep: float = 0.1
+    needs: ClassVar[str] = "confidence"
+
+    def __post_init__(self) -> None:
+        if self.by not in get_args(By):
+            raise UsageError(f"confidence: by = {self.by!r}; use {', '.join(get_args(By))}")
+        if not 0 < self.keep <= 1 or self.window < 1:
+            raise UsageError(
+                f"confidence: keep = {self.keep}, window = {self.window}; keep a share, of 1 token or more"
+            )
+
+    async def __call__(self, asking: Asking) -> Trace:
+        found = await asking.candidates(self.candidates(asking.sizes))
+        solutions = found.completions
+        answers = await asking.answers(solutions)
+        scores = [confidence_of(one.confidences, self.by, self.window) for one in solutions]
+        known = [s for s, answer in zip(scores, answers, strict=True) if s is not None and answer is not None]
+        if not known:
+            weights = voted(answers)
+            why = "no candidate has an answer and a confidence: a vote"
+            return asking.selected(found, Choice(0, weights, tuple(scores), why) if weights else None)
+        bar = percentile(known, 1 - self.keep)
+        votes = [s if s is not None and s >= bar else 0.0 for s in scores]
+        return asking.selected(found, Choice(0, voted(answers, votes), tuple(scores)))
+
+    def candidates(self, sizes: Sizes) -> int:
+        return self.n or sizes.candidates
+
+    def requests(self, sizes: Sizes) -> int:
+        return self.candidates(sizes)
+
+
+def confidence_of(tokens: Sequence[float] | None, by: By, window: int) -> float | None:
+    """One number for a candidate's tokens; None where nothing is known of them. Fewer tokens than a window are one."""
+    if not tokens:
+        return None
+    if by == "mean" or len(tokens) <= window:
+        return math.fsum(tokens) / len(tokens)
+    if by == "tail":
+        return math.fsum(tokens[-window:]) / window
+    means = windows(tokens, window)
+    if by == "lowest":
+        return min(means)
+    lowest = sorted(means)[: max(1, len(means) // 10)]
+    return math.fsum(lowest) / len(lowest)
+
+
+def windows(tokens: Sequence[float], window: int) -> list[float]:
+    """The mean over each run of `window` tokens."""
+    total = math.fsum(tokens[:window])
+    means = [total / window]
+    for gone, new in zip(tokens, tokens[window:], strict=False):
+        total += new - gone
+        means.append(total / window)
+    return means
