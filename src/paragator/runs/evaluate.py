@@ -68,10 +68,7 @@ async def evaluate(
         complete = all(is_complete(output, problems, config.eval.repeats) for output in outputs)
         engine = Replay({}) if complete else resolved.engine
         budget = Budget(config.eval.max_tokens_total, config.eval.max_cost)
-
-        def stop() -> bool:
-            return logged.should_stop() or bool(budget.spent())
-
+        stop = budget.ends(logged.should_stop)
         async with (
             judging(config, resolved.task, run_dir, logged.say) as judged,
             connect.connected(config, problems, run_dir, stop, engine=engine) as connection,

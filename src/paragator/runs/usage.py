@@ -55,6 +55,10 @@ class Budget:
         self.log: UsageLog | None = None
         self.counted: Callable[[], int] = lambda: 0
 
+    def ends(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """Whether to stop asking: what `stop` says, or nothing left to spend."""
+        return lambda: stop() or bool(self.spent())
+
     def spent(self) -> str:
         """What is spent, once it is as much as may be; else ""."""
         if self.max_tokens is None and self.max_cost is None:
