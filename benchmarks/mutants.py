@@ -4,9 +4,10 @@
 
 Every distinct `answer` of the .jsonl files is changed in one place (a sign, a digit, an index, an order, an accent, a unit) and
 graded against the original. A mutant may be equal by chance, so that an accepted one is wrong only if it is not shown to be equal: the
-same text once white space and commands that do nothing are gone, or, where SymPy reads both sides, a difference of zero at three
-points. The rest are listed. Rewrites keep the meaning (dollars, a larger fraction command, white space, sized brackets) and have to be
-accepted.
+same text once white space, commands that do nothing and signs that change nothing (of a plus-minus, of a matrix of zeros) are
+gone; the same constant function, its variable called otherwise; or, where latex2sympy reads both sides, a difference of zero at
+three points (whole numbers under a power of -1; of equations the difference of their sides, up to sign). The rest are listed.
+Rewrites keep the meaning (dollars, a larger fraction command, white space, sized brackets) and have to be accepted.
 """
 
 from __future__ import annotations
@@ -67,10 +68,10 @@ MUTATIONS: dict[str, Mutation] = {
 }  # fmt: skip
 REWRITES: dict[str, Callable[[str], str]] = {
     "dollars": lambda text: f"${text}$",
-    "spaces": lambda text: re.sub(r"(?<=[\w)}])\s*([+=])\s*(?=[\w\\(])", r" \1 ", text),
+    "spaces": lambda text: re.sub(r"(?<=[\w)}])(?<!\de)\s*([+=])\s*(?=[\w\\(])", r" \1 ", text),
     "larger fraction": lambda text: text.replace("\\frac", "\\dfrac"),
-    "sized brackets": lambda text: re.sub(r"(?<![\\a-z])\(([^()]*)\)", r"\\left(\1\\right)", text),
-    "a full stop": lambda text: text.rstrip(".") + ".",
+    "sized brackets": lambda text: re.sub(r"(?<![\\a-z{])\(([^()]*)\)", r"\\left(\1\\right)", text),
+    "a full stop": lambda text: text if text.endswith(".") else text + ".",
 }
 
 
@@ -100,21 +101,59 @@ def plain(text: str) -> str:
     return re.sub(r"\s|\\(?:left|right|,|;|!|displaystyle)(?![a-z])|[{}$]", "", text)
 
 
+ZEROS = re.compile(r"-?(\\beginpmatrix[0&\\]+endpmatrix)")
+FUNCTION = re.compile(r"([A-Za-z])\((\\bar\w|\w)\)=(.*)")
+
+
+def signless(text: str) -> str:
+    """Without signs that change nothing."""
+    return ZEROS.sub(r"\1", re.sub(r"-(\\pm)", r"\1", plain(text)))
+
+
+def is_same_function(a: str, b: str) -> bool:
+    """f(x) = 1 and f(w) = 1: constants, whatever their variable is called."""
+    parts = [",".join(sorted(FUNCTION.sub(named, part) for part in plain(side).split(","))) for side in (a, b)]
+    return parts[0] == parts[1]
+
+
+def named(match: re.Match[str]) -> str:
+    """A definition with its variable called v, if its formula is a number."""
+    return f"{match[1]}(v)={match[3]}" if match[3].isdigit() else match[0]
+
+
 def is_equal(a: str, b: str) -> bool:
-    """Whether SymPy's reading of two LaTeX formulas has the same values: another parser than the grader's."""
-    from sympy import N, Symbol
-    from sympy.parsing.latex import parse_latex
+    """Whether two formulas are shown to be the same, by text or by their values."""
+    return signless(a) == signless(b) or is_same_function(a, b) or has_same_values(a, b)
+
+
+def has_same_values(a: str, b: str) -> bool:
+    """By another parser than the grader's."""
+    from latex2sympy2_extended import latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+    from sympy import Eq, Expr, N
+
+    def at_points(value: Expr) -> list[complex]:
+        names = sorted(value.free_symbols, key=str)
+        spots, step = ((2, 25, 108), 13) if r"(-1)^" in a else ((0.37, 17.61, -52.89), 21.3)
+        return [complex(N(value.subs({n: spot + step * i for i, n in enumerate(names)}))) for spot in spots]
 
     try:
-        left, right = parse_latex(a), parse_latex(b)
-        names = sorted({*left.free_symbols, *right.free_symbols}, key=str)
-        for shift in (0.37, 1.61, 2.89):
-            values = {Symbol(str(name)): shift + 0.3 * i for i, name in enumerate(names)}
-            if abs(complex(N((left - right).subs(values)))) > 1e-9:
-                return False
+        sides = [
+            latex2sympy(readable(text), conversion_config=ConversionConfig(lowercase_symbols=False)) for text in (a, b)
+        ]
+        kinds = {isinstance(side, Eq) for side in sides}
+        if len(kinds) > 1:
+            return False
+        left, right = (side.lhs - side.rhs if True in kinds else side for side in sides)
+        differences = [left - right, left + right] if True in kinds else [left - right]
+        return any(all(abs(found) < 1e-9 for found in at_points(value)) for value in differences)
     except Exception:  # noqa: BLE001  (what SymPy cannot read or compute is not shown to be equal)
         return False
-    return True
+
+
+def readable(text: str) -> str:
+    """What that parser knows: vectors as plain letters, no dollars."""
+    return re.sub(r"\\(?:mathbf|vec)\{(\w)\}", r"\1", text).strip("$. ")
 
 
 def main() -> None:
@@ -141,7 +180,10 @@ def main() -> None:
     for kind, text, changed in accepted[: arguments.show]:
         print(f"accepted  {kind:10} {text}   <-   {changed}")
     rewritten = [
-        (kind, text, new) for text in texts for kind, rewrite in REWRITES.items() if (new := rewrite(text)) != text
+        (kind, text, new)
+        for text in texts
+        for kind, rewrite in REWRITES.items()
+        if r"\boxed" not in text and (new := rewrite(text)) != text  # no box in a box
     ]
     grades = grade_many((f"\\boxed{{{new}}}", text) for _, text, new in rewritten)
     refused = [(*row, g.verdict) for row, g in zip(rewritten, grades, strict=True) if g.verdict != "correct"]

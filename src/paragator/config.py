@@ -240,6 +240,9 @@ class TrainConfig(Section):
     """Distinct training problems; longer training repeats them."""
     truncated: Literal["mask", "drop", "wrong"] = "mask"
     """A rollout cut at max_tokens: counts in its group but is not trained on (mask), leaves the group (drop), or counts as wrong."""
+    unreadable: Literal["wrong", "drop"] = "wrong"
+    """An answer that the rules cannot read and no judge decided: counts as wrong, or leaves its group (drop: a policy can learn to
+    escape a wrong answer's credit so)."""
     updates: int = Field(1, ge=1)
     """Optimiser steps on a step's rollouts. 1 is on-policy; from the second on, the ratio to the policy before them is clipped."""
     max_refused: int = Field(0, ge=0)

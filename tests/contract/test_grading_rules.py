@@ -104,6 +104,13 @@ def test_an_answer_over_the_limits_is_incorrect_and_says_why(text: str) -> None:
     assert grade.verdict == "incorrect" and (grade.reason or grade.answer is None)
 
 
+def test_what_math_verify_would_compute_for_long_is_not_given_to_it() -> None:
+    """Thirty functions in each other, in an answer that only it could parse: five seconds of CPU time before."""
+    text = r"\cos(" * 30 + r"9\pior" + ")" * 30
+    grade = decide(f"\\boxed{{{text}}}", r"1 < x \le 4")
+    assert (grade.verdict, grade.reason) == ("incorrect", "unsure: the answer cannot be read")
+
+
 def test_corpora_rows_are_well_formed() -> None:
     for name in ("reward_hacks", "equivalent_forms"):
         found = rows(CORPORA / f"{name}.jsonl")

@@ -18,8 +18,9 @@ from paragator.core import credit
 from paragator.core.errors import RunError, UsageError
 from paragator.core.methods import METHODS, Method
 from paragator.core.packing import Packer
-from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
+from paragator.core.types import UNREAD, Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.engines.local.loading import add_lora
+from paragator.grading.decide import decide
 from paragator.records import Graded
 from paragator.settings import load
 from paragator.tasks import Task
@@ -185,6 +186,44 @@ def test_unscored_and_failed_rollouts_leave_the_group() -> None:
     trace = replace(record.trace, rounds=((failed,),))
     lost = Graded(trace, (((None, Grade("correct"), Grade("incorrect")),),))
     assert credits(lost, configured(), "dr_grpo")["generate"] == pytest.approx([0.5, -0.5])
+
+
+def unread_first(reason: str, rest: list[Grade]) -> Graded:
+    """A candidate without a verdict for this reason, then others."""
+    outputs = group(tuple(output(i) for i in range(1 + len(rest))))
+    trace = Trace(Problem("p", ""), Plan.sampling(1 + len(rest)), 0, ((outputs,),))
+    return Graded(trace, (((Grade("unscored", reason=reason), *rest),),))
+
+
+def test_an_answer_that_is_not_read_is_wrong_in_training_unless_dropped() -> None:
+    """The grader's own verdict on unknown notation: as wrong as the two others, or out of the group."""
+    reason = decide(r"\boxed{\mystery{7}}", "7 + x").reason
+    record = unread_first(reason, [Grade("correct"), Grade("incorrect"), Grade("incorrect")])
+    found = credits(record, configured(), "dr_grpo")["generate"]
+    assert found == pytest.approx([-0.25, 0.75, -0.25, -0.25])
+    dropped = credits(record, configured("--train.unreadable=drop"), "dr_grpo")["generate"]
+    assert dropped == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    alone = unread_first(reason, [Grade("correct"), Grade("correct"), Grade("correct")])
+    assert credits(alone, configured(), "dr_grpo")["generate"] == pytest.approx([-0.75, 0.25, 0.25, 0.25])
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["", "timeout after 5 s", "judge m failed: 503", "unsure: the reference is not read", "the reference is empty"],
+)
+def test_what_the_policy_did_not_cause_leaves_the_group(reason: str) -> None:
+    record = unread_first(reason, [Grade("correct"), Grade("incorrect"), Grade("incorrect")])
+    assert credits(record, configured(), "dr_grpo")["generate"] == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+
+
+def test_an_unread_aggregation_is_a_wrong_one_for_the_candidates_that_it_was_shown() -> None:
+    grades = ((Grade("correct"), Grade("incorrect")), (Grade("unscored", reason=UNREAD), Grade("correct")))
+    rounds = (group((output(0), output(1))),), tuple(group((output(i),), "aggregate", (i,)) for i in (0, 1))
+    record = Graded(
+        Trace(Problem("p", ""), Plan(2, 1, 1, 2, 2), 0, rounds), ((grades[0],), tuple((g,) for g in grades[1]))
+    )
+    found = credits(record, configured("--rollout.pools=2"), "paragator_outcome")["generate"]
+    assert found == pytest.approx([-0.5, 0.5])
 
 
 @pytest.mark.parametrize("rewards", [[0.0] * 4, [1.0] * 4, [1.0, 1.0, 1.0, 0.0], [None] * 4])

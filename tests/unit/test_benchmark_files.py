@@ -73,3 +73,27 @@ def test_gradients_that_differ_fail_the_benchmark(shared: Any, capsys: pytest.Ca
     assert shared[0].disagreed([near, {"name": "seconds only"}], 1e-4) == 0
     assert shared[0].disagreed([near, far], 1e-4) == 1
     assert capsys.readouterr().out == "gradients differ by more than 0.0001: far\n"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "equal"),
+    [
+        (r"(-1)^{k+3}", r"(-1)^{k-5}", True),
+        (r"(-1)^{k+3}", r"(-1)^{k-4}", False),
+        (r"b = 0", r"-b = 0", True),
+        (r"b = 3", r"-b = 3", False),
+        (r"\pm 6", r"-\pm 6", True),
+        (r"g(t) = 4", r"g(\bar{t}) = 4", True),
+        (r"g(t) = 4t", r"g(\bar{t}) = 4t", False),
+        (r"\begin{pmatrix} 0 & 0 \end{pmatrix}", r"-\begin{pmatrix} 0 & 0 \end{pmatrix}", True),
+        (r"\begin{pmatrix} 0 & 1 \end{pmatrix}", r"-\begin{pmatrix} 0 & 1 \end{pmatrix}", False),
+        (r"\lfloor \frac{p}{11} \rfloor", r"\lfloor \frac{q}{11} \rfloor", False),
+    ],
+)
+def test_which_mutants_of_a_reference_are_equal_to_it(a: str, b: str, equal: bool, shared: Any) -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import mutants
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    assert mutants.is_equal(a, b) is equal

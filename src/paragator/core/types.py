@@ -208,6 +208,8 @@ class Sample(Protocol):
 
 
 Verdict = Literal["correct", "incorrect", "unscored"]
+UNREAD = "unsure: the answer is not read"
+"""Why there is no verdict on an answer in a notation that the rules do not know. The policy chose it; no grader failed."""
 
 
 @dataclass(frozen=True, slots=True)

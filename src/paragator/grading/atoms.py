@@ -164,7 +164,9 @@ def environment_rows(r: AnswerReader) -> list[list[Node]]:
             rows[-1].append(cell(r))
     r.bars = bars
     r.at += 1
-    return [row for row in rows if row]
+    if not (filled := [row for row in rows if row]):
+        raise SyntaxError(f"an empty {name}")
+    return filled
 
 
 def cell(r: AnswerReader) -> Node:

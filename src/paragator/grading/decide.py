@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from paragator.core.types import Grade, Verdict
+from paragator.core.types import UNREAD, Grade, Verdict
 from paragator.grading.extract import (
     ANNOUNCED,
     announced,
@@ -17,7 +17,7 @@ from paragator.grading.extract import (
     reference_answer,
 )
 from paragator.grading.forms import same_form
-from paragator.grading.tidy import INVISIBLE, MAX_CHARS, OverLimitError, check_limits, tidy
+from paragator.grading.tidy import INVISIBLE, MAX_CHARS, OverLimitError, check_limits, deepest, tidy
 from paragator.grading.tree import UnreadError
 from paragator.grading.units import plain_text, plain_unit
 
@@ -35,6 +35,7 @@ Finding = tuple[Verdict, str]
 QUICK_CHARS = 60
 SHOWN_CHARS = 300
 MATH_VERIFY_CHARS = 600
+MATH_VERIFY_DEPTH = 12
 PLAIN_NUMBER = re.compile(
     r"([-+]?)(\d{1,40}|\d{1,3}(?:,\d{3})+|\d{1,3}(?:\{,\}\d{3})+)(?:\.(\d{1,40}))?(?:/(\d{1,40}))?"
 )
@@ -273,7 +274,7 @@ def compare_unread(answer: str, reference: str, wanted: Node | None, *, unknown:
     defined = [part.partition("=")[0].strip(" &\n") for part in PARTS.split(answer) if "=" in part]
     defined = [name for name in defined if name]
     notation = unknown and len(answer) <= SHOWN_CHARS and not PLACING.search(answer) and not is_sentence(answer)
-    unread: Finding = ("unscored" if notation else "incorrect"), "unsure: the answer is not read"
+    unread: Finding = ("unscored" if notation else "incorrect"), UNREAD
     if wanted.op != "rel" or "\\" not in answer or re.search(r"\d\s+\d", answer) or len(set(defined)) < len(defined):
         return unread
     return math_verify(answer, reference)
@@ -283,7 +284,7 @@ def math_verify(answer: str, reference: str) -> Finding:
     """math-verify's verdict, in this process; the caller bounds its time and memory."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-    if len(answer) > MATH_VERIFY_CHARS:
+    if len(answer) > MATH_VERIFY_CHARS or deepest(answer) > MATH_VERIFY_DEPTH:
         return "incorrect", "unsure: the answer cannot be read"
     settings = (LatexExtractionConfig(), ExprExtractionConfig())
     wanted = parse(f"${reference}$", settings, parsing_timeout=None)

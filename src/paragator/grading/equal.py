@@ -19,7 +19,16 @@ from paragator.grading.names import (
 )
 from paragator.grading.ordered import needs_order, same_ordered
 from paragator.grading.quantity import difference, proportional, same_quantity, same_ratio
-from paragator.grading.several import are_misnamed, are_named, both_signs, has_sets, joined, members, same_product
+from paragator.grading.several import (
+    are_misnamed,
+    are_named,
+    both_signs,
+    has_sets,
+    joined,
+    members,
+    same_product,
+    unnumbered,
+)
 from paragator.grading.tree import Node
 from paragator.grading.values import UndefinedError, exact, has, same_value, symbols, value
 
@@ -34,6 +43,7 @@ def equal(reference: Node, answer: Node, kind: str | None = None) -> bool:
         return not empty(answer)
     if answer.op == "list" and reference.op != "list" and answer.args[0].op != "rel" and len(set(answer.args)) == 1:
         answer = answer.args[0]  # the same value, repeated
+    answer = unnumbered(answer, reference)
     if are_misnamed(reference, answer):
         return False
     reference, answer = solutions(reference), same_parameter(reference, solutions(answer, reference.op == "paren"))
@@ -321,7 +331,8 @@ def same_condition(reference: Node, answer: Node) -> bool:
     """Inequalities, memberships and sets of one unknown by where they hold; of several unknowns, part by part up to a factor."""
     a, b = plain_membership(reference), plain_membership(answer)
     if not is_condition(a) and not is_condition(b):
-        return equal(a, b)
+        named = a is not reference and b is not answer
+        return (not named or same_name(reference.args[0], answer.args[0])) and equal(a, b)
     names = [regions.variables(node) for node in (reference, answer)]
     if names[0] and names[1] and names[0] != names[1]:
         return False

@@ -81,13 +81,17 @@ def same_name(a: Node, b: Node) -> bool:
 
 
 def is_renamed(a: Node, b: Node, formula: Node) -> bool:
-    """Two names for what a formula of several unknowns defines."""
+    """Two names for what a formula of several unknowns defines: sigma_p and sigma_b, a word for a letter, a letter for a sum."""
     names = symbols(formula)
-    return (
-        all(n.op in ("sym", "call", "text", "add") for n in (a, b))
-        and len(names) > 1
-        and not (symbols(a) | symbols(b)) & names
-    )
+    if len(names) < 2 or (symbols(a) | symbols(b)) & names:
+        return False
+    if {"text", "add"} & {a.op, b.op}:
+        return a.op != b.op and all(node.op in ("sym", "call", "text", "add") for node in (a, b))
+    heads = [node.args[0] if node.op == "call" else node for node in (a, b)]
+    if any(head.op != "sym" for head in heads):
+        return False
+    (stem, _, below), (other, _, index) = (str(head.value).partition("_") for head in heads)
+    return stem == other and all(len(part) == 1 and part.isalpha() for part in (below, index))
 
 
 def folded(node: Node) -> Node:

@@ -73,7 +73,7 @@ def region(node: Node, name: str, env: Env) -> Region:
         return either([region(child, name, env) for child in args])
     if op == "list":
         parts = [region(child, name, env) for child in args]
-        return both(parts) if node.value == "and" else listed(parts)
+        return listed(parts)
     if op == "cup":
         return either([region(child, name, env) for child in args])
     if op == "cap":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from paragator.grading.names import is_equation, is_name
+from paragator.grading.names import is_equation, is_name, same_name
 from paragator.grading.tree import Node, UnreadError
 from paragator.grading.values import has
 
@@ -43,15 +43,34 @@ def signed(node: Node, signs: list[int]) -> Node:
 
 
 def are_misnamed(reference: Node, answer: Node) -> bool:
-    """Whether two lists of definitions give values to different numbers of names: y = x, y = 2 against y = x, w = 2."""
-    counts = []
-    for node in (reference, answer):
-        if node.op not in ("list", "or") or not all(
-            is_equation(c) and len(c.args) == 2 and is_name(c.args[0]) for c in node.args
-        ):
-            return False
-        counts.append(len({c.args[0] for c in node.args}))
-    return counts[0] != counts[1]
+    """Whether two lists of definitions name other things: y = x, y = 2 against y = x, w = 2; x = 1 or x = 2 against w = 1 or w = 2."""
+    ours, theirs = (defined(node) for node in (reference, answer))
+    if len(ours) != 1 or len(theirs) != 1:
+        return bool(ours and theirs) and len(ours) != len(theirs)
+    return not same_name(*ours, *theirs)
+
+
+def defined(node: Node) -> set[Node]:
+    """What a list of definitions defines; nothing where it is another list."""
+    if node.op not in ("list", "or") or not all(
+        is_equation(c) and len(c.args) == 2 and is_name(c.args[0]) for c in node.args
+    ):
+        return set()
+    return {c.args[0] for c in node.args}
+
+
+def unnumbered(answer: Node, reference: Node) -> Node:
+    """x_1 = 1, x_2 = 2 as x = 1, x = 2, where a reference lists values of x alone."""
+    wanted, found = defined(reference), defined(answer)
+    if len(wanted) != 1 or len(found) != len(answer.args):
+        return answer
+    (name,) = wanted
+    stems = {
+        str(n.value).rstrip("0123456789").removesuffix("_") for n in found if n.op == "sym" and n.value[-1].isdigit()
+    }
+    if name.op != "sym" or stems != {name.value} or any(n.op != "sym" for n in found):
+        return answer
+    return Node(answer.op, tuple(Node(c.op, (name, *c.args[1:]), c.value) for c in answer.args), answer.value)
 
 
 def are_named(items: list[Node]) -> bool:

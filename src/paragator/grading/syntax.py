@@ -340,6 +340,9 @@ class AnswerReader:
         if (found := self.peek(braces)) in OPERATORS or found in RELATIONS:
             self.at += 3 if braces else 1
             return found[1:]
+        if found == "word" and self.tokens[self.at + braces].value in FUNCTIONS:  # v_{max}
+            self.at += 3 if braces else 1
+            return self.tokens[self.at - (2 if braces else 1)].value
         return flat(self.argument())
 
     def function(self, name: str) -> Node:

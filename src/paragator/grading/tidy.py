@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import accumulate
 
 MAX_CHARS = 4_000
 MAX_DEPTH = 40
@@ -124,13 +125,15 @@ def check_limits(answer: str, longest: int = MAX_CHARS) -> None:
         raise OverLimitError(f"over the limits: {len(answer)} characters, at most {longest} are read")
     if LONG_NUMBER.search(answer):
         raise OverLimitError(f"over the limits: a number of more than {MAX_DIGITS} digits")
-    depth = 0
-    for match in STRUCTURE.finditer(answer):
-        depth += 1 if match[0][-1] in "({[" else -1
-        if depth > MAX_DEPTH:
-            raise OverLimitError(f"over the limits: nested deeper than {MAX_DEPTH}")
+    if deepest(answer) > MAX_DEPTH:
+        raise OverLimitError(f"over the limits: nested deeper than {MAX_DEPTH}")
     if found := HIDDEN.search(answer) or DIRECTION.search(answer):
         raise OverLimitError(f"holds {found[0]!r}, which hides or redefines what is shown")
+
+
+def deepest(text: str) -> int:
+    """The most brackets of any kind that are open at once."""
+    return max(accumulate(1 if match[0][-1] in "({[" else -1 for match in STRUCTURE.finditer(text)), default=0)
 
 
 def unwrap(text: str) -> str:

@@ -334,7 +334,7 @@ def has_kinks(node: Node) -> bool:
 
 
 def far_points(names: set[str], *nodes: Node) -> Iterator[dict[str, Any]]:
-    """Large assignments, and some on either side of each number in the trees."""
+    """Large assignments, alike and different for each name, and some on either side of each number in the trees."""
     numbers = {abs(n.value) for node in nodes for n in node.walk() if n.op == "num"}
     spots = [31.7, 317.3, 31700.9, *(float(x) for x in sorted(numbers)[:8] if x < 10**9)]
     for spot in spots:
@@ -343,6 +343,7 @@ def far_points(names: set[str], *nodes: Node) -> Iterator[dict[str, Any]]:
             for name in sorted(names):
                 env[name] = mp.mpf(sign * spot + step + random.Random(f"far:{name}").uniform(0, 0.002))
             yield env
+        yield {"#": spot, **{n: mp.mpf(spot * random.Random(f"{spot}:{n}").uniform(0.1, 3)) for n in sorted(names)}}
 
 
 def integer_points(names: set[str]) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from paragator.core.credit import outcome
 from paragator.core.hooks import Rewards
-from paragator.core.types import Completion, Failure, Grade, Group, Stage
+from paragator.core.types import UNREAD, Completion, Failure, Grade, Group, Stage
 from paragator.records import Graded
 from paragator.training.recipe import Crediting, Truncated
 from paragator.training.rows import Branch, Tree
@@ -34,7 +34,7 @@ def credits(record: Graded, crediting: Crediting) -> Iterator[tuple[int, Group, 
     method, rounds = crediting.method, record.trace.rounds
     rewards = [
         [
-            [reward(o, g, crediting.truncated) for o, g in zip(group.outputs, grades, strict=True)]
+            [reward(o, g, crediting) for o, g in zip(group.outputs, grades, strict=True)]
             for group, grades in zip(groups, round_grades, strict=True)
         ]
         for groups, round_grades in zip(rounds, record.grades, strict=True)
@@ -65,12 +65,14 @@ def outcomes(
     return [None if mine is None else values.get(i) for i, mine in enumerate(own)]
 
 
-def reward(output: Completion | Failure, grade: Grade | None, truncated: Truncated) -> float | None:
-    """A rollout's reward for its group: None leaves the group (failed, unscored, or truncated ones that are dropped)."""
+def reward(output: Completion | Failure, grade: Grade | None, crediting: Crediting) -> float | None:
+    """A rollout's reward for its group: None leaves the group (failed, unscored, or truncated or unreadable ones that are dropped)."""
     if grade is None or isinstance(output, Failure):
         return None
-    if output.finish_reason == "length" and truncated != "mask":
-        return None if truncated == "drop" else 0.0
+    if output.finish_reason == "length" and crediting.truncated != "mask":
+        return None if crediting.truncated == "drop" else 0.0
+    if grade.verdict == "unscored" and grade.reason == UNREAD and crediting.unreadable == "wrong":
+        return 0.0
     return grade.reward
 
 

@@ -16,6 +16,8 @@ from paragator.training.objective import LossSettings
 
 Truncated = Literal["mask", "drop", "wrong"]
 """A rollout cut at its longest length: counts in its group but is not trained on, leaves the group, or counts as wrong."""
+Unreadable = Literal["wrong", "drop"]
+"""A rollout whose answer the rules cannot read: counts as wrong, or leaves the group."""
 SEEDS_A_RUN = 1_000_003
 """The seed of a step is the run's times this, plus the step's number."""
 
@@ -41,6 +43,7 @@ class Crediting:
     stages: Mapping[Stage, StageTerms]
     candidates: int
     truncated: Truncated = "mask"
+    unreadable: Unreadable = "wrong"
     keep_idle: bool = False
 
     @classmethod
@@ -54,6 +57,7 @@ class Crediting:
             },
             config.rollout.candidates,
             config.train.truncated,
+            config.train.unreadable,
             config.train.kl > 0,
         )
 
