@@ -462,3 +462,43 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_an_evaluation_without_a_record_yet_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "eval.jsonl").write_text("")
     assert "eval" not in run_json(tmp_path, 4)
+
+
+# ---- the table in docs/errors.md -------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+MORE = (
+    "trian",
+    "train none.toml",
+    "train --learning_rate 1e-5",
+    "train --optimizer.schedule cosin",
+    "train --optimizer.schedule no_such:f --dry-run",
+    "train --method.credit json:nothing --dry-run",
+    "train --method.name base --method.credit json:dumps",
+    "train --generate.temperature 0",
+    "train --resume",
+    "eval --task countdow",
+    "eval --model ./nowhere",
+    "eval --engine.kind openai",
+    "eval --engine.kind own",
+    "eval --judge.mode hybrid",
+    "sample --output o.jsonl --count 0",
+    "report .",
+)
+
+
+def test_the_table_of_wrong_inputs_is_what_the_user_reads(fails: Fails) -> None:
+    """PARAGATOR_WRITE_DOCS=1 writes it again."""
+    lines = [*MORE, *(f"train {line} --dry-run" for line, _ in OVERRIDES.values())]
+    rows = [(f"paragator {line}", fails(*line.split()).removeprefix("error: ")) for line in lines]
+    cells = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
+    table = "".join(f"| `{line}` | {error} |\n" for line, error in cells)
+    head = (
+        "# Wrong inputs\n\nWhat the command line says, after `error: `: what is wrong, which value, what to do. Each ends "
+        "with exit code 2,\nbefore weights are loaded, and leaves no run directory. A test runs every line of this table "
+        "and compares.\n\n"
+    )
+    text = f"{head}| command | error |\n|---|---|\n{table}"
+    if os.environ.get("PARAGATOR_WRITE_DOCS"):
+        PAGE.write_text(text, encoding="utf-8")
+    assert len(rows) >= 40 and PAGE.read_text(encoding="utf-8") == text

@@ -11,6 +11,7 @@ from typing import Any
 
 from paragator.config import ModelConfig
 from paragator.core.errors import UsageError
+from paragator.core.hub import hub_reached
 
 EMBEDDED = Path(__file__).parents[2] / "embedded" / "countdown"
 HASHED_BYTES, HASHED_OF_TENSOR = 2**24, 2**14
@@ -108,6 +109,7 @@ def load_model(config: ModelConfig, seed: int = 0) -> tuple[Any, Any]:
     folder = folder_of(config)
     source = config.path if folder is None else str(folder)
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    options["local_files_only"] = alone = folder is None and not hub_reached()
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -121,7 +123,7 @@ def load_model(config: ModelConfig, seed: int = 0) -> tuple[Any, Any]:
                 raise
             model, info = load(source, attn_implementation="eager", **options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = "the hub does not answer, and no copy of it is kept here" if alone else str(error).splitlines()[0]
         raise UsageError(f"model.path = {config.path!r} cannot be loaded: {reason}") from None
     check_loaded(config.path, model, tokenizer, sorted(info["missing_keys"]))
     if config.lora_rank:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from paragator.config import Config, OptimizerConfig
+from paragator.config import Config, ModelConfig, OptimizerConfig
 from paragator.core.errors import RunError, UsageError
 from paragator.core.hooks import Rewards, function_named, multiplier, name_of
+from paragator.core.hub import hub_reached
 from paragator.core.methods import CreditSettings
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
+from paragator.engines.local.loading import load_model
 from paragator.records import Graded
 from paragator.runs.folder import files_of, hash_of
 from paragator.runs.resolve import resolve
@@ -172,3 +174,10 @@ def test_a_module_is_no_function() -> None:
     assert not callable(ModuleType("m"))
     with pytest.raises(UsageError, match="schedule = <module 'm'>"):
         validate(Config, {"optimizer": {"schedule": ModuleType("m")}})
+
+
+def test_a_hub_that_does_not_answer_is_one_line_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert not hub_reached()
+    with pytest.raises(UsageError, match=r"^model.path = 'no/model' cannot be loaded: the hub does not answer"):
+        load_model(ModelConfig(path="no/model"))
