@@ -27,7 +27,7 @@ from paragator.cli.main import main, run
 from paragator.config import ModelConfig
 from paragator.core.errors import RunError, UsageError
 from paragator.core.estimators import pass_at_k
-from paragator.core.methods import METHODS
+from paragator.core.methods import METHODS, OF_POOLS
 from paragator.engines.local import loading
 from paragator.engines.local.loading import EMBEDDED
 from paragator.engines.local.transformers import TransformersEngine
@@ -115,7 +115,7 @@ def test_everything_large_is_computed_in_one_thread(cli: Cli, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "offline_aggregation"])
 def test_every_online_method_runs(cli: Cli, name: str) -> None:
-    pools = ["--rollout.pools", "2"] if name == "paragator_outcome" else []
+    pools = ["--rollout.pools", "2"] if METHODS[name].generate in OF_POOLS else []
     assert cli("train", "--method.name", name, *pools, "--train.steps", "2", "--eval.around_training", "false") == 0
     found = metrics(Path("runs/toy"))
     method = METHODS[name]
