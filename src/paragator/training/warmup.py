@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +20,9 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from paragator.config import TaskConfig
+from paragator.config import ModelConfig, TaskConfig
 from paragator.core.errors import RunError, UsageError
-from paragator.engines.local.loading import placed
+from paragator.engines.local.loading import folder_of, placed
 from paragator.settings import Section
 from paragator.tasks.demonstrations import DEMONSTRATORS, Demonstrator, Piece
 from paragator.training import checkpoint
@@ -35,6 +36,8 @@ class WarmupConfig(Section):
 
     output: str
     """Where the model goes: config, safetensors, tokenizer."""
+    start: str | None = None
+    """A model to start from, as model.path names one, with the task's own words as its tokens; None: from nothing."""
     seed: int = 0
     task: TaskConfig = TaskConfig()
     width: int = Field(160, ge=32, multiple_of=32)
@@ -87,12 +90,14 @@ def build_tokenizer(known: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(config: WarmupConfig, words: int) -> LlamaForCausalLM:
-    """A freshly initialised Llama with a vocabulary of `words`, seeded."""
+def build_model(config: WarmupConfig, words: Sequence[str]) -> tuple[LlamaForCausalLM, Sequence[str]]:
+    """A freshly initialised Llama, seeded, that knows `words`; or the one to start from, and the words that it knows."""
     torch.manual_seed(config.seed)
-    return LlamaForCausalLM(
+    if config.start is not None:
+        return started(config.start, words)
+    model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=words,
+            vocab_size=len(words),
             hidden_size=config.width,
             num_hidden_layers=config.layers,
             num_attention_heads=config.width // 32,
@@ -105,6 +110,18 @@ def build_model(config: WarmupConfig, words: int) -> LlamaForCausalLM:
             eos_token_id=2,
         )
     )
+    return model, words
+
+
+def started(path: str, words: Sequence[str]) -> tuple[LlamaForCausalLM, Sequence[str]]:
+    """A small model made before, in float32, and its words; UsageError where it lacks some of `words`."""
+    folder = folder_of(ModelConfig(path=path))
+    tokens = json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"] if folder else {}
+    if not isinstance(tokens, dict) or (lacking := [word for word in words if word not in tokens]):
+        raise UsageError(
+            f"start = {path!r} is no local model with the words of this task (none: {lacking[:3]}); start from nothing"
+        )
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), sorted(tokens, key=tokens.__getitem__)
 
 
 def collate(rows: Sequence[Sequence[Piece]], ids: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,8 +164,8 @@ def warmup(config: WarmupConfig, say: Callable[[str], None]) -> Path:
     placed(torch.nn.Linear(1, 1), config.device, "device")  # before demonstrations take their time
     say(f"{config.task.name}: preparing demonstrations")
     demonstrator = DEMONSTRATORS[config.task.name](config.task, config.seed, config.careless)
-    words = demonstrator.words
-    model, tokenizer = placed(build_model(config, len(words)), config.device, "device"), build_tokenizer(words)
+    model, words = build_model(config, demonstrator.words)
+    model, tokenizer = placed(model, config.device, "device"), build_tokenizer(words)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     done, spent = resume(config, model, optimizer, say)
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(words)} tokens")
