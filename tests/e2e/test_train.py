@@ -689,6 +689,20 @@ def test_warmup_on_sums_knows_their_numbers(tmp_path: Path) -> None:
     assert tokenizer.convert_ids_to_tokens(ids[-6:]) == [",", "-28", "+", "3", "=", "-25"]
 
 
+def test_warmup_starts_from_a_model_that_knows_the_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sums = 'name = "arithmetic"\nmin_numbers = 3\nmax_numbers = 4\nmax_value = 9\n'
+    composite = 'name = "composite"\nparts = 2\nmin_numbers = 2\nmax_numbers = 2\nmax_value = 9\n'
+    assert run(["warmup", str(warmup_file(tmp_path, 1, sums))]) == 0
+    path, first = warmup_file(tmp_path, 1, composite), weights(tmp_path / "model")
+    started = ["--start", str(tmp_path / "model"), "--output", str(tmp_path / "next"), "--lr", "1e-9"]
+    assert run(["warmup", str(path), *started]) == 0
+    then = weights(tmp_path / "next")
+    assert all(torch.allclose(first[name], then[name], atol=1e-6) for name in first)
+    capsys.readouterr()
+    assert run(["warmup", str(path), "--start", "embedded"]) != 0
+    assert "start = 'embedded' is no local model with the words of this task" in capsys.readouterr().err
+
+
 def test_warmup_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from paragator.config import TaskConfig
     from paragator.training import warmup as module
