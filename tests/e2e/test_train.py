@@ -689,7 +689,7 @@ def test_warmup_on_sums_knows_their_numbers(tmp_path: Path) -> None:
     assert tokenizer.convert_ids_to_tokens(ids[-6:]) == [",", "-28", "+", "3", "=", "-25"]
 
 
-def test_warmup_starts_from_a_model_that_knows_the_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warmup_starts_from_a_model_that_knows_the_words(tmp_path: Path) -> None:
     sums = 'name = "arithmetic"\nmin_numbers = 3\nmax_numbers = 4\nmax_value = 9\n'
     composite = 'name = "composite"\nparts = 2\nmin_numbers = 2\nmax_numbers = 2\nmax_value = 9\n'
     assert run(["warmup", str(warmup_file(tmp_path, 1, sums))]) == 0
@@ -698,9 +698,10 @@ def test_warmup_starts_from_a_model_that_knows_the_words(tmp_path: Path, capsys:
     assert run(["warmup", str(path), *started]) == 0
     then = weights(tmp_path / "next")
     assert all(torch.allclose(first[name], then[name], atol=1e-6) for name in first)
-    capsys.readouterr()
-    assert run(["warmup", str(path), "--start", "embedded"]) != 0
-    assert "start = 'embedded' is no local model with the words of this task" in capsys.readouterr().err
+    with pytest.raises(
+        UsageError, match=r"start = 'embedded': no local model that knows the words of this task, such as '-"
+    ):
+        run(["warmup", str(path), "--start", "embedded"])
 
 
 def test_warmup_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

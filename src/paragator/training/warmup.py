@@ -117,9 +117,10 @@ def started(path: str, words: Sequence[str]) -> tuple[LlamaForCausalLM, Sequence
     """A small model made before, in float32, and its words; UsageError where it lacks some of `words`."""
     folder = folder_of(ModelConfig(path=path))
     tokens = json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"] if folder else {}
-    if not isinstance(tokens, dict) or (lacking := [word for word in words if word not in tokens]):
+    lacking = [word for word in words if word not in tokens]
+    if folder is None or lacking:
         raise UsageError(
-            f"start = {path!r} is no local model with the words of this task (none: {lacking[:3]}); start from nothing"
+            f"start = {path!r}: no local model that knows the words of this task, such as {lacking[0]!r}; start from nothing"
         )
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), sorted(tokens, key=tokens.__getitem__)
 
