@@ -90,14 +90,12 @@ def build_tokenizer(known: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(config: WarmupConfig, words: Sequence[str]) -> tuple[LlamaForCausalLM, Sequence[str]]:
-    """A freshly initialised Llama, seeded, that knows `words`; or the one to start from, and the words that it knows."""
+def build_model(config: WarmupConfig, words: int) -> LlamaForCausalLM:
+    """A freshly initialised Llama with a vocabulary of `words`, seeded."""
     torch.manual_seed(config.seed)
-    if config.start is not None:
-        return started(config.start, words)
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(words),
+            vocab_size=words,
             hidden_size=config.width,
             num_hidden_layers=config.layers,
             num_attention_heads=config.width // 32,
@@ -110,7 +108,6 @@ def build_model(config: WarmupConfig, words: Sequence[str]) -> tuple[LlamaForCau
             eos_token_id=2,
         )
     )
-    return model, words
 
 
 def started(path: str, words: Sequence[str]) -> tuple[LlamaForCausalLM, Sequence[str]]:
@@ -165,7 +162,11 @@ def warmup(config: WarmupConfig, say: Callable[[str], None]) -> Path:
     placed(torch.nn.Linear(1, 1), config.device, "device")  # before demonstrations take their time
     say(f"{config.task.name}: preparing demonstrations")
     demonstrator = DEMONSTRATORS[config.task.name](config.task, config.seed, config.careless)
-    model, words = build_model(config, demonstrator.words)
+    words: Sequence[str] = demonstrator.words
+    if config.start is None:
+        model = build_model(config, len(words))
+    else:
+        model, words = started(config.start, words)
     model, tokenizer = placed(model, config.device, "device"), build_tokenizer(words)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     done, spent = resume(config, model, optimizer, say)
