@@ -60,7 +60,7 @@ MOST_COUNTDOWN = 8
 
 class TaskConfig(Section):
     name: str = "countdown"
-    """"countdown", "arithmetic", "jsonl" (your own file), "reasoning-gym/NAME", or a name in `paragator data list`."""
+    """"countdown", "arithmetic", "composite", "jsonl" (your own file), "reasoning-gym/NAME", or a name in `paragator data list`."""
     style: Literal["compact", "words"] = "compact"
     """How a built-in task words its problems: symbols for the embedded model, a sentence for others."""
     path: str | None = None
@@ -81,6 +81,12 @@ class TaskConfig(Section):
     """Fewest numbers (countdown) or terms (arithmetic)."""
     max_numbers: int = Field(4, ge=2, le=32)
     """Most numbers (countdown: 8) or terms."""
+    parts: int = Field(3, ge=2, le=8)
+    """composite: independent problems in one, all of which must be solved."""
+    part: Literal["arithmetic", "countdown"] = "arithmetic"
+    """composite: what its parts are; the ranges below and above are theirs."""
+    fraction: bool = False
+    """composite: the reward is the share of parts that are right, instead of 1 or 0 for the whole."""
     min_value: int = Field(1, ge=1)
     """countdown: smallest number. arithmetic: as few digits as this has."""
     max_value: int = Field(12, ge=1)

@@ -81,7 +81,7 @@ def encode_group(group: Group, grades: tuple[Grade | None, ...]) -> dict[str, An
             continue
         outputs.append({"text": output.text, "finish_reason": output.finish_reason, "token_ids": output.token_ids})
         outputs[-1] |= {"num_tokens": output.num_tokens, "thinking": output.thinking}
-        outputs[-1]["grade"] = asdict(grade) if grade else None
+        outputs[-1]["grade"] = encode_grade(grade) if grade else None
     return {
         "stage": group.stage,
         "prompt": group.prompt.text,
@@ -91,6 +91,11 @@ def encode_group(group: Group, grades: tuple[Grade | None, ...]) -> dict[str, An
         "num_prompt_tokens": group.prompt_length,
         "outputs": outputs,
     }
+
+
+def encode_grade(grade: Grade) -> dict[str, Any]:
+    """A grade's values; its parts only where it has some."""
+    return {name: value for name, value in asdict(grade).items() if name != "parts" or value}
 
 
 def decode(row: dict[str, Any]) -> Graded:
@@ -141,7 +146,8 @@ def decode_group(row: dict[str, Any]) -> tuple[Group, tuple[Grade | None, ...]]:
         ids = None if ids is None else tuple(ids)
         known = {name: output.get(name) for name in ("num_tokens", "thinking")}
         outputs.append(Completion(output["text"], output["finish_reason"], ids, **known))
-        grade = Grade(**output["grade"]) if output["grade"] else Grade("unscored", reason="not graded")
+        marks = output["grade"] or {"verdict": "unscored", "reason": "not graded"}
+        grade = Grade(**{**marks, "parts": tuple(marks.get("parts", ()))})
         if grade.verdict not in get_args(Verdict):
             raise ValueError(f"verdict {grade.verdict!r}")
         grades.append(grade)

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrain
 from paragator.config import Config
 from paragator.core import credit
 from paragator.core.errors import RunError, UsageError
-from paragator.core.methods import METHODS, Method
+from paragator.core.methods import METHODS, OF_POOLS, Method
 from paragator.core.packing import Packer
 from paragator.core.types import UNREAD, Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.engines.local.loading import add_lora
@@ -127,7 +127,7 @@ def test_scale_changes_the_aggregators_credit_k_and_mean_do_not() -> None:
     assert aggregators("--method.scale=std") == pytest.approx([1, 1, -1, -1])
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n != "paragator_outcome"])  # it compares pools: below
+@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].generate not in OF_POOLS])  # these: below
 def test_a_method_trains_its_stages_and_no_other(name: str) -> None:
     method = METHODS[name]
     wanted = {s for s in ("generate", "aggregate") if method.scheme(s, last=method.rounds == 1)}  # type: ignore[arg-type]
@@ -154,6 +154,14 @@ def test_outcome_credit_is_what_aggregations_made_of_a_candidate() -> None:
     assert found == pytest.approx([0.25, -0.25])  # the first, 0.75, is what they are on average
     same = several([(0, 1), (0, 1)], [[1.0, 1.0], [1.0, 0.0]], [0.0, 1.0, 1.0])
     assert "generate" not in credits(same, configured("--rollout.pools=2"), "paragator_outcome")
+
+
+def test_spiral_credit_is_what_the_pools_that_hold_a_candidate_gain() -> None:
+    record = several([(0, 1), (0, 2)], [[1.0, 1.0], [1.0, 0.0]], [0.0, 1.0, 1.0])
+    found = credits(record, configured("--rollout.pools=2"), "spiral")["generate"]
+    assert found == pytest.approx([0.25, -0.25])  # the first is in both pools: it tells nothing
+    unscored = several([(0, 1), (1, 2)], [[1.0, 1.0], [1.0, 0.0]], [0.0, 1.0, None])
+    assert credits(unscored, configured("--rollout.pools=2"), "spiral")["generate"] == pytest.approx([0.25])
 
 
 def test_an_aggregation_that_others_will_see_has_a_candidates_credit() -> None:

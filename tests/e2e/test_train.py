@@ -27,7 +27,7 @@ from paragator.cli.main import main, run
 from paragator.config import ModelConfig
 from paragator.core.errors import RunError, UsageError
 from paragator.core.estimators import pass_at_k
-from paragator.core.methods import METHODS
+from paragator.core.methods import METHODS, OF_POOLS
 from paragator.engines.local import loading
 from paragator.engines.local.loading import EMBEDDED
 from paragator.engines.local.transformers import TransformersEngine
@@ -115,7 +115,7 @@ def test_everything_large_is_computed_in_one_thread(cli: Cli, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "offline_aggregation"])
 def test_every_online_method_runs(cli: Cli, name: str) -> None:
-    pools = ["--rollout.pools", "2"] if name == "paragator_outcome" else []
+    pools = ["--rollout.pools", "2"] if METHODS[name].generate in OF_POOLS else []
     assert cli("train", "--method.name", name, *pools, "--train.steps", "2", "--eval.around_training", "false") == 0
     found = metrics(Path("runs/toy"))
     method = METHODS[name]
@@ -687,6 +687,21 @@ def test_warmup_on_sums_knows_their_numbers(tmp_path: Path) -> None:
     ids = tokenizer(text)["input_ids"]
     assert 3 not in ids  # <unk>
     assert tokenizer.convert_ids_to_tokens(ids[-6:]) == [",", "-28", "+", "3", "=", "-25"]
+
+
+def test_warmup_starts_from_a_model_that_knows_the_words(tmp_path: Path) -> None:
+    sums = 'name = "arithmetic"\nmin_numbers = 3\nmax_numbers = 4\nmax_value = 9\n'
+    composite = 'name = "composite"\nparts = 2\nmin_numbers = 2\nmax_numbers = 2\nmax_value = 9\n'
+    assert run(["warmup", str(warmup_file(tmp_path, 1, sums))]) == 0
+    path, first = warmup_file(tmp_path, 1, composite), weights(tmp_path / "model")
+    started = ["--start", str(tmp_path / "model"), "--output", str(tmp_path / "next"), "--lr", "1e-9"]
+    assert run(["warmup", str(path), *started]) == 0
+    then = weights(tmp_path / "next")
+    assert all(torch.allclose(first[name], then[name], atol=1e-6) for name in first)
+    with pytest.raises(
+        UsageError, match=r"start = 'embedded': no local model that knows the words of this task, such as '-"
+    ):
+        run(["warmup", str(path), "--start", "embedded"])
 
 
 def test_warmup_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paragator.core.credit import max_at_k, outcome, pass_at_1, pass_at_k
+from paragator.core.credit import max_at_k, max_rl, outcome, pass_at_1, pass_at_k, spiral
 from paragator.core.errors import UsageError
 
 quick = settings(deadline=None, max_examples=80)
@@ -195,6 +195,16 @@ def test_generator_gradient_is_weaker_by_the_stated_factor() -> None:
         assert found == pytest.approx(goal, rel=1e-9)
 
 
+@pytest.mark.parametrize(("probs", "right"), POLICIES)
+@pytest.mark.parametrize("total", [2, 3, 5])
+def test_max_rl_follows_a_sum_of_pass_at_k_over_k(
+    probs: tuple[Fraction, ...], right: tuple[bool, ...], total: int
+) -> None:
+    terms = [[g / k for g in pass_at_k_gradient(probs, right, k)] for k in range(1, total)]
+    goal = [float(sum(column)) for column in zip(*terms, strict=True)]
+    assert [float(g) for g in expected_gradient(probs, right, total, max_rl)] == pytest.approx(goal, abs=1e-13)
+
+
 # ---- properties ----------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +222,7 @@ def test_properties_of_pass_at_k(rewards: list[float | None], k: int, rng: objec
 @given(continuous, st.integers(1, 6), st.randoms(use_true_random=False))
 def test_properties_of_max_at_k_and_pass_at_1(rewards: list[float | None], k: int, rng: object) -> None:
     check_properties(rewards, pass_at_1, 1, rng)
+    check_properties([None if r is None else abs(r) for r in rewards], max_rl, 1, rng)
     if len(rewards) >= k:
         check_properties(rewards, lambda r: max_at_k(r, k), k, rng)
 
@@ -245,6 +256,26 @@ def test_max_at_k_equals_brute_force_for_every_k() -> None:
         for k in range(1, total):
             exact = [float(a) for a in brute_force(rewards[:total], k)]
             assert max_at_k(rewards[:total], k) == pytest.approx(exact, abs=1e-14), (total, k)
+
+
+def marginal(i: int, rewards: Sequence[float], k: int, left_out: tuple[int, ...] = ()) -> Fraction:
+    """What rollout i adds to the maximum of k - 1 others, on average over them."""
+    others = [Fraction(r) for j, r in enumerate(rewards) if j != i and j not in left_out]
+    own, groups = Fraction(rewards[i]), list(itertools.combinations(others, k - 1))
+    return mean_of([max(*group, own) - max(group) if group else own for group in groups])
+
+
+def test_max_at_k_is_the_centred_leave_two_out_form_times_a_constant() -> None:
+    """What i adds, less the mean over all other j of what j adds where i is not there (MaxPO): N/(N-k) times ours."""
+    rewards = [0.5, -2.0, 0.25, 3.0, 0.5, 1.0, 0.0]
+    for total in range(3, 8):
+        everyone = range(total)
+        for k in range(1, total - 1):
+            own = [marginal(i, rewards[:total], k) for i in everyone]
+            without = [mean_of([marginal(j, rewards[:total], k, (i,)) for j in everyone if j != i]) for i in everyone]
+            centred = [float(a - b) for a, b in zip(own, without, strict=True)]
+            ours = [total / (total - k) * a for a in max_at_k(rewards[:total], k)]
+            assert ours == pytest.approx(centred, abs=1e-13), (total, k)
 
 
 def test_max_at_k_of_a_large_group_stays_finite() -> None:
@@ -294,6 +325,28 @@ def test_reward_mean_warns_and_the_default_does_not() -> None:
 def test_wrong_input_says_what_and_what_to_do(call: Callable[[], object], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         call()
+
+
+def test_max_rl_is_the_relative_distance_from_the_mean() -> None:
+    assert max_rl([1.0, 0.0, 0.0, None, 0.0]) == [3.0, -1.0, -1.0, 0.0, -1.0]
+    assert max_rl([0.0, 0.0]) == max_rl([0.7, 0.7]) == max_rl([None, None]) == [0.0, 0.0]
+    assert max_rl([1.0, 0.5]) == pytest.approx([1 / 3, -1 / 3])
+    with pytest.raises(UsageError, match=r"reward -0\.5: max_rl divides by the mean"):
+        max_rl([-0.5, 1.0])
+
+
+def test_spiral_is_what_pools_with_a_candidate_score_above_all_pools() -> None:
+    assert spiral(4, [(0, 1), (1, 2)], [[1, 0, None], [1, 1]]) == [-0.25, 0.0, 0.25, 0.0]
+    assert spiral(3, [(0,), (1,)], [[1, 1], [None]]) == [0.0, 0.0, 0.0]  # one scored pool: nothing to compare with
+    pools = list(itertools.combinations(range(5), 2))
+    rewards = [[float((a * b) % 3 == 1), float(a % 2)] for a, b in pools]
+    scores = [Fraction(sum(map(Fraction, own)), 2) for own in rewards]  # type: ignore[arg-type]
+    overall = mean_of(scores)
+    exact = [mean_of([s for s, pool in zip(scores, pools, strict=True) if i in pool]) - overall for i in range(5)]
+    assert spiral(5, pools, rewards) == pytest.approx([float(a) for a in exact], abs=1e-15)
+    assert sum(exact) == 0  # where every candidate is in equally many pools, and so it is `outcome` under pass@1
+    centred = pass_at_1(outcome(5, pools, rewards))
+    assert spiral(5, pools, rewards) == pytest.approx(centred, abs=1e-15)
 
 
 def test_outcome_is_the_mean_over_the_pools_that_hold_a_candidate() -> None:

@@ -51,6 +51,8 @@ def test_the_table() -> None:
         Method("paragator", generate="pass@k", aggregate="pass@1", source="online"),
         Method("paragator_outcome", generate="outcome", aggregate="pass@1"),
         Method("paragator_rounds", generate="pass@k", aggregate="pass@1", rounds=2, between="pass@k"),
+        Method("max_rl", generate="relative", aggregate="pass@1"),
+        Method("spiral", generate="sets", aggregate="pass@1"),
     ]
     assert list(METHODS) == [method.name for method in METHODS.values()]
     assert [name for name in METHODS if not METHODS[name].trains] == ["base"]
@@ -65,11 +67,11 @@ def test_a_stage_asks_for_its_scheme(name: str) -> None:
 
 WRONG: dict[str, dict[str, Any]] = {
     "a method's name is 'a b'": {"name": "a b"},
-    "generate = 'pass@2'; use pass@1, pass@k, outcome": {"generate": "pass@2"},
-    "aggregate = 'outcome'; use pass@1, pass@k, a function": {"aggregate": "outcome"},
+    "generate = 'pass@2'; use pass@1, pass@k, relative, outcome, sets": {"generate": "pass@2"},
+    "aggregate = 'outcome'; use pass@1, pass@k, relative, a function": {"aggregate": "outcome"},
     "source = 'both'; use 'online' or 'offline'": {"source": "both"},
     "recorded candidates are not trained on; set generate = None": {"generate": "pass@1", "source": "offline"},
-    "an outcome is what aggregations make of it; set aggregate": {"generate": "outcome"},
+    "'outcome' is what aggregations make of a candidate; set aggregate": {"generate": "outcome"},
     "rounds = 0; at least 1": {"rounds": 0},
 }
 
@@ -105,7 +107,8 @@ def test_pass_at_k_anywhere_needs_more_rollouts_than_k() -> None:
 def test_an_outcome_needs_several_pools_and_an_offline_method_recorded_ones() -> None:
     refused = {name: found for name in METHODS if (found := METHODS[name].refusal(**{**ROOM, "pools": 1}))}
     assert list(refused.values()) == [
-        "rollout.pools = 1: paragator_outcome compares candidates by the pools that hold them; take several"
+        f"rollout.pools = 1: {name} compares candidates by the pools that hold them; take several"
+        for name in ("paragator_outcome", "spiral")
     ]
     refused = {name: found for name in METHODS if (found := METHODS[name].refusal(**{**ROOM, "recorded": False}))}
     assert list(refused.values()) == [
@@ -142,7 +145,7 @@ def test_a_config_can_name_each_of_the_table_and_what_is_registered() -> None:
 def test_an_unknown_name_is_told_what_comes_close() -> None:
     with pytest.raises(UsageError, match=r"^'paragatr' is not a method; did you mean paragator"):
         method_named("paragatr")
-    with pytest.raises(UsageError, match=r"^'zzz' is not a method; known: base, dr_grpo, .*paragator_rounds$"):
+    with pytest.raises(UsageError, match=r"^'zzz' is not a method; known: base, dr_grpo, .*spiral$"):
         method_named("zzz")
 
 
@@ -202,6 +205,8 @@ def by(scheme: Any, rewards: Sequence[float | None] = REWARDS, settings: CreditS
 
 def test_schemes_are_those_of_core() -> None:
     assert by("pass@1") == by("outcome") == credit.pass_at_1(REWARDS)
+    assert by("relative") == credit.max_rl(REWARDS)
+    assert by("sets") == [0.0 if r is None else r for r in REWARDS]  # credit already, see `credit.spiral`
     assert by("pass@k", settings=CreditSettings(k=3)) == credit.pass_at_k(REWARDS, 3)
 
 
@@ -256,7 +261,7 @@ def test_what_it_gives_is_checked(answer: Any, message: str) -> None:
 
 # ---- nothing else asks for a name ------------------------------------------------------------------------------------
 
-WORDS_TOO = {"base", "paragator"}
+WORDS_TOO = {"base", "paragator", "max_rl", "spiral"}
 """Names that are ordinary words here as well: they may be written, but nothing may be compared with them."""
 MAY_SAY = ("core/methods.py", "config.py", "cli/")
 """The table, the config's default, and the command line's help."""

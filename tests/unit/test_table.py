@@ -15,7 +15,7 @@ from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, decode, encode
 from paragator.results import EvalResult
-from paragator.stats.measures import MEASURES, REWARD, Minus, vote_sizes
+from paragator.stats.measures import MEASURES, OF_PARTS, REWARD, Minus, vote_sizes
 from paragator.stats.resample import average, over_seeds, resample
 from paragator.stats.sheet import show_interval
 from paragator.stats.table import EvalTable, table
@@ -174,7 +174,7 @@ def test_to_dict_is_strict_json() -> None:
     row = json.loads(text)["rounds"][0]
     assert row["pass_at_1"] == {"mean": 1.0, "low": None, "high": None}
     later = json.loads(text)["rounds"][1]
-    assert set(later) == {"round", *MEASURES, "minus_first", "minus_previous"} - {REWARD}
+    assert set(later) == {"round", *MEASURES, "minus_first", "minus_previous"} - {REWARD, *OF_PARTS}
     assert set(later["minus_first"]) == {"pass_at_1", "pass_at_k", "maj_at_k", "oracle", "all_of_k"}
 
 

@@ -2,9 +2,11 @@
 
     pass_at_1   is this rollout better than its group?                    Dr.GRPO (arXiv 2503.20783)
     pass_at_k   does it help that one of k is right? Binary rewards.      Chen et al. (arXiv 2508.10751)
-    max_at_k    does it help the best of k? Any finite rewards.           PKPO (arXiv 2505.15201)
+    max_at_k    does it help the best of k? Any finite rewards.           PKPO (arXiv 2505.15201), MaxPO (arXiv 2606.06080)
+    max_rl      the same as pass_at_1, more where few are right           MaxRL (arXiv 2602.02710)
+    spiral      do the pools do better that hold it?                      SPIRAL (arXiv 2606.23595)
 
-    outcome     not a credit but rewards for one: how well do aggregations do that saw it?   compare SPIRAL (arXiv 2606.23595)
+    outcome     not a credit but rewards for one: how well do aggregations do that saw it?
 
 Common to all credits: `rewards` [G] belong to rollouts of ONE prompt, and the result is a list of the same length. None marks
 an unscored rollout: it gets 0 and leaves the group's statistics. A group without signal gets exactly 0, not rounding
@@ -90,6 +92,41 @@ def max_at_k(rewards: Sequence[float | None], k: int) -> list[float]:
         if k > 1 and i > 0:
             above += below_top[i] * (math.comb(i - 1, k - 2) / holding)
     return [0.0 if r is None else credits[r] for r in rewards]
+
+
+def max_rl(rewards: Sequence[float | None]) -> list[float]:
+    """(reward - mean) / mean of the group, 0 where the mean is 0 (MaxRL); rewards below 0 are a UsageError.
+
+    For rewards of 0 and 1 the expected gradient of N rollouts is that of the sum of pass@k / k over k = 1 ... N-1: there is no k
+    to choose, and a problem that is seldom solved weighs more.
+    """
+    scored = scored_rewards(rewards)
+    if negative := [reward for reward in scored if reward < 0]:
+        raise UsageError(f"reward {negative[0]!r}: max_rl divides by the mean, so rewards must not be below 0")
+    if not scored or min(scored) == max(scored):
+        return [0.0] * len(rewards)
+    mean = math.fsum(scored) / len(scored)
+    return [0.0 if r is None else (r - mean) / mean for r in rewards]
+
+
+def spiral(count: int, pools: Sequence[Sequence[int]], rewards: Sequence[Sequence[float | None]]) -> list[float]:
+    """The mean score of the pools that hold a candidate minus the mean over all pools, for each of `count` (SPIRAL).
+
+    A pool's score is the mean reward of its aggregations; one without any is left out. A candidate that no scored pool holds
+    gets 0. `outcome` differs in its baseline, the mean over candidates: here a candidate is compared with pools,
+    so the credit does not sum to 0 where candidates are in unequally many.
+    """
+    scored = ((pool, scored_rewards(own)) for pool, own in zip(pools, rewards, strict=True))
+    scores = [(pool, math.fsum(found) / len(found)) for pool, found in scored if found]
+    known = [score for _, score in scores]
+    if not known or min(known) == max(known):
+        return [0.0] * count
+    overall = math.fsum(known) / len(known)
+    holding: list[list[float]] = [[] for _ in range(count)]
+    for pool, score in scores:
+        for i in pool:
+            holding[i].append(score)
+    return [math.fsum(found) / len(found) - overall if found else 0.0 for found in holding]
 
 
 def outcome(

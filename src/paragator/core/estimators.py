@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -125,6 +126,37 @@ def odds(count: int, k: int, total: int) -> tuple[float, ...]:
     """
     shares = range(min(count, k) + 1)
     return tuple(math.comb(count, own) * k**own * (total - k) ** (count - own) / total**count for own in shares)
+
+
+def parts_at_k(parts: Sequence[Sequence[float]], k: int) -> float:
+    """How likely every part is right somewhere in a random k-subset of the samples; `parts[i]` are 1 or 0, part by part.
+
+    Exact, by inclusion and exclusion over sets of parts that nobody of the subset has right. At least pass@k, and what
+    combining could reach; NaN with fewer than k samples, or where there are no parts.
+    """
+    total, count = len(parts), len(parts[0]) if parts else 0
+    if total < k or not count:
+        return NAN
+    share = 0.0
+    for missed in itertools.product((False, True), repeat=count):
+        wrong = sum(all(not right for right, out in zip(own, missed, strict=True) if out) for own in parts)
+        share += (-1) ** sum(missed) * math.comb(wrong, k) / math.comb(total, k)
+    return share
+
+
+def part_vote(answers: Sequence[Sequence[str]], parts: Sequence[Sequence[float]]) -> float:
+    """How likely every part's most frequent answer among all samples is right; of tied answers each is as likely. NaN without parts.
+
+    `answers[i]` are a sample's answers, part by part, "" for one that is missing and does not vote.
+    """
+    share = 1.0 if parts and parts[0] else NAN
+    for column, right in zip(zip(*answers, strict=True), zip(*parts, strict=True), strict=True):
+        votes = Counter(answer for answer in column if answer)
+        top = {answer for answer, count in votes.items() if count == max(votes.values())}
+        share *= (
+            mean(max(r for a, r in zip(column, right, strict=True) if a == answer) for answer in top) if top else 0.0
+        )
+    return share
 
 
 def pool_diagnostics(

@@ -1,7 +1,8 @@
 """Training methods as data: which stage is credited how, and what that demands of a run.
 
-The table holds the six published methods and two beyond them. `register_method` adds one of your own, and an installed
-package can offer one by an entry point of the group "paragator.methods". Nothing else in the package asks for a name.
+The table holds the six published methods, two beyond them, and rivals of the generator's credit. `register_method`
+adds one of your own, and an installed package can offer one by an entry point of the group "paragator.methods". Nothing
+else in the package asks for a name.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -23,7 +24,11 @@ CreditFunction = Callable[[Sequence[float | None]], Sequence[float]]
 """Credit of one's own: the rewards [G] of one group in (None is unscored), the advantage of each rollout out.
 
 In training it gets `core.hooks.Rewards`: a sequence that also knows the problem, the texts and their lengths."""
-SchemeName = Literal["pass@1", "pass@k", "outcome"]
+JudgedByPools = Callable[[int, Sequence[Sequence[int]], Sequence[Sequence[float | None]]], Sequence[float | None]]
+"""A number for each of so many candidates, by the pools of a round and the rewards of their aggregations."""
+SchemeName = Literal["pass@1", "pass@k", "relative", "outcome", "sets"]
+OF_POOLS: Mapping[str, JudgedByPools] = {"outcome": credit.outcome, "sets": credit.spiral}
+"""Schemes that judge a candidate by the aggregations of the pools that hold it."""
 Scheme = SchemeName | CreditFunction
 ENTRY_POINTS = "paragator.methods"
 """The entry-point group in which a package offers a method under the method's name."""
@@ -42,8 +47,9 @@ class CreditSettings:
 class Method:
     """Which stage is updated by which credit (None: not at all), and where the aggregator's candidates come from.
 
-    generate   "pass@1", "pass@k", "outcome" (pass@1 of what aggregations made of a candidate), or a function of your own
-    aggregate  "pass@1", "pass@k", or a function of your own; credits the last round
+    generate   "pass@1", "pass@k", "relative" (MaxRL), "outcome" (pass@1 of what aggregations made of a candidate), "sets"
+               (SPIRAL: what pools gain by it), or a function of your own
+    aggregate  "pass@1", "pass@k", "relative", or a function of your own; credits the last round
     source     "online" samples the candidates; "offline" takes recorded ones, which are not trained on
     rounds     of aggregation in a training step
     between    the credit of aggregations from which a further round draws its pools
@@ -61,7 +67,7 @@ class Method:
             raise UsageError(f"a method's name is {self.name!r}; use letters, digits, '.', '_' and '-'")
         for field in ("generate", "aggregate", "between"):
             scheme = getattr(self, field)
-            known = get_args(SchemeName) if field == "generate" else ("pass@1", "pass@k")
+            known = [s for s in get_args(SchemeName) if field == "generate" or s not in OF_POOLS]
             if scheme is not None and not callable(scheme) and scheme not in known:
                 raise UsageError(
                     f"method {self.name!r}: {field} = {scheme!r}; use {', '.join(known)}, a function of rewards, or None"
@@ -70,8 +76,10 @@ class Method:
             raise UsageError(f"method {self.name!r}: source = {self.source!r}; use 'online' or 'offline'")
         if self.source == "offline" and self.generate is not None:
             raise UsageError(f"method {self.name!r}: recorded candidates are not trained on; set generate = None")
-        if self.generate == "outcome" and self.aggregate is None:
-            raise UsageError(f"method {self.name!r}: an outcome is what aggregations make of it; set aggregate")
+        if self.generate in OF_POOLS and self.aggregate is None:
+            raise UsageError(
+                f"method {self.name!r}: {self.generate!r} is what aggregations make of a candidate; set aggregate"
+            )
         if self.rounds < 1:
             raise UsageError(f"method {self.name!r}: rounds = {self.rounds}; at least 1 is needed")
 
@@ -87,9 +95,13 @@ class Method:
         return self.aggregate if last else self.between
 
     def credit(self, scheme: Scheme, rewards: Sequence[float | None], settings: CreditSettings) -> list[float]:
-        """A group's credit [G] by a scheme; rewards of "outcome" are those that `credit.outcome` gives."""
+        """A group's credit [G] by a scheme; rewards of "outcome" and "sets" are what the functions of `OF_POOLS` give."""
         if callable(scheme):
             return self.own_credit(scheme, rewards)
+        if scheme == "sets":
+            return [0.0 if r is None else r for r in rewards]
+        if scheme == "relative":
+            return credit.max_rl(rewards)
         if scheme != "pass@k":
             return credit.pass_at_1(rewards, scale=settings.scale)
         if any(r not in (None, 0, 1) for r in rewards):
@@ -138,7 +150,7 @@ class Method:
                 f"method.k = {k} must be below rollout.candidates / rollout.pools = {aggregations}, a pool's aggregations: "
                 "else every pass@k credit is zero; lower k or take fewer pools"
             )
-        if pools == 1 and self.generate == "outcome":
+        if pools == 1 and self.generate in OF_POOLS:
             return f"rollout.pools = 1: {self.name} compares candidates by the pools that hold them; take several"
         if not recorded and self.source == "offline":
             return f"method.recorded is not set: {self.name} needs the file that `paragator sample` wrote"
@@ -157,6 +169,9 @@ METHODS: dict[str, Method] = {
         # beyond the paper: a candidate is worth what aggregations make of it; an aggregation that others see is a candidate
         Method("paragator_outcome", "outcome", "pass@1"),
         Method("paragator_rounds", "pass@k", "pass@1", rounds=2, between="pass@k"),
+        # rivals of pass@k for the generator
+        Method("max_rl", "relative", "pass@1"),
+        Method("spiral", "sets", "pass@1"),
     )
 }
 

@@ -222,6 +222,8 @@ class Grade:
     reason: str = ""
     value: float | None = None
     """The reward that a reward function gave; None of other graders, whose verdict is all there is."""
+    parts: tuple[float, ...] = ()
+    """Which parts are right (1 or 0), of a task with independent ones; then `answer` holds theirs, separated by ";"."""
 
     @property
     def reward(self) -> float | None:

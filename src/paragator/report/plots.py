@@ -26,6 +26,7 @@ STROKES: tuple[Any, ...] = ("-", (0, (3, 1, 1, 1)), (0, (1, 1)))
 """Line styles, a further one each time that the colours are used up."""
 INK, FAINT = "#333333", "#dddddd"
 DASHED = (0, (5, 3))
+DOTTED = (0, (1, 1.5))
 DPI = 200
 T = TypeVar("T")
 REWARD = "Mean reward per rollout"
@@ -102,13 +103,15 @@ def over_training(
 def accuracy_by_round(tables: Mapping[str, EvalTable]) -> bytes | None:
     """pass@1, pass@k and maj@k by round, in percent with 95% bands, one colour for each table (by label).
 
-    The dashed lines in the first panel are each table's initial pass@k. Returns a PNG; None with nothing to draw.
+    The dashed lines in the first panel are each table's initial pass@k, the dotted ones, of tasks with parts, how often every
+    part is right somewhere among k candidates. Returns a PNG; None with nothing to draw.
     """
     ks = sorted({table.k for table in tables.values()})
     k = str(ks[0]) if len(ks) == 1 else "k"
     measures = (("pass_at_1", "pass@1"), ("pass_at_k", f"pass@{k}"), ("maj_at_k", f"maj@{k}"))
-    note = f"initial pass@{k}"
-    figure, panels = canvas(len(measures), "Problems solved (%)", [*tables, note])
+    limits = {"pass_at_k": (DASHED, f"initial pass@{k}"), "parts_at_k": (DOTTED, f"all parts among {k}")}
+    limits = {name: look for name, look in limits.items() if any(name in table.measures for table in tables.values())}
+    figure, panels = canvas(len(measures), "Problems solved (%)", [*tables, *(note for _, note in limits.values())])
     any_drawn = False
     for axes, (key, title) in zip(panels, measures, strict=True):
         axes.set_title(title)
@@ -120,10 +123,10 @@ def accuracy_by_round(tables: Mapping[str, EvalTable]) -> bytes | None:
         any_drawn = any_drawn or any(drawn)
         whole_ticks(axes)
     for i, table in enumerate(tables.values()):
-        initial = table.cell("pass_at_k", 0)
-        if not math.isnan(initial.mean):
-            panels[0].axhline(100 * initial.mean, color=colour(i), linestyle=DASHED, linewidth=1.2)
-            panels[0].plot([], [], color=INK, linestyle=DASHED, linewidth=1.2, label=note)
+        for name, (dashes, note) in limits.items():
+            if not math.isnan(initial := table.cell(name, 0).mean):
+                panels[0].axhline(100 * initial, color=colour(i), linestyle=dashes, linewidth=1.2)
+                panels[0].plot([], [], color=INK, linestyle=dashes, linewidth=1.2, label=note)
     panels[0].set_ylim(bottom=0)
     return finish(figure, panels) if any_drawn else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,15 @@ from typing import Literal
 from zlib import crc32
 
 from paragator.core.errors import UsageError
-from paragator.core.estimators import all_of_k, majority_at_k, mean, pass_at_k, pool_diagnostics
+from paragator.core.estimators import (
+    all_of_k,
+    majority_at_k,
+    mean,
+    part_vote,
+    parts_at_k,
+    pass_at_k,
+    pool_diagnostics,
+)
 from paragator.core.thinking import strip_thinking
 from paragator.core.types import Completion, Grade
 from paragator.records import Graded
@@ -96,6 +105,14 @@ class RoundView:
             )
         return {name: mean(one[name] for one in found) for name in found[0]} if found else {}
 
+    @cached_property
+    def parts(self) -> tuple[list[tuple[float, ...]], list[list[str]]]:
+        """Which parts of each solution are right, and its answers, part by part; nothing of a task without parts."""
+        known = [grade for _, grade in self.solutions if grade.parts]
+        return [grade.parts for grade in known], [
+            grade.answer.split(";") if grade.answer is not None else [""] * len(grade.parts) for grade in known
+        ]
+
     def best_of(self, k: int) -> float:
         """Unbiased pass@k over the scored solutions; NaN when fewer than k are scored."""
         found = scored(self.right)
@@ -125,6 +142,9 @@ MEASURES: Mapping[str, Measure] = {
     "pass_at_1": Measure("pass@1", "accuracy", "share", lambda view, k: mean(view.right)),
     "pass_at_k": Measure("pass@{k}", "accuracy", "share", lambda view, k: view.best_of(k)),
     "maj_at_k": Measure("maj@{k}", "accuracy", "share", lambda view, k: majority_at_k(view.answers, view.right, k)),
+    "parts_at_k": Measure("parts@{k}", "accuracy", "share", lambda view, k: parts_at_k(view.parts[0], k)),
+    "part_vote": Measure("part vote", "accuracy", "share", lambda view, k: part_vote(view.parts[1], view.parts[0])),
+    "part_right": Measure("part right", "accuracy", "share", lambda view, k: mean(itertools.chain(*view.parts[0]))),
     "oracle": Measure("oracle", "accuracy", "share", lambda view, k: max(scored(view.right), default=NAN)),
     "all_of_k": Measure("pass^{k}", "accuracy", "share", lambda view, k: view.all_of(k)),
     "reward": Measure("mean reward", "accuracy", "reward", lambda view, k: mean(g.reward for _, g in view.solutions)),
@@ -147,6 +167,8 @@ MEASURES: Mapping[str, Measure] = {
 """Every measure, in the order of the columns; docs/metrics.md says what each means."""
 REWARD = "reward"
 """The measure that is left out where all rewards are 0 or 1, as it is pass@1 there."""
+OF_PARTS = ("parts_at_k", "part_vote", "part_right")
+"""What is left out of tasks without independent parts."""
 BY_ANSWER = ("maj_at_k", "votes", "distinct_answers")
 """What is not measured where a reward function reads no answers."""
 
@@ -221,7 +243,8 @@ def scores(records: Sequence[Graded], k: int = 4) -> Scores:
             for n in sizes if t == 0 else ():
                 found.setdefault(("votes", n), {}).setdefault(name, []).append(MEASURES["maj_at_k"].of(view, n))
     note = note_of(records)
-    left_out = () if note else (REWARD,)
+    has_parts = any(grade.parts for record in records for grade in record.of_round(0))
+    left_out = (*(() if note else (REWARD,)), *(() if has_parts else OF_PARTS))
     unknown = BY_ANSWER if is_silent(records) else ()
     columns = {
         key: [NAN if key[0] in unknown else mean(values[name]) for name in problems]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from paragator.core.estimators import Interval
 from paragator.records import Graded
-from paragator.stats.measures import DIFFERENCES, MEASURES, REWARD, Key, Minus, Section, scores
+from paragator.stats.measures import DIFFERENCES, MEASURES, Key, Minus, Section, scores
 from paragator.stats.resample import resample
 from paragator.stats.sheet import Column, Sheet
 
@@ -38,7 +38,7 @@ class EvalTable:
     @property
     def measures(self) -> list[str]:
         """The measures that it shows."""
-        return [name for name in MEASURES if name != REWARD or (REWARD, 0, "") in self.found]
+        return [name for name in MEASURES if (name, 0, "") in self.found]
 
     def cell(self, measure: str, round_: int, minus: Minus = "") -> Interval:
         """One number; all NaN where there is none."""

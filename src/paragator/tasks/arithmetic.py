@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from paragator.config import TaskConfig
 from paragator.core.types import Grade, Problem
@@ -26,6 +26,11 @@ def build(config: TaskConfig) -> Task:
 
 
 def generate(config: TaskConfig, split: Split, count: int, seed: int) -> list[Problem]:
+    return take(split, count, draws(config, seed), what="task arithmetic")
+
+
+def draws(config: TaskConfig, seed: int) -> Callable[[int], tuple[str, Problem]]:
+    """An endless stream of problems by number, each with its content key."""
     import reasoning_gym
 
     stream = reasoning_gym.create_dataset(
@@ -44,7 +49,7 @@ def generate(config: TaskConfig, split: Split, count: int, seed: int) -> list[Pr
         text = expression if config.style == "compact" else f"Work out {expression}. Answer with one integer."
         return content_key(expression), Problem(f"arithmetic-{seed}-{index}", text, int(item["answer"]))
 
-    return take(split, count, draw, what="task arithmetic")
+    return draw
 
 
 def content_key(expression: str) -> str:

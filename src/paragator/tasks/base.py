@@ -38,7 +38,7 @@ def load_task(config: TaskConfig) -> Task:
 
     A name that ends as a data file's is that file, as if task.name were jsonl and task.path the file.
     """
-    from paragator.tasks import arithmetic, countdown, jsonl, reasoning_gym
+    from paragator.tasks import arithmetic, composite, countdown, jsonl, reasoning_gym
     from paragator.tasks.benchmarks import TABLE
     from paragator.tasks.files import is_data_file
     from paragator.tasks.sources import suggest
@@ -46,6 +46,7 @@ def load_task(config: TaskConfig) -> Task:
     builders: dict[str, Callable[[TaskConfig], Task]] = {
         "countdown": countdown.build,
         "arithmetic": arithmetic.build,
+        "composite": composite.build,
         "jsonl": jsonl.build,
         **dict.fromkeys(TABLE, jsonl.build_row),
     }

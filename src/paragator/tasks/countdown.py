@@ -7,7 +7,7 @@ table and putting its result there. The checker reads a whitelisted grammar with
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from random import Random
 
@@ -39,6 +39,11 @@ def build(config: TaskConfig) -> Task:
 
 def generate(config: TaskConfig, split: Split, count: int, seed: int) -> list[Problem]:
     """`count` distinct problems; a problem is its sorted numbers and target, and belongs to one split for good."""
+    return take(split, count, draws(config, seed), what="task countdown")
+
+
+def draws(config: TaskConfig, seed: int) -> Callable[[int], tuple[str, Problem]]:
+    """An endless stream of problems by number, each with its content key."""
     template = COMPACT if config.style == "compact" else WORDS
     separator = " " if config.style == "compact" else ", "
 
@@ -48,7 +53,7 @@ def generate(config: TaskConfig, split: Split, count: int, seed: int) -> list[Pr
         problem = Problem(f"countdown-{seed}-{index}", text, {"numbers": numbers, "target": target})
         return content_key(numbers, target), problem
 
-    return take(split, count, numbered, what="task countdown")
+    return numbered
 
 
 def draw(config: TaskConfig, seed: int) -> tuple[list[int], int]:

@@ -1,4 +1,4 @@
-"""Supervised demonstrations for the cold start of a small model: solving, reviewing, copying. Countdown, and sums.
+"""Supervised demonstrations for the cold start of a small model: solving, reviewing, copying. Countdown, sums, composites.
 
 Three skills. The choice of an attempt is taught weakly and late, so that policy optimisation has something to sharpen: a
 choice that ignored the review gave it nothing to start from (experiments/LOG.md).
@@ -23,7 +23,7 @@ from paragator.config import TaskConfig
 from paragator.core.errors import UsageError
 from paragator.core.prompts import LABELS
 from paragator.core.types import Problem
-from paragator.tasks import arithmetic
+from paragator.tasks import arithmetic, composite
 from paragator.tasks.base import is_held_out
 from paragator.tasks.countdown import COMPACT, content_key, grade_one
 
@@ -47,6 +47,8 @@ LARGEST_SUM = 2000
 """The largest number that may be a token of its own."""
 AFRESH = 0.25
 """Share of aggregations that write a new attempt instead of copying one."""
+AFRESH_PART = 0.1
+"""Share of a composite's parts that an aggregation writes anew."""
 WEIGHTS = {"attempt in pool": 0.3, "verdict": 2.0, "choice": 0.5, "form": 0.2, "solution": 1.0}
 
 
@@ -250,9 +252,53 @@ class Sums(Demonstrator):
         return arithmetic.grade_one(problem, text).verdict == "correct"
 
 
+class Composite(Demonstrator):
+    """Several problems of another task at once, solved in order.
+
+    A review names, for each part, the attempt that it is copied from, or "none" for one that is written anew: so attempts
+    are combined, by a choice that is random but for a share `prefer` of parts, which take one that is right.
+    """
+
+    def __init__(self, config: TaskConfig, seed: int, careless: float = 0.0) -> None:
+        self.parts, self.kind = config.parts, composite.PARTS[config.part]
+        self.part = DEMONSTRATORS[config.part](config, seed, careless)
+        self.words = self.part.words
+
+    def problem(self, rng: Random) -> tuple[Problem, list[tuple[Problem, Any]]]:
+        """Training problems as one, and what the attempts at each are made from."""
+        drawn = [self.part.problem(rng) for _ in range(self.parts)]
+        return composite.composed([problem for problem, _ in drawn]), drawn
+
+    def solution(self, problem: Problem, source: list[tuple[Problem, Any]], rng: Random) -> str:
+        return " , ".join(self.part.solution(part, own, rng) for part, own in source)
+
+    def attempt(self, problem: Problem, source: list[tuple[Problem, Any]], rng: Random) -> tuple[str, float]:
+        return " , ".join(self.part.attempt(part, own, rng)[0] for part, own in source), 0.0
+
+    def right(self, problem: Problem, text: str) -> bool:
+        return composite.grade_one(problem, text, self.kind).verdict == "correct"
+
+    def review(self, rng: Random, pool_size: int, prefer: float = 0.0) -> list[Piece]:
+        """An aggregation prompt, the attempt that each part is copied from, and the solution that this makes."""
+        problem, source = self.problem(rng)
+        pool = [[self.part.attempt(part, own, rng)[0] for part, own in source] for _ in range(pool_size)]
+        pieces: list[Piece] = [(f"<bos> {problem.text} \n", 0.0)]
+        pieces += [(f"{label} {' , '.join(texts)} \n", 0.0) for label, texts in zip(LABELS, pool, strict=False)]
+        pieces += [("review:", 0.0), ("<think>", WEIGHTS["form"])]
+        solution: list[str] = []
+        for i, (part, own) in enumerate(source):
+            right = [at for at, texts in enumerate(pool) if self.part.right(part, texts[i])]
+            choice = rng.choice(right) if right and rng.random() < prefer else rng.randrange(pool_size)
+            afresh = rng.random() < AFRESH_PART
+            solution.append(self.part.solution(part, own, rng) if afresh else pool[choice][i])
+            pieces += [("none" if afresh else LABELS[choice], WEIGHTS["solution"])]
+        return [*pieces, ("</think>", WEIGHTS["form"]), (f"{' , '.join(solution)} <eos>", WEIGHTS["solution"])]
+
+
 DEMONSTRATORS: dict[str, Callable[[TaskConfig, int, float], Demonstrator]] = {
     "countdown": Countdown,
     "arithmetic": Sums,
+    "composite": Composite,
 }
 """Demonstrators by task name."""
 

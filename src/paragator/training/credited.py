@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from paragator.core.credit import outcome
 from paragator.core.hooks import Rewards
+from paragator.core.methods import OF_POOLS, JudgedByPools
 from paragator.core.types import UNREAD, Completion, Failure, Grade, Group, Stage
 from paragator.records import Graded
 from paragator.training.recipe import Crediting, Truncated
@@ -44,24 +44,24 @@ def credits(record: Graded, crediting: Crediting) -> Iterator[tuple[int, Group, 
             scheme = method.scheme(group.stage, last=round_ == method.rounds)
             if scheme is None:
                 continue
-            if scheme == "outcome":
-                found = outcomes(group, rounds[1:2], rewards[1:2], found)
+            if isinstance(scheme, str) and scheme in OF_POOLS:
+                found = by_pools(OF_POOLS[scheme], group, found, list(zip(rounds[1:2], rewards[1:2], strict=True)))
             given = Rewards(tuple(found), record.trace.problem, group, round_)
             yield round_, group, method.credit(scheme, given, crediting.settings)
 
 
-def outcomes(
+def by_pools(
+    judge: JudgedByPools,
     group: Group,
-    aggregations: Sequence[Sequence[Group]],
-    rewards: Sequence[Sequence[Sequence[float | None]]],
     own: Sequence[float | None],
+    aggregations: Sequence[tuple[Sequence[Group], Sequence[Sequence[float | None]]]],
 ) -> list[float | None]:
-    """What the first aggregation round made of each candidate, by `credit.outcome`; None for those without a reward."""
+    """What the first aggregation round (groups, rewards) made of each candidate; None for those without a reward of their own."""
     if not aggregations:
         return [None] * len(group.outputs)
     alive = [i for i, output in enumerate(group.outputs) if isinstance(output, Completion)]  # what pools index
-    found = outcome(len(alive), [g.pool for g in aggregations[0]], rewards[0])
-    values = dict(zip(alive, found, strict=True))
+    groups, rewards = aggregations[0]
+    values = dict(zip(alive, judge(len(alive), [g.pool for g in groups], rewards), strict=True))
     return [None if mine is None else values.get(i) for i, mine in enumerate(own)]
 
 

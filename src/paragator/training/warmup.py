@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +20,9 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from paragator.config import TaskConfig
+from paragator.config import ModelConfig, TaskConfig
 from paragator.core.errors import RunError, UsageError
-from paragator.engines.local.loading import placed
+from paragator.engines.local.loading import folder_of, placed
 from paragator.settings import Section
 from paragator.tasks.demonstrations import DEMONSTRATORS, Demonstrator, Piece
 from paragator.training import checkpoint
@@ -35,6 +36,8 @@ class WarmupConfig(Section):
 
     output: str
     """Where the model goes: config, safetensors, tokenizer."""
+    start: str | None = None
+    """A model to start from, as model.path names one, with the task's own words as its tokens; None: from nothing."""
     seed: int = 0
     task: TaskConfig = TaskConfig()
     width: int = Field(160, ge=32, multiple_of=32)
@@ -107,6 +110,18 @@ def build_model(config: WarmupConfig, words: int) -> LlamaForCausalLM:
     )
 
 
+def started(path: str, words: Sequence[str]) -> tuple[LlamaForCausalLM, Sequence[str]]:
+    """A small model made before, in float32, and its words; UsageError where it lacks some of `words`."""
+    folder = folder_of(ModelConfig(path=path))
+    tokens = json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"] if folder else {}
+    lacking = [word for word in words if word not in tokens]
+    if folder is None or lacking:
+        raise UsageError(
+            f"start = {path!r}: no local model that knows the words of this task, such as {lacking[0]!r}; start from nothing"
+        )
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), sorted(tokens, key=tokens.__getitem__)
+
+
 def collate(rows: Sequence[Sequence[Piece]], ids: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids [R, T] and loss weights [R, T], right-padded with zeros."""
     tokens = [[ids[w] for text, _ in row for w in text.split(" ")] for row in rows]
@@ -147,8 +162,12 @@ def warmup(config: WarmupConfig, say: Callable[[str], None]) -> Path:
     placed(torch.nn.Linear(1, 1), config.device, "device")  # before demonstrations take their time
     say(f"{config.task.name}: preparing demonstrations")
     demonstrator = DEMONSTRATORS[config.task.name](config.task, config.seed, config.careless)
-    words = demonstrator.words
-    model, tokenizer = placed(build_model(config, len(words)), config.device, "device"), build_tokenizer(words)
+    words: Sequence[str] = demonstrator.words
+    if config.start is None:
+        model = build_model(config, len(words))
+    else:
+        model, words = started(config.start, words)
+    model, tokenizer = placed(model, config.device, "device"), build_tokenizer(words)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     done, spent = resume(config, model, optimizer, say)
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(words)} tokens")
