@@ -18,6 +18,7 @@ VERBS = {
     "train": "train a model by a config, with an evaluation before and after and a report",
     "eval": "run iterated aggregation on held-out problems and print accuracy by round",
     "solve": "one problem, its rounds on screen, over any engine",
+    "serve": "an OpenAI-compatible server that answers by rounds over any engine",
     "grade": "the verdict on one answer, or on every row of a JSONL file",
     "study": "methods by seeds, each run in a process of its own, and their comparison",
     "compare": "runs side by side: table and pictures",

@@ -16,7 +16,19 @@ from paragator.core.scaffold import Scaffold, derive, run
 from paragator.core.siblings import one_by_one
 from paragator.core.text import printable
 from paragator.core.thinking import strip_thinking
-from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Sample, Stage, Trace
+from paragator.core.types import (
+    Completion,
+    Failure,
+    FinishReason,
+    Grade,
+    Group,
+    Plan,
+    Problem,
+    Prompt,
+    Sample,
+    Stage,
+    Trace,
+)
 from paragator.grading.decide import canonical
 from paragator.grading.extract import final_answer
 from paragator.records import Graded
@@ -174,6 +186,7 @@ class Solution:
     trace    all rounds; `trace.failure` says why later ones are missing
     tokens   of prompts and completions, where the engine knows them
     cost     by engine.price_in and engine.price_out; None without prices
+    finish_reason  of the solution that `text` is: "length" where it was cut
     """
 
     answer: str | None
@@ -183,6 +196,7 @@ class Solution:
     tokens: int
     seconds: float
     cost: float | None = None
+    finish_reason: FinishReason = "stop"
 
     def __str__(self) -> str:
         return printable(f"{self.text}\n\nAnswer: {self.answer if self.answer is not None else '(none)'}")
@@ -303,6 +317,7 @@ def solution_of(trace: Trace, rounds: list[Round], prices: tuple[float, float]) 
         prompt_tokens + completion_tokens,
         max((r.start + r.seconds for r in rounds), default=0.0) - min((r.start for r in rounds), default=0.0),
         (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6 if any(prices) else None,
+        best.finish_reason,
     )
 
 

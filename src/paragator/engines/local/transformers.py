@@ -85,7 +85,10 @@ class TransformersEngine:
         """n samples of one prompt, in order, with their token ids and log-probabilities as sampled."""
         if stage not in self.sampling:
             raise UsageError(f"no sampling settings for stage {stage!r}: this engine has {sorted(self.sampling)}")
-        sampling = self.sampling[stage]
+        return await self.sampled(prompt, n, stage=stage, seed=seed, sampling=self.sampling[stage])
+
+    async def sampled(self, prompt: Prompt, n: int, *, stage: Stage, seed: int, sampling: Sampling) -> Group:
+        """The same with other sampling settings than the stage's."""
         prompt_ids = tuple(encode(self.tokenizer, prompt, self.template_arguments))
         if max(prompt_ids, default=0) >= self.embeddings:
             raise UsageError(

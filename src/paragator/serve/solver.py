@@ -1,0 +1,148 @@
+"""Questions answered by rounds over one engine that all of them share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from inspect import isawaitable
+from pathlib import Path
+from typing import Any
+
+from paragator.config import Config
+from paragator.core.errors import UsageError
+from paragator.core.scaffold import Scaffold
+from paragator.core.types import Group, Problem, Prompt, Sample, Stage
+from paragator.engines.journal import never
+from paragator.runs import resolve
+from paragator.runs.connect import connection_of, loaded
+from paragator.runs.solve import NOTHING, Round, Seen, Solution, Watch, prices, problem_of, watched
+from paragator.serve.errors import ApiError, refused
+from paragator.serve.protocol import Question
+from paragator.serve.settings import ServeSettings
+from paragator.serve.strategies import plan_values
+
+
+class Tuned:
+    """An engine in this process with a request's own sampling; requests of all of them share its batches."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.sampling = engine, engine.sampling
+
+    async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+        group: Group = await self.engine.sampled(prompt, n, stage=stage, seed=seed, sampling=self.sampling[stage])
+        return group
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+@dataclass(slots=True)
+class Work:
+    """One question's rounds, ready to run; their tokens are counted as they arrive."""
+
+    solver: Solver
+    problem: Problem
+    watch: Watch
+    scaffold: Scaffold
+    counted: int = 0
+
+    async def run(self, seen: Seen) -> Solution:
+        def noted(round_: Round) -> None:
+            self.count()
+            seen(round_)
+
+        self.watch.seen = noted
+        return await watched(self.problem, self.watch, self.scaffold, prices(self.solver.config))
+
+    def count(self) -> None:
+        """Count what arrived since the last time; ApiError once the server's budget is used up."""
+        tokens = sum(round_.tokens for round_ in self.watch.rounds)
+        self.solver.tokens += tokens - self.counted
+        self.counted = tokens
+        self.solver.check_budget()
+
+
+class Solver:
+    """What all questions share: config, engine, and the tokens spent so far."""
+
+    def __init__(self, config: Config, engine: Any, settings: ServeSettings) -> None:
+        self.config, self.engine, self.settings = config, engine, settings
+        self.remote = hasattr(engine, "endpoint")
+        own = getattr(engine, "model", None) if self.remote else Path(config.model.path).name
+        self.name = settings.model_name or (own if isinstance(own, str) else type(engine).__name__)
+        self.tokens = 0
+        for preset in settings.presets.values():
+            resolve.eval_plan(resolve.with_values(config, plan_values(preset.strategy)))
+
+    @property
+    def models(self) -> list[str]:
+        """What /v1/models lists."""
+        return [self.name, *self.settings.presets]
+
+    def work(self, question: Question) -> Work:
+        """The rounds of a question; ApiError for one that cannot be answered."""
+        self.check_budget()
+        try:
+            problem = problem_of(question.text)
+            config = resolve.with_values(self.config, self.values_of(question))
+            plan = resolve.eval_plan(config)
+            most = self.settings.max_solutions
+            if (asked := plan.candidates + plan.rounds * plan.aggregations) > most:
+                raise UsageError(f"{question.model}: {asked} solutions, this server makes {most} a request at most")
+            connection = connection_of(config, [problem], None, never, self.tuned(config))
+        except UsageError as error:
+            raise refused(error) from None
+        watch = Watch(connection.sample, plan, split=self.remote)
+        scaffold = Scaffold(plan, config.model.templates(), connection.packer, question.seed)
+        return Work(self, problem, watch, scaffold)
+
+    def values_of(self, question: Question) -> dict[str, Any]:
+        """What a model's name and a request's sampling set, as keys of the config."""
+        name, at, strategy = question.model.partition("@")
+        sampling: dict[str, Any] = {}
+        if question.model in self.settings.presets:
+            preset = self.settings.presets[question.model]
+            at, strategy = "@", preset.strategy
+            sampling = preset.model_dump(include={"temperature", "top_p", "max_tokens"}, exclude_none=True)
+        elif name != self.name:
+            known = ", ".join(self.models)
+            raise ApiError(404, f"no model {name!r:.200}; known: {known}", "model_not_found", param="model")
+        sampling |= question.sampling
+        if sampling.get("max_tokens", 1) > self.settings.max_tokens:
+            most = self.settings.max_tokens
+            raise ApiError(400, f"max_tokens: {most} at most", "invalid_request", param="max_tokens")
+        if self.config.engine.kind == "own" and sampling:
+            wrong = sorted(sampling)[0]
+            raise ApiError(400, f"{wrong} is fixed by this engine; leave it out", "unsupported_parameter", param=wrong)
+        values = {f"{stage}.{key}": value for stage in ("generate", "aggregate") for key, value in sampling.items()}
+        return values | (plan_values(strategy) if at else {})
+
+    def tuned(self, config: Config) -> Any:
+        """The engine as one request uses it; connection_of gives it the request's sampling."""
+        if config.engine.kind == "own":
+            return self.engine
+        return copy.copy(self.engine) if self.remote else Tuned(self.engine)
+
+    def check_budget(self) -> None:
+        limit = self.settings.max_tokens_total
+        if limit is not None and self.tokens >= limit:
+            raise ApiError(429, f"this server's {limit:,} tokens are used up", "insufficient_quota")
+
+
+@asynccontextmanager
+async def opened(config: Config, settings: ServeSettings, *, engine: Sample | None = None) -> AsyncIterator[Solver]:
+    """A solver over the engine that the config names, or over `engine`, connected until the block ends."""
+    resolved = resolve.resolve(config, training=False, task=NOTHING, engine=engine)
+    used: Any = resolved.engine if resolved.engine is not None else await loaded(config)
+    try:
+        if hasattr(used, "connect"):
+            await used.connect()
+        if config.engine.kind != "own":
+            config = resolve.within(config, getattr(used, "context", None))
+        connection_of(config, [], None, never, used)  # refuses what no question could be answered with
+        yield Solver(config, used, settings)
+    finally:
+        if isawaitable(closing := getattr(used, "close", lambda: None)()):
+            await closing
