@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
         socket = config.bind_socket()
     except SystemExit:
         raise UsageError(f"port {flags.port} is taken; choose another by --port, or 0 for a free one") from None
+    socket.listen()  # a browser that comes before the server has started waits
     print(f"http://localhost:{socket.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
     viewer.start()
     try:

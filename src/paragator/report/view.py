@@ -204,7 +204,7 @@ def application(viewer: Viewer) -> Starlette:
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.gzip import GZipMiddleware
-    from starlette.responses import HTMLResponse
+    from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 
     def shown(request: Request) -> Response:
@@ -212,8 +212,6 @@ def application(viewer: Viewer) -> Starlette:
 
     def answer(find: Any) -> Any:
         def handle(request: Request) -> Response:
-            from starlette.responses import JSONResponse
-
             try:
                 return JSONResponse(find(request.query_params))
             except DataError as error:
@@ -236,7 +234,8 @@ def application(viewer: Viewer) -> Starlette:
             number(asked, "repeat"),
         ),
     }
-    found = [Route("/", shown), *(Route(path, answer(find)) for path, find in routes.items())]
+    icon = Route("/favicon.ico", lambda request: Response(status_code=204))
+    found = [Route("/", shown), icon, *(Route(path, answer(find)) for path, find in routes.items())]
     return Starlette(routes=found, middleware=[Middleware(Guard), Middleware(GZipMiddleware, minimum_size=2000)])
 
 
