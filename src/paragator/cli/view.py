@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from paragator.core.errors import UsageError
 if TYPE_CHECKING:
     from paragator.report.index import TraceIndex
 
+SWITCH_S = 0.0005
+"""How long the thread that reads runs may keep the page waiting."""
 EPILOG = """\
 RUN is a run directory, a study's folder, or any folder with runs below it; ones that appear later are shown too.
 The page is for this machine only. From another one, forward the port:
@@ -47,6 +50,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"port {flags.port} is taken; choose another by --port, or 0 for a free one") from None
     socket.listen()  # a browser that comes before the server has started waits
     print(f"http://localhost:{socket.getsockname()[1]}  (Ctrl-C ends it)", flush=True)
+    sys.setswitchinterval(SWITCH_S)
     viewer.start()
     try:
         uvicorn.Server(config).run(sockets=[socket])
