@@ -183,8 +183,8 @@ def test_two_runs_side_by_side(watched: Watched, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", 0.05)]
     page.goto(write_reports(runs, tmp_path / "both.html").as_uri())
     assert page.locator("section.run").count() == 2
-    page.get_by_label("one line a method").check()
-    page.get_by_role("group", name="Runs").get_by_label("two").uncheck()
+    page.get_by_label("one line a method").click()
+    page.get_by_role("group", name="Runs").get_by_label("two").click()
     page.wait_for_function("document.querySelectorAll('section.run').length === 1")
     page.goto(page.url.partition("#")[0] + "#view=problem&run=one&file=eval_after&n=5")
     page.locator("#beside").select_option(label="two, after training")
