@@ -6,6 +6,7 @@
 # make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about an hour (docs/results/smollm2.md)
 # make weights      only its weights, SmolLM2-135M-Instruct in float32, into models/smollm2-135m
 # make bench        every benchmark with a peer, then docs/performance.md, in under half an hour; with vLLM where `make vllm` was run
+# make page     build the page again from web/ (needs Node 20; the built page is committed)
 # make clean        remove the environments and the caches; runs/ and models/ stay
 #
 # PYTHON=python3.12 picks another interpreter for the environment. pip's own settings (PIP_INDEX_URL, ...) are respected.
@@ -24,7 +25,7 @@ BENCH ?= --within 10
 FULL ?=
 KILLS ?= 200
 
-.PHONY: help quickstart test torture check vllm weights smollm2 bench clean
+.PHONY: help quickstart test torture check vllm weights smollm2 bench page clean
 .DELETE_ON_ERROR:
 
 help:
@@ -67,6 +68,9 @@ bench: $(DEV) $(SMOLLM2)/config.json
 	@$(if $(wildcard $(VLLM)),$(BIN)/python benchmarks/inference.py $(BENCH) $(FULL) --vllm,echo "no benchmarks/inference.py: it needs make vllm")
 	@$(BIN)/python benchmarks/plan.py $(BENCH)
 	@$(BIN)/python benchmarks/report.py
+
+page:
+	@cd web && npm ci --ignore-scripts --silent && npm run --silent build
 
 clean:
 	rm -rf .venv .venv-vllm build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

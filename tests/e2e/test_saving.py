@@ -142,7 +142,7 @@ def test_evaluations_while_training(cli: Cli, capsys: pytest.CaptureFixture[str]
     assert "evaluation after step 2: pass@1  round 0 " in said and "evaluation after step 4: " in said
     assert {path.name for path in (run_dir / "evals").iterdir()} == {"step_2.jsonl", "step_4.jsonl"}
     assert (run_dir / "evals" / "step_4.jsonl").read_bytes() == (run_dir / "eval_after.jsonl").read_bytes()
-    assert "Held-out accuracy over training" in (run_dir / "report.html").read_text()
+    assert '"evals":[{"step":' in (run_dir / "report.html").read_text()
     two, four = rows(run_dir / "evals.jsonl")
     assert two == {"step": 2, **EvalResult.read(run_dir / "evals" / "step_2.jsonl", 4).table().to_dict()}
     assert four["step"] == 4 and len(four["rounds"]) == 2

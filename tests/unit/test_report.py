@@ -1,15 +1,12 @@
-"""Pictures, the page and the comparison, from records made up here."""
+"""Pictures and the comparison, from records made up here."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +16,11 @@ from fakes import fake_evaluation, fake_metrics
 from paragator.cli.compare import main
 from paragator.core.errors import DataError, UsageError
 from paragator.core.estimators import Interval
-from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
+from paragator.core.types import Completion, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, append, append_json_lines
-from paragator.report.bars import bars, step_seconds, temperatures
+from paragator.report.bars import bars, temperatures
 from paragator.report.compare import draw
-from paragator.report.markup import show
-from paragator.report.page import write_report
-from paragator.report.plots import (
-    accuracy_by_round,
-    accuracy_by_tokens,
-    accuracy_over_training,
-    curves,
-    draw_line,
-    reward_curves,
-    shade,
-)
-from paragator.report.readings import choose, kind_of
+from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, curves, draw_line, reward_curves, shade
 from paragator.runs.events import Steps
 from paragator.stats.compare import compare
 from paragator.stats.curves import read_metrics, smooth
@@ -42,8 +28,6 @@ from paragator.stats.sheet import latex_text
 from paragator.stats.table import table
 
 PNG = b"\x89PNG\r\n\x1a\n"
-HOSTILE = '<script>alert("x")</script>\x1b[31m\x00 \u202eevil'
-VOID = {"meta", "img", "br", "link", "input"}
 
 
 def make_run(path: Path, method: str = "paragator", gain: float = 0.1, text: str = "problem") -> Path:
@@ -63,139 +47,9 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("paragator.report.plots.DPI", 40)
 
 
-class Checker(HTMLParser):
-    """Fails on a tag that is not closed in order; collects tags and what they load."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.loads: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def check_page(path: Path) -> str:
-    """The text of a page that is well-formed, self-contained and without script."""
-    text = path.read_text(encoding="utf-8")
-    checker = Checker()
-    checker.feed(text)
-    checker.close()
-    assert checker.open == []
-    assert "script" not in checker.tags
-    assert all(load.startswith("data:image/png;base64,") for load in checker.loads)
-    assert "@import" not in text and "url(" not in text
-    return text
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield make_run(tmp_path_factory.mktemp("runs") / "quick")
-
-
-def test_a_whole_run(run: Path) -> None:
-    text = check_page(write_report(run))
-    assert "method paragator" in text and "30 of 30 steps" in text
-    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert [base64.b64decode(picture)[:8] for picture in pictures] == [PNG] * 4
-    assert [text.count(f"<h2>{name}</h2>") for name in ("Accuracy", "Tokens and failures", "Accuracy by tokens")] == [
-        1
-    ] * 3
-    for sheet in table(fake_evaluation(0.1, seed=1)).sheets():
-        assert all(f"<td>{cell}</td>" in text for row in sheet.cells()[1:] for cell in row[1:])
-    assert "<td>after training, round 2</td>" in text
-    assert "Seconds: update" in text and "12,345" in text
-    assert "12 traces of eval_after.jsonl" in text
-    assert 'class="notice"' not in text
-    assert sorted(p.name for p in run.iterdir() if p.name.startswith(".")) == []
-    assert check_page(write_report(run)) == text
-
-
-def test_an_empty_run_gives_a_page(tmp_path: Path) -> None:
-    text = check_page(write_report(tmp_path))
-    assert "No evaluation is recorded." in text and "No training step is recorded." in text
-    assert "No config.json, manifest.json, metrics.jsonl" in text
-
-
-def test_an_interrupted_run_gives_a_page(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "cut")
-    (path / "eval_after.jsonl").unlink()
-    (path / "manifest.json").unlink()
-    with (path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 31, "generate/rew')
-    text = check_page(write_report(path))
-    assert "No manifest.json, eval_after.jsonl (yet)" in text
-    assert "evaluated before training" in text and "traces of traces.jsonl" in text
-
-
-def test_broken_files_become_notices(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "broken")
-    (path / "config.json").write_text("{")
-    (path / "metrics.jsonl").write_text('{"step": 1}\nnot json\n{"step": 2}\n')
-    (path / "eval_before.jsonl").write_text('{"version": 1}\n')
-    (path / "eval_after.jsonl").write_text('{"version": 99}\n')
-    text = check_page(write_report(path))
-    assert "config.json: not JSON" in text and "metrics.jsonl:2: not a JSON object" in text
-    assert "eval_after.jsonl:1: record version 99" in text and "eval_before.jsonl:1: " in text
-    assert text.count("record version 99") == 1 and "2 traces of traces.jsonl" in text
-
-
-def test_hostile_text_is_escaped(tmp_path: Path) -> None:
-    group = Group(Prompt(HOSTILE), (Completion(HOSTILE), Failure(HOSTILE)), pool=(), reductions=(HOSTILE,))
-    later = Group(Prompt(HOSTILE), (Completion(HOSTILE, "length"),), pool=(0,), reductions=(HOSTILE,))
-    plan = Plan.method(1, 1)
-    trace = Trace(Problem(HOSTILE, HOSTILE), plan, 0, ((group,), (later,)), failure=HOSTILE)
-    grade = Grade("incorrect", HOSTILE, HOSTILE)
-    append(tmp_path / "eval_after.jsonl", [Graded(trace, (((grade, None),), ((grade,),)))])
-    (tmp_path / "config.json").write_text(json.dumps({"name": HOSTILE, "method": {"name": HOSTILE}}))
-    (tmp_path / "manifest.json").write_text(json.dumps({"status": HOSTILE, "</pre>": HOSTILE}))
-    text = check_page(write_report(tmp_path))
-    assert "<script" not in text and not set("\x1b\x00\u202e") & set(text)
-    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;\\x1b[31m\\x00 \\u202eevil" in text
-
-
-def test_show_spells_out_what_cannot_be_seen() -> None:
-    assert show("a\n\tb\r\x7f\ud800\u2028é\u200b") == "a\n\tb\\r\\x7f\\ud800\\u2028é\\u200b"
-
-
-def test_long_texts_lose_their_middle(tmp_path: Path) -> None:
-    group = Group(Prompt("p"), (Completion("head" + "x" * 9000 + "tail"),))
-    trace = Trace(Problem("p", "p"), Plan.sampling(1), 0, ((group,),))
-    append(tmp_path / "traces.jsonl", [Graded(trace, (((Grade("incorrect"),),),))])
-    text = check_page(write_report(tmp_path))
-    assert "6,008 characters left out" in text and "x" * 4000 not in text
-
-
-def spelled(name: int, *rounds: str) -> Graded:
-    """A trace from letters: r right, w wrong, ? unscored, x failed."""
-    known = {"r": Grade("correct"), "w": Grade("incorrect"), "?": Grade("unscored"), "x": None}
-    groups = tuple(
-        (Group(Prompt("p"), tuple(Failure(c) if c == "x" else Completion(c) for c in spec)),) for spec in rounds
-    )
-    grades = tuple((tuple(known[c] for c in spec),) for spec in rounds)
-    return Graded(Trace(Problem(str(name), "p"), Plan.method(2, 1), 0, groups), grades)
-
-
-def test_choice_of_traces_mixes_kinds() -> None:
-    records = [spelled(i, *(("ww", "rw"), ("rw", "ww"), ("rw", "rw"))[i % 3]) for i in range(90)]
-    chosen = choose(records)
-    kinds = [kind for kind, _ in chosen]
-    assert [kinds.count(kind) for kind in ("solved", "lost", "plain")] == [8, 8, 8]
-    assert chosen == choose(iter(records))
-    assert [kind for kind, _ in choose(records[:2])] == ["solved", "lost"]
-
-
-def test_what_was_not_scored_is_neither_wrong_nor_lost() -> None:
-    rounds = [("rw", "xx"), ("rw", "w?"), ("rw", ""), ("??", "rw"), ("wx", "rw"), ("w?", "rw"), ("r?", "rx")]
-    assert [kind_of(spelled(0, *some)) for some in rounds] == ["plain"] * len(rounds)
-    assert [kind_of(spelled(0, *some)) for some in (("ww", "r?"), ("rx", "ww"))] == ["solved", "lost"]
 
 
 def test_pictures_of_little_are_pictures() -> None:
@@ -264,24 +118,11 @@ def test_a_label_that_begins_with_an_underscore_is_in_the_legend(panels: list[An
     assert [axes.get_legend_handles_labels()[1] for axes in panels] == [[" _a"]] * 4
 
 
-def test_accuracy_while_training(panels: list[Any]) -> None:
-    """A line a round over steps, in percent; a round without a number leaves a gap."""
-    cells = [{"mean": m, "low": m - 0.1, "high": None} for m in (0.25, 0.5, 0.75)]
-    rows = [{"step": 10, "rounds": [{"pass_at_1": cells[0]}, {"pass_at_1": cells[1]}]},
-            {"step": 20, "rounds": [{"pass_at_1": None}, {"pass_at_1": cells[2]}]}]  # fmt: skip
-    accuracy_over_training(rows)
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in panels[-1].lines if line.get_label()[0] != "_"}
-    assert drawn == {"round 0": [[10, 25]], "round 1": [[10, 50], [20, 75]]}
-    assert accuracy_over_training([]) is None
-
-
 def test_pictures_of_nothing_are_none() -> None:
     unscored = Grade("unscored")
     trace = Trace(Problem("p", "p"), Plan.sampling(1), 0, ((Group(Prompt("p"), (Completion("x"),)),),))
     empty = table([Graded(trace, (((unscored,),),))])
     assert [reward_curves({}), reward_curves({"a": [{"step": 1}]}), accuracy_by_round({}), bars({})] == [None] * 4
-    assert step_seconds([{"step": 1, "seconds": 2.0}]) is None
-    assert step_seconds([{"step": 1, "seconds/generate": 2.0}, {"step": 2, "seconds/update": None}])
     for picture in (accuracy_by_round, accuracy_by_tokens):
         assert picture({"one": empty}) is None
     assert bars({"one": {"b": empty}}) is None and temperatures({"one": {1.0: empty}}) is None
@@ -405,16 +246,14 @@ def test_a_picture_of_temperatures_has_every_row(tmp_path: Path) -> None:
     }
 
 
-def test_an_interrupted_evaluation_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paragator.report.page.pictures", lambda *_: "")
+def test_an_interrupted_evaluation_is_named(tmp_path: Path) -> None:
     path = make_eval(tmp_path / "cut", "base", "aime", eval={"problems": 128, "repeats": 2})
     (path / "manifest.json").write_text('{"held_out": 8}')
     said = "only 12 of 16 traces (interrupted"
-    assert f"eval.jsonl: {said}" in check_page(write_report(path))
     assert f"Incomplete: {path}, {said}" in compare([path]).markdown()
     whole = make_eval(tmp_path / "whole", "base", "aime", eval={"problems": 128, "repeats": 1})
     (whole / "manifest.json").write_text('{"held_out": 12}')
-    assert "(interrupted" not in check_page(write_report(whole)) + compare([whole]).markdown()
+    assert "(interrupted" not in compare([whole]).markdown()
 
 
 def test_one_seed_is_said_to_be_one(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ import pytest
 from paragator.config import Config, TaskConfig
 from paragator.core.errors import DataError, RunError, UsageError
 from paragator.core.types import Completion, Grade, Group, Plan, Problem, Prompt, Trace
-from paragator.records import Graded, append, read
+from paragator.records import Graded, append, encode, read
 from paragator.report.page import write_report
-from paragator.report.readings import reading
+from paragator.report.rollouts import detail
 from paragator.results import EvalResult
 from paragator.runs.folder import check_same
 from paragator.settings import load, to_json
@@ -328,7 +328,8 @@ def test_the_threshold_is_said_wherever_numbers_are(tmp_path: Path) -> None:
     again = EvalResult.read(tmp_path / "eval.jsonl")
     assert says in again.text() and says in again._repr_html_() and says in write_report(tmp_path).read_text()
     assert [record.trace.extra["correct_from"] for record in read(tmp_path / "eval.jsonl")] == [0.5, 0.5]
-    assert "incorrect, reward 0.2" in reading("plain", records[0])
+    card = detail(encode(records[0]))["rounds"][0][0]["outputs"][2]
+    assert (card["verdict"], card["reward"]) == ("incorrect", 0.2)
 
 
 def test_comparing_runs_of_two_thresholds_is_refused(tmp_path: Path) -> None:

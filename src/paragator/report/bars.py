@@ -1,9 +1,9 @@
-"""Bars and few numbers with whiskers: accuracy by benchmark and by initial temperature, seconds of each step by part."""
+"""Bars and few numbers with whiskers: accuracy by benchmark and by initial temperature."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from paragator.report.plots import (
@@ -16,9 +16,7 @@ from paragator.report.plots import (
     percent,
     say_empty,
     whiskers,
-    whole_ticks,
 )
-from paragator.stats.curves import is_number
 from paragator.stats.table import EvalTable, in_short
 
 BARS = ("#56B4E9", "#E69F00", "#0072B2")
@@ -80,30 +78,6 @@ def temperatures(panels: Mapping[str, Mapping[float, EvalTable]], about: str = "
         axes.margins(x=0.1)
     axes_list[0].set_ylim(bottom=0)  # the panels share it, so only once all are drawn
     return finish(figure, axes_list)
-
-
-PARTS = ("generate", "both", "aggregate", "grade", "update", "publish", "idle")
-"""A step's parts in the order in which they begin; "both" is generating and aggregating at the same time."""
-
-
-def step_seconds(metrics: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """Seconds of each step, stacked by part. Returns a PNG; None where no step recorded them."""
-    rows = [row for row in metrics if is_number(row.get("step"))]
-    values = {
-        part: [float(found) if is_number(found := row.get(f"seconds/{part}")) else 0.0 for row in rows]
-        for part in PARTS
-    }
-    shown = [part for part in PARTS if any(values[part])]
-    if not shown:
-        return None
-    figure, (axes,) = canvas(1, "Seconds", shown)
-    steps, bottom = [row["step"] for row in rows], [0.0] * len(rows)
-    for part in shown:
-        axes.bar(steps, values[part], width=1.0, bottom=bottom, color=COLOURS[PARTS.index(part)], label=part)
-        bottom = [under + here for under, here in zip(bottom, values[part], strict=True)]
-    axes.set_xlabel("Optimiser step")
-    whole_ticks(axes)
-    return finish(figure, [axes])
 
 
 def variant_seconds(plan: Mapping[str, Any]) -> bytes:

@@ -131,23 +131,6 @@ def accuracy_by_round(tables: Mapping[str, EvalTable]) -> bytes | None:
     return finish(figure, panels) if any_drawn else None
 
 
-def accuracy_over_training(evals: Metrics) -> bytes | None:
-    """pass@1 of each round over optimiser steps, with 95% bands, from the rows of evals.jsonl. Returns a PNG, or None."""
-    rounds = max((len(row["rounds"]) for row in evals), default=0)
-    labels = [f"round {t}" for t in range(rounds)]
-    figure, panels = canvas(1, "Problems solved (%)", labels)
-    panels[0].set_xlabel(TITLES["step"])
-    drawn = False
-    for t, label in enumerate(labels):
-        cells = [(row["step"], row["rounds"][t]["pass_at_1"]) for row in evals if t < len(row["rounds"])]
-        points = [(step, Interval(*(math.nan if cell[end] is None else cell[end] for end in ("mean", "low", "high"))))
-                  for step, cell in cells if cell]  # fmt: skip
-        drawn |= draw_line(panels[0], points, label, t, shade(rounds))
-    whole_ticks(panels[0])
-    panels[0].set_ylim(bottom=0)
-    return finish(figure, panels) if drawn else None
-
-
 def accuracy_by_tokens(tables: Mapping[str, EvalTable], title: str = "") -> bytes | None:
     """pass@1 by round over the mean number of tokens generated so far, a problem, with 95% bands; and voting at equal cost.
 

@@ -1,0 +1,219 @@
+// The first screen: did it learn, does aggregation pay, is something wrong? Below it every curve, and the tables.
+import { useState } from "preact/hooks";
+import { Chart, color, smooth, type About, type Line } from "./charts";
+import { link } from "./route";
+import { number, percent, visible } from "./text";
+import type { Evaluation, Interval, Metric, Run } from "./types";
+import { FILES } from "./types";
+
+const pick = (rows: Metric[], key: string) => rows.filter((row) => Number.isFinite(row[key] as number));
+const mean = (values: number[]) => values.reduce((a, b) => a + b, 0) / values.length;
+const cell = (one: Evaluation | undefined, round: number, name: string) => one?.rounds[round]?.[name] as Interval | null | undefined;
+const between = (one: Interval | null | undefined) => one ? `${percent(one.mean)} [${percent(one.low)}, ${percent(one.high)}]` : "-";
+const main = (run: Run): Evaluation | undefined => run.evaluations.eval_after ?? run.evaluations.eval ?? run.evaluations.eval_before;
+
+/** First and last tenth of a metric, at least one step each. */
+function ends(rows: Metric[], key: string): [number, number] | null {
+  const known = pick(rows, key).map((row) => row[key] as number), some = Math.max(1, Math.floor(known.length / 10));
+  return known.length ? [mean(known.slice(0, some)), mean(known.slice(-some))] : null;
+}
+
+function Learned({ run }: { run: Run }) {
+  const stages = [["candidates", "generate/reward"], ["aggregations", "aggregate/reward"]] as const;
+  const found = stages.map(([who, key]) => [who, ends(run.metrics, key)] as const).filter(([, pair]) => pair);
+  const { eval_before: before, eval_after: after } = run.evaluations, last = (after?.rounds.length ?? 0) - 1;
+  const [was, is] = [cell(before, last, "pass_at_1"), cell(after, last, "pass_at_1")];
+  const verdict = !was || !is || was.low === null || is.low === null ? "" : is.low > was.high! ? "yes, on held-out problems"
+    : is.high! < was.low ? "no, it got worse" : "not shown: the intervals overlap";
+  return <>
+    {verdict && <p class="answer">{verdict}</p>}
+    {found.map(([who, pair]) => <p key={who}>Reward of {who}: {number(pair![0])} → <b>{number(pair![1])}</b></p>)}
+    {before && after && <p>Held out, candidates: {percent(cell(before, 0, "pass_at_1")?.mean)} → <b>{percent(cell(after, 0, "pass_at_1")?.mean)}</b>,
+      after {last} rounds: {percent(cell(before, last, "pass_at_1")?.mean)} → <b>{percent(cell(after, last, "pass_at_1")?.mean)}</b></p>}
+    {!found.length && <p class="soft">No training step is recorded.</p>}
+  </>;
+}
+
+function Pays({ run }: { run: Run }) {
+  const found = main(run);
+  if (!found) return <p class="soft">{run.pending?.length ? "Being computed…" : "No evaluation is recorded."}</p>;
+  const last = found.rounds.length - 1;
+  const gain = (found.rounds[last]?.minus_first as Record<string, Interval | null> | undefined)?.pass_at_1;
+  const verdict = !gain || gain.low === null ? "not known" : gain.low > 0 ? "yes" : gain.high! < 0 ? "no, it harms" : "not shown";
+  return <>
+    {last > 0 && <p class="answer">{verdict}{gain && <>: {gain.mean > 0 ? "+" : ""}{percent(gain.mean)} [{percent(gain.low)}, {percent(gain.high)}]</>}</p>}
+    <p>pass@1 {between(cell(found, 0, "pass_at_1"))}{last > 0 && <> → <b>{between(cell(found, last, "pass_at_1"))}</b> after {last} rounds</>}</p>
+    <p>Voting among {found.k} first candidates {between(cell(found, 0, "maj_at_k"))}; their pass@{found.k} {between(cell(found, 0, "pass_at_k"))}</p>
+    <p class="soft">{found.label}, {found.problems} problems. {found.note}</p>
+  </>;
+}
+
+function Wrong({ run }: { run: Run }) {
+  if (!run.warnings.length) return <p class="answer">nothing found</p>;
+  return <ul class="warnings">{run.warnings.map((one) =>
+    <li key={one.name + one.text}><a href={link({ view: "overview", about: one.name })}>{one.name}</a>: {visible(one.text)}</li>)}</ul>;
+}
+
+export function Summary({ run, hue }: { run: Run; hue: string }) {
+  const files = Object.keys(run.files ?? run.sources ?? {});
+  return (
+    <section class="run" aria-label={visible(run.key)}>
+      <h2><i class="dot" style={{ background: hue }} />{visible(run.key)}</h2>
+      <p class="soft">{visible([run.method, run.model, run.task].filter(Boolean).join(" · "))} · {run.steps}{run.planned ? ` of ${run.planned}` : ""} steps
+        {run.planned ? <> <progress max={run.planned} value={run.steps} aria-label="steps" /></> : null}
+        {files.map((file) => <> · <a key={file} href={link({ view: "rollouts", run: run.key, file })}>rollouts {FILES[file]}</a></>)}</p>
+      <div class="three">
+        <div><h3>Did it learn?</h3><Learned run={run} /></div>
+        <div><h3>Does aggregation pay?</h3><Pays run={run} /></div>
+        <div><h3>Is something wrong?</h3><Wrong run={run} /></div>
+      </div>
+    </section>
+  );
+}
+
+const SMALL: [About, [string, string][]][] = [
+  [{ title: "pass@k of candidates", x: "step", zero: true }, [["pass@k", "generate/pass_at_k"], ["pools with a right one", "pool/has_correct"]]],
+  [{ title: "Groups without credit", x: "step", zero: true }, [["candidates", "generate/zero_credit"], ["aggregations", "aggregate/zero_credit"]]],
+  [{ title: "Truncated", x: "step", zero: true }, [["candidates", "generate/truncated"], ["aggregations", "aggregate/truncated"]]],
+  [{ title: "Gradient norm", x: "step", zero: true }, [["all", "grad_norm"], ["candidates", "generate/grad_norm"], ["aggregations", "aggregate/grad_norm"]]],
+  [{ title: "Tokens a step", x: "step", zero: true }, [["tokens", "tokens"]]],
+  [{ title: "KL of trainer to sampler", x: "step" }, [["KL", "mismatch_kl"]]],
+  [{ title: "Learning rate", x: "step", zero: true }, [["rate", "lr"]]],
+  [{ title: "Loss", x: "step" }, [["loss", "loss"]]],
+];
+const DASHES: (number[] | undefined)[] = [undefined, [6, 4], [2, 3]];
+
+/** Curves of one metric, of each run or of each method with the band from its lowest seed to its highest. */
+function trained(groups: Group[], keys: [string, string][], share: number): Line[] {
+  return groups.flatMap((group) => keys.flatMap(([name, key], i): Line[] => {
+    const label = [group.label, keys.length > 1 ? name : ""].filter(Boolean).join(", "), dash = DASHES[i % 3];
+    const own = group.runs.map((run) => pick(run.metrics, key)).filter((rows) => rows.length);
+    if (own.length === 1) {
+      const x = own[0]!.map((row) => row.step), y = own[0]!.map((row) => row[key] as number);
+      const raw: Line[] = share ? [{ label: `${label}, raw`, color: group.hue, x, y, faint: true }] : [];
+      return [...raw, { label, color: group.hue, dash, x, y: share ? smooth(y, share) : y }];
+    }
+    const seeds = own.map((rows) => new Map(rows.map((row, j) => [row.step, smooth(rows.map((r) => r[key] as number), share)[j]!])));
+    const x = [...(seeds[0]?.keys() ?? [])].filter((step) => seeds.every((seed) => seed.has(step)));
+    const at = x.map((step) => seeds.map((seed) => seed.get(step)!));
+    return x.length ? [{ label, color: group.hue, dash, x, y: at.map(mean), low: at.map((v) => Math.min(...v)), high: at.map((v) => Math.max(...v)) }] : [];
+  }));
+}
+
+function byRound(runs: Run[], hues: string[], against: string): Line[] {
+  return runs.flatMap((run, i) => Object.entries(run.evaluations).sort().flatMap(([name, one]): Line[] => {
+    const at = (measure: string) => one.rounds.map((round) => round[measure] as Interval | null);
+    const x = against === "round" ? one.rounds.map((round) => round.round) : at("generated_so_far").map((c) => c?.mean ?? NaN);
+    const label = [runs.length > 1 ? run.key : "", FILES[name]].filter(Boolean).join(" "), known = at("pass_at_1");
+    if (x.some((value) => !Number.isFinite(value))) return [];
+    const scaled = (end: "mean" | "low" | "high") => known.map((c) => c === null || c?.[end] === null ? null : 100 * (c?.[end] as number));
+    const out: Line[] = [{ label, color: hues[i]!, dash: name === "eval_before" ? [6, 4] : undefined, x, y: scaled("mean"), low: scaled("low"), high: scaled("high"), points: true }];
+    const tokens = cell(one, 0, "tokens")?.mean, flat = (c: Interval | null | undefined) => x.map(() => (c ? 100 * c.mean : null));
+    if (name === "eval_before" && run.evaluations.eval_after) return out;
+    if (against === "round") return [...out,
+      { label: `${label}: voting among ${one.k}`, color: hues[i]!, dash: [2, 3], x, y: flat(cell(one, 0, "maj_at_k")) },
+      { label: `${label}: first pass@${one.k}`, color: hues[i]!, dash: [10, 3, 2, 3], x, y: flat(cell(one, 0, "pass_at_k")) }];
+    const votes = one.votes.filter(([, c]) => c);
+    return tokens ? [...out, { label: `${label}: voting among n`, color: hues[i]!, dash: [2, 3], points: true,
+      x: votes.map(([n]) => n * tokens), y: votes.map(([, c]) => 100 * c!.mean) }] : out;
+  }));
+}
+
+function measured(runs: Run[], hues: string[], name: string, scale = 1): Line[] {
+  return runs.flatMap((run, i) => Object.entries(run.evaluations).sort().map(([file, one]): Line => ({
+    label: [runs.length > 1 ? run.key : "", FILES[file]].filter(Boolean).join(" "), color: hues[i]!, dash: file === "eval_before" ? [6, 4] : undefined,
+    points: true, x: one.rounds.map((round) => round.round), y: one.rounds.map((round) => { const c = round[name] as Interval | null; return c ? scale * c.mean : null; }),
+    low: one.rounds.map((r) => { const c = r[name] as Interval | null; return c && c.low !== null ? scale * c.low : null; }),
+    high: one.rounds.map((r) => { const c = r[name] as Interval | null; return c && c.high !== null ? scale * c.high : null; }),
+  })));
+}
+
+/** Held-out pass@1 of the first and the last round while training. */
+function heldOut(runs: Run[], hues: string[]): Line[] {
+  return runs.filter((run) => run.evals?.length).flatMap((run) => [0, run.evals[0]!.rounds.length - 1].filter((t, i, all) => all.indexOf(t) === i).map((t): Line => {
+    const cells = run.evals.map((row) => row.rounds[t]?.pass_at_1 as Interval | null | undefined);
+    const part = (end: keyof Interval) => cells.map((c) => (c && c[end] !== null ? 100 * (c[end] as number) : null));
+    return { label: [runs.length > 1 ? run.key : "", `round ${t}`].filter(Boolean).join(", "), color: hues[runs.indexOf(run)]!, dash: t ? undefined : [6, 4],
+      points: true, x: run.evals.map((row) => row.step), y: part("mean"), low: part("low"), high: part("high") };
+  }));
+}
+
+/** Seconds of a step as lines that stand on each other. */
+function timeline(run: Run): Line[] {
+  const parts = ["generate", "both", "aggregate", "grade", "update", "publish", "idle"].map((name) => `seconds/${name}`);
+  const shown = parts.filter((key) => run.metrics.some((row) => row[key])), x = run.metrics.map((row) => row.step);
+  let under = x.map(() => 0);
+  return shown.map((key, i) => {
+    const low = under, y = run.metrics.map((row, j) => low[j]! + (Number(row[key]) || 0));
+    under = y;
+    return { label: key.replace("seconds/", "… and "), color: color(i), x, y, low, high: y };
+  });
+}
+
+export interface Group { label: string; hue: string; runs: Run[] }
+
+export function Overview({ runs, hues, theme, meanings, about }: {
+  runs: Run[]; hues: string[]; theme: string; meanings: Record<string, string>; about: string;
+}) {
+  const [share, setShare] = useState(0.1), [against, setAgainst] = useState("round"), [seeds, setSeeds] = useState(false);
+  const methods = [...new Set(runs.map((run) => run.method))];
+  const groups: Group[] = seeds ? methods.map((label, i) => ({ label, hue: color(i), runs: runs.filter((run) => run.method === label) }))
+    : runs.map((run, i) => ({ label: runs.length > 1 ? run.key : "", hue: hues[i]!, runs: [run] }));
+  const trains = runs.some((run) => run.metrics.length), names = Object.keys(meanings);
+  return <>
+    {runs.map((run, i) => <Summary key={run.key} run={run} hue={hues[i]!} />)}
+    <div class="bar" role="group" aria-label="Curves">
+      <label>Smoothing <input type="range" min="0" max="0.4" step="0.05" value={share} onInput={(e) => setShare(Number(e.currentTarget.value))} /></label>
+      <label>Accuracy by <select value={against} onChange={(e) => setAgainst(e.currentTarget.value)}>
+        <option value="round">round</option><option value="tokens">tokens generated</option></select></label>
+      {runs.length > 1 && <label><input type="checkbox" checked={seeds} onChange={(e) => setSeeds(e.currentTarget.checked)} /> one line a method, band over its runs</label>}
+      <span class="soft">Drag to zoom, double click to see all.</span>
+    </div>
+    <div class="grid two">
+      {trains && <Chart theme={theme} about={{ title: "Mean reward in training", x: "step", zero: true }}
+        lines={trained(groups, [["aggregations", "aggregate/reward"], ["candidates", "generate/reward"]], share)} />}
+      <Chart theme={theme} lines={byRound(runs, hues, against)} about={{ title: against === "round" ? "Accuracy by round (pass@1, %)" : "Accuracy by tokens (pass@1, %)",
+        x: against === "round" ? "round (0: candidates)" : "tokens generated a problem, all rounds so far", whole: against === "round", logX: against !== "round" }} />
+    </div>
+    <h2>Diversity and length, by round</h2>
+    <div class="grid">
+      {([["Distinct answers in a pool", "distinct_answers", 1], ["Recovery: all wrong to right (%)", "recovery", 100], ["Destruction: right in the pool, then wrong (%)", "destruction", 100],
+        ["Copied from a member (%)", "copy_rate", 100], ["Tokens a solution", "tokens", 1], ["Truncated (%)", "truncated", 100]] as const).map(([title, key, scale]) =>
+        <Chart key={key} theme={theme} lines={measured(runs, hues, key, scale)} about={{ title, x: "round", zero: true, whole: true, height: 180 }} />)}
+    </div>
+    {trains && <><h2>Training</h2><div class="grid">
+      {runs.some((run) => run.evals?.length) && <Chart theme={theme} lines={heldOut(runs, hues)} about={{ title: "Held-out accuracy over training (pass@1, %)", x: "step", zero: true, height: 180 }} />}
+      {SMALL.map(([what, keys]) => ({ what, lines: trained(groups, keys, share) })).filter(({ lines }) => lines.length).map(({ what, lines }) =>
+        <Chart key={what.title} theme={theme} lines={lines} about={{ ...what, height: 180 }} />)}
+      {runs.slice(0, 4).filter((run) => run.metrics.length).map((run) =>
+        <Chart key={`time ${run.key}`} theme={theme} lines={timeline(run)} about={{ title: `Seconds of a step${runs.length > 1 ? `, ${run.key}` : ""}`, x: "step", zero: true, height: 180 }} />)}
+    </div></>}
+    {runs.map((run) => <Tables key={run.key} run={run} titled={runs.length > 1} />)}
+    <h2 id="meanings">What the warnings mean</h2>
+    <dl>{names.map((name) => <div key={name} class={name === about ? "aim" : ""} tabIndex={-1}><dt id={`about-${name.replace(/ /g, "-")}`}>{name}</dt><dd>{meanings[name]}</dd></div>)}</dl>
+  </>;
+}
+
+/** One row a round, before and after side by side. */
+function Tables({ run, titled }: { run: Run; titled: boolean }) {
+  const found = Object.values(run.evaluations).sort((a, b) => b.label.localeCompare(a.label));
+  const titles = [...new Set(found.flatMap((one) => one.sheets.map((sheet) => sheet.title)))];
+  return <>
+    <h2>{titled ? `${visible(run.key)}: numbers by round` : "Numbers by round"}</h2>
+    {!found.length && <p class="soft">No evaluation is recorded.</p>}
+    {titles.map((title) => {
+      const sheets = found.map((one) => [one.label, one.sheets.find((sheet) => sheet.title === title)] as const).filter(([, sheet]) => sheet);
+      const heads = sheets[0]![1]!.cells[0]!, rounds = Math.max(...sheets.map(([, sheet]) => sheet!.cells.length - 1));
+      return <div class="scroll" key={title} tabIndex={0} role="region" aria-label={title}><table>
+        <caption>{title}</caption>
+        <thead><tr><th rowSpan={2} scope="col">round</th>{heads.slice(1).map((head) => <th key={head} colSpan={sheets.length} scope="colgroup">{head}</th>)}</tr>
+          <tr>{heads.slice(1).flatMap((head) => sheets.map(([label]) => <th key={head + label} scope="col">{label.replace(" training", "")}</th>))}</tr></thead>
+        <tbody>{Array.from({ length: rounds }, (_, t) => <tr key={t}><th scope="row">{t}</th>
+          {heads.slice(1).flatMap((head, column) => sheets.map(([label, sheet]) => <td key={head + label}>{sheet!.cells[t + 1]?.[column + 1] ?? "-"}</td>))}</tr>)}</tbody>
+      </table></div>;
+    })}
+    <p class="soft">Shares in percent, with 95% intervals bootstrapped over problems. A dash: nothing to measure.</p>
+    {(["config", "manifest"] as const).map((name) => <details key={name}><summary>{name === "config" ? "Configuration" : "Manifest"}</summary>
+      <pre>{visible(JSON.stringify(run[name], null, 2))}</pre></details>)}
+  </>;
+}
