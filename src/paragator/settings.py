@@ -52,21 +52,31 @@ MEANT = {
     "output_dir": "runs",
 }
 """What other libraries call a key, and what it is called here."""
+SHIPPED = " or the name of one that ships, such as quickstart (recipes)"
 
 S = TypeVar("S", bound=Section)
 
 
 def load(kind: type[S], path: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
-    """A config from a TOML file (None: defaults) and dotted overrides like ["--optimizer.lr", "1e-5"]."""
+    """A config from a TOML file or a recipe's name (None: defaults) and overrides like ["--optimizer.lr", "1e-5"]."""
     return validate(kind, read_values(path, overrides))
 
 
 def read_values(path: str | Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What a TOML file and the overrides of a command line set, by section; UsageError for what cannot be read."""
-    values = {} if path is None else read_toml(Path(path), "config")
+    values = {} if path is None else read_toml(recipe(Path(path)), "config")
     for key, text in pairs(overrides):
         put(values, key.split("."), parse_value(text), key)
     return values
+
+
+def recipe(path: Path) -> Path:
+    """A path as it is or, for a bare name such as `quickstart`, the config of that name that ships with the package."""
+    if path.suffix or path.exists() or len(path.parts) != 1:
+        return path
+    package = Path(__file__).parent
+    shipped = (package / "recipes" / f"{path}.toml", package.parents[1] / "configs" / f"{path}.toml")  # wheel; checkout
+    return next((file for file in shipped if file.is_file()), path)
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -74,7 +84,9 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{what} {path}: {error.strerror or error}; give the path of a TOML file") from None
+        raise UsageError(
+            f"{what} {path}: {error.strerror or error}; give the path of a TOML file{SHIPPED if what == 'config' else ''}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{what} {path} is not TOML: {error}; fix it") from None
 
