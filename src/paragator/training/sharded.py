@@ -43,8 +43,6 @@ class Shard(Policy):
     """A process's part of the policy. Every process calls the same methods at the same time."""
 
     def __init__(self, model: Any, tokenizer: Any, settings: PolicySettings, team: Team, replicas: int = 1) -> None:
-        if team.size % replicas:
-            raise UsageError(f"train.replicas = {replicas} does not divide the {team.size} processes of this run")
         self.team, self.replicas = team, replicas
         super().__init__(model, tokenizer, settings)
         self.updates = self.refused = 0
@@ -189,6 +187,10 @@ class Sharded(Shard):
 
 def lead(team: Team, model: Any, tokenizer: Any, config: Config) -> Sharded:
     """The learner of rank 0; the other processes load the same model."""
+    if team.size % config.train.replicas:
+        raise UsageError(
+            f"train.replicas = {config.train.replicas} does not divide the {team.size} processes of this run"
+        )
     precision = pick_precision(config.train.precision, str(model.device))  # one for all
     config = config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
     with team.order("begin", config=config.model_dump(mode="json")):
