@@ -304,7 +304,7 @@ def test_the_mean_reward_is_a_column_of_its_own() -> None:
     assert means(found, "reward") == [pytest.approx(0.91875)] * 2 and means(found, "pass_at_1") == [1 / 4] * 2
     assert "mean reward" in heads(found)
     (row, *_), note = found.sheets()[0].cells()[1:], found.note
-    assert row[1] == "25.0 [25.0, 25.0]" and row[5] == "0.919 [0.900, 0.938]"
+    assert row[1] == "25.0 [25.0, 25.0]" and row[heads(found).index("mean reward")] == "0.919 [0.900, 0.938]"
     assert note == "Some rewards are neither 0 nor 1; correct is a reward of 1 or more (task.correct_from)."
     assert found.to_dict()["note"] == note and "reward" in found.to_dict()["rounds"][1]["minus_first"]
 

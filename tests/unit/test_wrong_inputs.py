@@ -327,7 +327,7 @@ def test_overwrite_spares_what_is_no_run(fails: Fails, used: Path) -> None:
         ("sample --output o.jsonl --count 0", ["--count = 0", "at least 1"]),
         ("sample --output o.jsonl --count many", ["--count", "'many'", "paragator sample --help"]),
         ("warmup", ["no config given", "configs/warmup-countdown.toml"]),
-        ("report .", [". is not a run directory", "config.json"]),
+        ("report .", [".: no run directory", "config.json"]),
         ("report . --loud 1", ["unknown option --loud", "paragator report --help"]),
         ("doctor --loud", ["unknown option --loud", "paragator doctor --help"]),
         ("compare", ["runs", "paragator compare --help"]),

@@ -200,7 +200,7 @@ class Viewer:
 
 
 def application(viewer: Viewer) -> Starlette:
-    """The page at "/", and JSON below "/api". Only for this machine: see `Guard`."""
+    """The page at "/", and JSON below "/api". Only for this machine: see `LocalOnly`."""
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.gzip import GZipMiddleware
@@ -236,7 +236,7 @@ def application(viewer: Viewer) -> Starlette:
     }
     icon = Route("/favicon.ico", lambda request: Response(status_code=204))
     found = [Route("/", shown), icon, *(Route(path, answer(find)) for path, find in routes.items())]
-    return Starlette(routes=found, middleware=[Middleware(Guard), Middleware(GZipMiddleware, minimum_size=2000)])
+    return Starlette(routes=found, middleware=[Middleware(LocalOnly), Middleware(GZipMiddleware, minimum_size=2000)])
 
 
 def number(asked: Any, name: str) -> int:
@@ -256,7 +256,7 @@ def query_of(asked: Any) -> Query:
     )
 
 
-class Guard:
+class LocalOnly:
     """Refuses whoever is not this page: another host name (DNS rebinding), another origin, anything but reading."""
 
     def __init__(self, app: ASGIApp) -> None:

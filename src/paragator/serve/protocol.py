@@ -26,7 +26,7 @@ REFUSED = frozenset(NEUTRAL) | {
 SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
 
-class Part(BaseModel):
+class TextPart(BaseModel):
     model_config = ConfigDict(strict=True)
     type: Literal["text"]
     text: str
@@ -35,7 +35,7 @@ class Part(BaseModel):
 class Message(BaseModel):
     model_config = ConfigDict(strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[TextPart]
 
     @property
     def text(self) -> str:
