@@ -38,7 +38,8 @@ class EvalTable:
     @property
     def measures(self) -> list[str]:
         """The measures that it shows."""
-        return [name for name in MEASURES if (name, 0, "") in self.found]
+        known = {name for name, _, minus in self.found if not minus}
+        return [name for name in MEASURES if name in known]
 
     def cell(self, measure: str, round_: int, minus: Minus = "") -> Interval:
         """One number; all NaN where there is none."""
