@@ -7,6 +7,7 @@
 # make weights      only its weights, SmolLM2-135M-Instruct in float32, into models/smollm2-135m
 # make bench        every benchmark with a peer, then docs/performance.md, in under half an hour; with vLLM where `make vllm` was run
 # make page     build the page again from web/ (needs Node 20; the built page is committed)
+# make docs         the documentation site, build/site/index.html; a dead link or a broken docstring fails
 # make clean        remove the environments and the caches; runs/ and models/ stay
 #
 # PYTHON=python3.12 picks another interpreter for the environment. pip's own settings (PIP_INDEX_URL, ...) are respected.
@@ -18,6 +19,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 CORE := .venv/installed
 DEV := .venv/installed-dev
+DOCS := .venv/installed-docs
 VLLM := .venv-vllm/installed
 SMOLLM2 := models/smollm2-135m
 CONFIG := configs/quickstart.toml
@@ -25,7 +27,7 @@ BENCH ?= --within 10
 FULL ?=
 KILLS ?= 200
 
-.PHONY: help quickstart test torture check vllm weights smollm2 bench page clean
+.PHONY: help quickstart test torture check vllm weights smollm2 bench page docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -72,6 +74,10 @@ bench: $(DEV) $(SMOLLM2)/config.json
 page:
 	@cd web && npm ci --ignore-scripts --silent && npm run --silent build
 
+docs: $(DOCS)
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs/site docs build/site
+	@echo "site: $(CURDIR)/build/site/index.html"
+
 clean:
 	rm -rf .venv .venv-vllm build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -89,6 +95,11 @@ $(CORE): pyproject.toml constraints.txt | $(BIN)/python
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing paragator and its development tools into .venv (about 2 minutes)"
 	@$(PIP) -e '.[dev]'
+	@touch $@ $(CORE)
+
+$(DOCS): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing paragator and the generator of its site into .venv"
+	@$(PIP) -e '.[docs]'
 	@touch $@ $(CORE)
 
 # vLLM requires three packages for images and sound that do not load with this torch, and that text does not need.
