@@ -12,9 +12,9 @@ from paragator.core.errors import UsageError
 from paragator.core.methods import Method, register_method
 from paragator.core.types import Grade, Plan, Problem, Sample
 from paragator.results import EvalResult, TrainResult
+from paragator.runs.defaults import eval_config, solve_config, suited
 from paragator.runs.events import Events
 from paragator.runs.folder import is_used
-from paragator.runs.resolve import eval_config, solve_config, suited
 from paragator.runs.solve import Seen, Solution, problem_of, watch_of
 from paragator.settings import load, merged, nested, read_values, validate
 from paragator.strategies import Strategy, register_strategy

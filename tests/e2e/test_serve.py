@@ -21,7 +21,7 @@ import pytest
 from multidict import CIMultiDict
 
 from paragator.core.errors import UsageError
-from paragator.runs.resolve import solve_config
+from paragator.runs.defaults import solve_config
 from paragator.serve.listen import listening
 from paragator.serve.settings import Preset, ServeSettings, key_of
 from paragator.serve.strategies import plan_values

@@ -444,7 +444,7 @@ def test_names_with_settings() -> None:
     [
         ("majorty", "did you mean majority"),
         ("pairwise:bugdet=2", "bugdet is no setting of it; it has n, budget, degree"),
-        ("pairwise:budget", "cannot be loaded"),
+        ("pairwise:budget", "write it as module:function"),
         ("pairwise:budget=", "is no setting; write it as key=value"),
         ("pairwise:n=x", "n = 'x' is not of its type"),
         ("majority:n=-1", "use 0 or more"),
@@ -452,8 +452,8 @@ def test_names_with_settings() -> None:
         ("confidence:keep=0", "keep a share"),
         ("pacore:widths=0/4", "numbers? above 0"),
         ("agree:confidence=0.2", "use 0.5 to 1"),
-        ("no_such_module:f", "cannot be loaded"),
-        ("math:pi", "name an async function"),
+        ("no_such_module:f", "write it as module:function"),
+        ("math:pi", "is not a function; write it as module:function"),
     ],
 )
 def test_wrong_names_are_told_in_one_line(text: str, says: str) -> None:

@@ -382,7 +382,7 @@ def test_recorded_candidates_and_sampled_rounds(
     names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody is asked for a candidate; aggregations and ratings see recorded texts and come from the engine."""
-    from paragator.runs import resolve
+    from paragator.runs import defaults, resolve
     from paragator.runs.evaluate import evaluate as evaluate_run
     from paragator.tasks.base import Task as TaskOfFile
 
@@ -396,7 +396,7 @@ def test_recorded_candidates_and_sampled_rounds(
         "name": "run", "runs": str(tmp_path), "engine": {"kind": "openai", "url": "http://localhost:1/v1", "recording": str(path)},
         "eval": {"candidates": 4, "pool_size": 4, "rounds": 1, "strategies": names},
     }  # fmt: skip
-    config = resolve.eval_config(values)
+    config = defaults.eval_config(values)
     assert config.task.path == str(path) and config.eval.problems == 5 and config.eval.rounds == 1
     engine = Scripted(reply)
     task: TaskOfFile = sums()
@@ -406,4 +406,4 @@ def test_recorded_candidates_and_sampled_rounds(
     for record in result.traces:
         assert [one.text.split()[0] for one in record.trace.population(0)] == ["recorded"] * 4
     with pytest.raises(UsageError, match="6 candidates asked, 5 recorded"):
-        resolve.resolve(resolve.with_values(config, {"eval.candidates": 6, "eval.strategies": []}), training=False)
+        resolve.resolve(defaults.with_values(config, {"eval.candidates": 6, "eval.strategies": []}), training=False)

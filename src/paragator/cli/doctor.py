@@ -8,8 +8,8 @@ from typing import Any
 
 from paragator.cli.main import parse, parser_for
 from paragator.core.errors import UsageError
+from paragator.runs.defaults import run_config
 from paragator.runs.folder import installed
-from paragator.runs.resolve import run_config
 from paragator.settings import read_values
 
 PACKAGES = ("paragator", "torch", "transformers", "accelerate", "reasoning-gym", "peft", "trl")

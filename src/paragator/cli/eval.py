@@ -13,8 +13,9 @@ from paragator.cli.show import Terminal
 from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.results import run_json
+from paragator.runs.defaults import eval_config, eval_name
 from paragator.runs.evaluate import evaluate
-from paragator.runs.resolve import eval_config, eval_name, held_out, resolve
+from paragator.runs.resolve import held_out, resolve
 from paragator.settings import merged, nested, parse_value, read_values, to_json
 from paragator.tasks.files import is_data_file
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from paragator.cli.main import parse, parser_for
 from paragator.core.errors import UsageError
+from paragator.runs.defaults import run_config
 from paragator.runs.events import Events, Printing
-from paragator.runs.resolve import run_config
 from paragator.runs.sample import sample
 from paragator.settings import read_values
 

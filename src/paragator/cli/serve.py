@@ -10,7 +10,7 @@ from paragator.cli.eval import add_short, values_of
 from paragator.cli.main import parse, parser_for
 from paragator.config import Config
 from paragator.core.errors import UsageError
-from paragator.runs.resolve import solve_config
+from paragator.runs.defaults import solve_config
 
 if TYPE_CHECKING:
     from paragator.serve.settings import ServeSettings

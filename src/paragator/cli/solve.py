@@ -14,8 +14,8 @@ from paragator.cli import screen
 from paragator.cli.eval import add_short, add_strategy, values_of
 from paragator.cli.main import INTERRUPTED, PARTIAL, parse, parser_for
 from paragator.core.errors import DataError, UsageError
+from paragator.runs.defaults import solve_config
 from paragator.runs.folder import check_output
-from paragator.runs.resolve import solve_config
 from paragator.runs.solve import Solution, Watch, prices, problem_of, solve, stopped, unscored, watch_of
 
 FLAGS = ("--model", "--url", "--rounds", "--candidates", "--pool-size", "--pools")

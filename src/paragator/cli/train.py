@@ -13,8 +13,9 @@ from paragator.cli.show import Terminal
 from paragator.core.errors import ParagatorError, RunError
 from paragator.results import run_json
 from paragator.runs import launch
+from paragator.runs.defaults import run_config
 from paragator.runs.folder import check_state
-from paragator.runs.resolve import resolve, run_config
+from paragator.runs.resolve import resolve
 from paragator.settings import read_values, to_json
 
 

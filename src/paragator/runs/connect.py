@@ -16,7 +16,7 @@ from paragator.core.packing import Packer
 from paragator.core.types import Failure, Group, Problem, Prompt, Sample, Stage
 from paragator.engines.journal import Journal, never
 from paragator.engines.replay import Replay
-from paragator.runs import resolve
+from paragator.runs import defaults, resolve
 from paragator.runs.servers import servers_of
 from paragator.runs.usage import USAGE, Budget, UsageLog
 
@@ -81,7 +81,7 @@ async def connected(
     try:
         if hasattr(engine, "connect"):
             await engine.connect()
-        shorter = config if config.engine.kind == "own" else resolve.within(config, getattr(engine, "context", None))
+        shorter = config if config.engine.kind == "own" else defaults.within(config, getattr(engine, "context", None))
         connection = connection_of(shorter, problems, run_dir, stop, engine)
         if shorter is not config:
             connection = shortened(connection, shorter, engine)

@@ -15,7 +15,7 @@ from paragator.core.errors import UsageError
 from paragator.core.scaffold import Scaffold
 from paragator.core.types import Group, Problem, Prompt, Sample, Stage
 from paragator.engines.journal import never
-from paragator.runs import resolve
+from paragator.runs import defaults, resolve
 from paragator.runs.connect import connection_of, loaded
 from paragator.runs.solve import NOTHING, Round, Seen, Solution, Watch, prices, problem_of, watched
 from paragator.serve.errors import ApiError, refused
@@ -74,7 +74,7 @@ class Solver:
         self.name = settings.model_name or (own if isinstance(own, str) else type(engine).__name__)
         self.tokens = 0
         for preset in settings.presets.values():
-            resolve.eval_plan(resolve.with_values(config, plan_values(preset.strategy)))
+            resolve.eval_plan(defaults.with_values(config, plan_values(preset.strategy)))
 
     @property
     def models(self) -> list[str]:
@@ -86,7 +86,7 @@ class Solver:
         self.check_budget()
         try:
             problem = problem_of(question.text)
-            config = resolve.with_values(self.config, self.values_of(question))
+            config = defaults.with_values(self.config, self.values_of(question))
             plan = resolve.eval_plan(config)
             most = self.settings.max_solutions
             if (asked := plan.candidates + plan.rounds * plan.aggregations) > most:
@@ -140,7 +140,7 @@ async def opened(config: Config, settings: ServeSettings, *, engine: Sample | No
         if hasattr(used, "connect"):
             await used.connect()
         if config.engine.kind != "own":
-            config = resolve.within(config, getattr(used, "context", None))
+            config = defaults.within(config, getattr(used, "context", None))
         connection_of(config, [], None, never, used)  # refuses what no question could be answered with
         yield Solver(config, used, settings)
     finally:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import os
 import re
-import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, get_args, get_origin, get_type_hints
 
 from paragator.core.errors import UsageError
-from paragator.core.text import one_line
+from paragator.core.hooks import function_named
 from paragator.core.types import Plan, Trace
 from paragator.strategies.aggregate import Aggregate
 from paragator.strategies.agree import Agree
@@ -105,7 +102,7 @@ def strategy_named(text: str) -> Named:
     parts = text.strip().split(":")
     name, rest = parts[0], parts[1:]
     if rest and "=" not in rest[0]:
-        strategy, rest = imported(name, rest[0]), rest[1:]
+        strategy, rest = function_named(f"{name}:{rest[0]}", "strategy", "asking"), rest[1:]
     elif name in STRATEGIES:
         strategy = STRATEGIES[name]
     else:
@@ -114,23 +111,6 @@ def strategy_named(text: str) -> Named:
         raise UsageError(f"strategy {name!r} is not known; {hint}")
     settings = pairs_of(text, ":".join(rest)) if rest else {}
     return Named(text.strip(), with_settings(text, strategy, settings) if settings else strategy)
-
-
-def imported(module: str, name: str) -> Strategy:
-    """A strategy of the user's own; its module may lie in the current folder."""
-    if os.getcwd() not in sys.path:  # the `paragator` script, unlike `python -m`, leaves it out
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # user code may raise anything
-        what = f"{type(error).__name__}: {one_line(str(error), 200)}"
-        raise UsageError(
-            f"strategy '{module}:{name}' cannot be loaded ({what}); name an importable function"
-        ) from error
-    if not callable(found):
-        raise UsageError(f"strategy '{module}:{name}' is {found!r:.60}; name an async function of an Asking")
-    strategy: Strategy = found
-    return strategy
 
 
 def pairs_of(text: str, rest: str) -> dict[str, str]:

@@ -18,8 +18,8 @@ from paragator.config import Config, EvalConfig, ModelConfig
 from paragator.core.errors import UsageError
 from paragator.core.methods import method_named
 from paragator.engines.local.loading import facts, folder_of
+from paragator.runs.defaults import run_config
 from paragator.runs.folder import MAY_CHANGE, OWN_WEIGHTS, files_of, flat, hash_of
-from paragator.runs.resolve import run_config
 from paragator.settings import Section, merged, read_toml
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -40,10 +40,9 @@ def prove(
         for stage, (prompt, branches) in zip(STAGES, shapes, strict=True)
     ]
     (row,) = pack(trees, sum(tree.num_tokens for tree in trees))
-    one_process = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     with told(model, "trained"), narrowed(model), autocast():
         plain = plain_log_probs(model, [(tree.prompt_ids, b.token_ids) for tree in trees for b in tree.branches])
-        with torch.set_grad_enabled(one_process):  # as in updates, whose kernels are then ready
+        with torch.enable_grad():  # as in updates, whose kernels are then ready
             packed = log_probs(model, collate(row).to(device_of(model)))
         compare(model, "packed", packed.tolist(), plain)
     if sampling:

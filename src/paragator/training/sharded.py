@@ -11,7 +11,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any, TypeVar
@@ -45,7 +45,6 @@ class Shard(Policy):
     def __init__(self, model: Any, tokenizer: Any, settings: PolicySettings, team: Team, replicas: int = 1) -> None:
         self.team, self.replicas = team, replicas
         super().__init__(model, tokenizer, settings)
-        self.updates = self.refused = 0
 
     def placed(self, model: Any, reference: Any) -> tuple[Any, Any]:
         """Both models sharded; `raw` is the whole model on rank 0."""
@@ -146,8 +145,9 @@ class Sharded(Shard):
     def update(self, trees: Sequence[Tree], step: int, kl_constants: Mapping[Stage, float]) -> dict[str, float]:
         if not trees:
             return dict(IDLE)
-        values = [asdict(tree) for tree in trees]
-        with self.team.order("update", trees=values, step=step, constants=dict(kl_constants)):
+        with self.team.order(
+            "update", trees=[values_of(tree) for tree in trees], step=step, constants=dict(kl_constants)
+        ):
             return super().update(trees, step, kl_constants)
 
     def state(self) -> tuple[Whole, dict[str, Whole]]:
@@ -299,7 +299,12 @@ def cost(row: PackedRow, hidden: int) -> float:
     return row.num_tokens + pairs / (6 * hidden)
 
 
-def tree_of(values: Mapping[str, Any]) -> Tree:
-    """A tree from its JSON."""
-    branches = (Branch(tuple(b["token_ids"]), tuple(b["logprobs"]), b["credit"]) for b in values["branches"])
-    return Tree(values["stage"], tuple(values["prompt_ids"]), tuple(branches))
+def values_of(tree: Tree) -> list[Any]:
+    """A tree as JSON values, whose texts are what the other processes compute from."""
+    return [tree.stage, tree.prompt_ids, [[b.token_ids, b.logprobs, b.credit] for b in tree.branches]]
+
+
+def tree_of(values: Sequence[Any]) -> Tree:
+    """The inverse of `values_of`, after JSON."""
+    stage, prompt, branches = values
+    return Tree(stage, tuple(prompt), tuple(Branch(tuple(ids), tuple(logs), credit) for ids, logs, credit in branches))

@@ -47,12 +47,12 @@ class Team:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         store, self.rank, self.size = next(rendezvous("env://"))
         Team.runs += 1
-        self.prefix = f"run/{Team.runs}"
-        self.store = PrefixStore(self.prefix, store)
+        prefix = f"run/{Team.runs}"
+        self.store = PrefixStore(prefix, store)
         self.store.set(f"process/{self.rank}", f"{platform.node()} {os.getpid()}")
         self.closed = threading.Event()
         if self.rank == 0:
-            own = PrefixStore(self.prefix, store.clone())
+            own = PrefixStore(prefix, store.clone())
             threading.Thread(target=self._beat, args=(own,), name="beat", daemon=True).start()
 
     def join(self) -> None:
