@@ -16,13 +16,15 @@ def hub_reached(wait_s: float = WAIT_S) -> bool:
 
     def ask() -> None:
         try:
-            urlopen(Request(url, method="HEAD"), timeout=wait_s).close()
+            urlopen(Request(url, method="HEAD"), timeout=wait_s).close()  # nosec B310: http or https, checked below
         except HTTPError:
             pass
         except (OSError, ValueError):
             return
         answered.set()
 
+    if not url.startswith(("http://", "https://")):
+        return False
     asking = threading.Thread(target=ask, daemon=True)  # a name that is not found may take longer than any timeout
     asking.start()
     asking.join(wait_s)

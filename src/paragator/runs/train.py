@@ -185,6 +185,7 @@ async def trained(
                 watched.reuse()
                 finished = await around("eval_after")
     watched.end()
+    policy.close()
     events.say(f"report: {write_report(run_dir)}")
     if not finished:
         events.say(f"interrupted; go on with --resume (run directory {run_dir})")
