@@ -88,16 +88,16 @@ def snippet(document: str, word: str) -> str:
     return next(b for b in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.S) if word in b)
 
 
-def test_the_own_task_of_the_readme_has_two_splits_and_a_strict_grader() -> None:
-    code = snippet("README.md", "paragator.Task(").partition("settings =")[0]
-    own: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), own)  # noqa: S102  (our own page)
+def test_the_own_task_of_the_documents_has_two_splits_and_a_strict_grader() -> None:
+    own: dict[str, Any] = {"__name__": "document"}
+    exec(compile(snippet("docs/own-task.md", "paragator.Task("), "own-task.md", "exec"), own)  # noqa: S102  (our own page)
     train, held_out = (own["problems"](split, 64, 0) for split in ("train", "held-out"))
-    check_splits("readme", train, held_out)
-    check_distinct("readme", train + held_out)
-    five = paragator.Problem("p", "What is 2 + 3?", "5")
-    grades = asyncio.run(own["grade"](five, [r"\boxed{15}", r"\boxed{5}", "5 apples"]))
-    assert [grade.verdict for grade in grades][:2] == ["incorrect", "correct"]
+    assert len(train) == len(held_out) == 64
+    check_splits("own-task", train, held_out)
+    check_distinct("own-task", train + held_out)
+    five = paragator.Problem("p", "2 2 1 -> 5", "5")
+    grades = own["grade"](five, ["2 * 2 + 11 = 15", "2 * 2 + 1 = 5", "5", "2 * 2 + 1 = 5 apples"])
+    assert [grade.verdict for grade in grades] == ["incorrect", "correct", "incorrect", "incorrect"]
 
 
 def test_the_page_on_engines_ends_in_an_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
