@@ -177,17 +177,15 @@ def package(folder: Path, name: str, module: str, body: str) -> None:
 
 
 def test_an_installed_package_offers_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = (
-        "from paragator.core.methods import Method\nMETHOD = Method('theirs', lambda rewards: [0.0] * len(rewards))\n"
-    )
-    package(tmp_path, "theirs", "offers_theirs", body)
+    body = "from paragator.core.methods import Method\nMETHOD = Method('apart', lambda rewards: [0.0] * len(rewards))\n"
+    package(tmp_path, "apart", "offers_apart", body)
     package(tmp_path, "named_otherwise", "offers_another", body)
     package(tmp_path, "broken", "offers_broken", "import no_such_module\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    config = load(Config, None, ["--method.name=theirs"])
-    assert config.method.definition is METHODS["theirs"] and callable(METHODS["theirs"].generate)
-    with pytest.raises(UsageError, match=r"did you mean theirs"):
-        method_named("their")
+    config = load(Config, None, ["--method.name=apart"])
+    assert config.method.definition is METHODS["apart"] and callable(METHODS["apart"].generate)
+    with pytest.raises(UsageError, match=r"did you mean apart"):
+        method_named("apar")
     with pytest.raises(UsageError, match=r"'named_otherwise' is offered by offers_another:METHOD.*make it Method"):
         method_named("named_otherwise")
     with pytest.raises(

@@ -225,6 +225,7 @@ number = 3
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "rewards_of_a_test.py").write_text(REWARDS)
     monkeypatch.chdir(tmp_path)
+    load_task(TaskConfig())  # or its modules would be looked for on the path below
     monkeypatch.setattr("sys.path", [])  # as for the installed script, which does not look into the current folder
     return "rewards_of_a_test"
 
@@ -355,7 +356,7 @@ def test_without_answers_nothing_votes() -> None:
         assert all(map(math.isnan, means(found, name))), name
     assert all(math.isnan(cell.mean) for _, cell in found.votes())
     assert all(not math.isnan(x) for x in means(found, "pass_at_1"))
-    assert found.sheets()[0].cells()[1][3] == "-"
+    assert found.sheets()[0].cells()[1][heads(found).index("maj@4")] == "-"
 
 
 def test_answers_vote() -> None:

@@ -140,6 +140,7 @@ def diagnostic(title: str, name: str, unit: Unit = "share") -> Measure:
 
 MEASURES: Mapping[str, Measure] = {
     "pass_at_1": Measure("pass@1", "accuracy", "share", lambda view, k: mean(view.right)),
+    "reward": Measure("mean reward", "accuracy", "reward", lambda view, k: mean(g.reward for _, g in view.solutions)),
     "pass_at_k": Measure("pass@{k}", "accuracy", "share", lambda view, k: view.best_of(k)),
     "maj_at_k": Measure("maj@{k}", "accuracy", "share", lambda view, k: majority_at_k(view.answers, view.right, k)),
     "parts_at_k": Measure("parts@{k}", "accuracy", "share", lambda view, k: parts_at_k(view.parts[0], k)),
@@ -147,7 +148,6 @@ MEASURES: Mapping[str, Measure] = {
     "part_right": Measure("part right", "accuracy", "share", lambda view, k: mean(itertools.chain(*view.parts[0]))),
     "oracle": Measure("oracle", "accuracy", "share", lambda view, k: max(scored(view.right), default=NAN)),
     "all_of_k": Measure("pass^{k}", "accuracy", "share", lambda view, k: view.all_of(k)),
-    "reward": Measure("mean reward", "accuracy", "reward", lambda view, k: mean(g.reward for _, g in view.solutions)),
     "tokens": Measure("tokens a solution", "cost", "tokens", lambda view, k: mean(s.length for s, _ in view.solutions)),
     "generated": Measure("generated", "cost", "tokens", lambda view, k: view.generated),
     "generated_so_far": Measure("generated so far", "cost", "tokens", lambda view, k: view.so_far("generated")),
