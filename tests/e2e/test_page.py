@@ -90,6 +90,7 @@ class Watched:
     def __init__(self, browser: Any, **how: Any) -> None:
         self.page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **how})
         self.page.set_default_timeout(30_000)
+        api.expect.set_options(timeout=30_000)  # expect looks again from outside: the page forbids eval
         self.odd: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda m: self.odd.append(m.text) if m.type in ("error", "warning") else None)
@@ -144,7 +145,7 @@ def test_a_lost_right_answer_is_found(watched: Watched, tmp_path: Path) -> None:
     assert page.locator("canvas").count() >= 4
     page.get_by_role("navigation").get_by_role("link", name="Rollouts").click()
     page.get_by_label("Show").select_option("lost")
-    page.wait_for_function("document.querySelectorAll('tbody tr').length < 20")
+    api.expect(page.locator("tbody tr").nth(19)).to_have_count(0)
     marks = page.locator("tbody tr").first.locator(".marks").get_attribute("aria-label")
     assert "round 2: 0 of 4 right" in marks
     page.locator("a.problem").first.click()
@@ -171,7 +172,7 @@ def test_sorting_searching_and_saving(watched: Watched, tmp_path: Path) -> None:
     assert page.locator("th[aria-sort=descending]").inner_text().startswith("tokens")
     page.keyboard.press("/")
     page.keyboard.type("problem 17")
-    page.wait_for_function("document.querySelectorAll('tbody tr').length === 1")
+    api.expect(page.locator("tbody tr")).to_have_count(1)
     (line,) = watched.saved("Save JSONL").splitlines()
     assert json.loads(line)["problem"] == "p17" and json.loads(line)["n"] == 17
     rows = list(csv.DictReader(io.StringIO(watched.saved("Save CSV"), newline="")))
@@ -185,10 +186,10 @@ def test_two_runs_side_by_side(watched: Watched, tmp_path: Path) -> None:
     assert page.locator("section.run").count() == 2
     page.get_by_label("one line a method").click()
     page.get_by_role("group", name="Runs").get_by_label("two").click()
-    page.wait_for_function("document.querySelectorAll('section.run').length === 1")
+    api.expect(page.locator("section.run")).to_have_count(1)
     page.goto(page.url.partition("#")[0] + "#view=problem&run=one&file=eval_after&n=5")
     page.locator("#beside").select_option(label="two, after training")
-    page.wait_for_function("document.querySelectorAll('.rounds').length === 2")
+    api.expect(page.locator(".rounds")).to_have_count(2)
     assert page.get_by_role("heading", name="Beside: two, after training").is_visible()
 
 
@@ -202,7 +203,7 @@ def test_keyboard_theme_narrow_and_print(browser: Any, watched: Watched, tmp_pat
     page.locator(".card .head").first.wait_for()
     title = page.locator("main h2").first.inner_text()
     page.keyboard.press("]")
-    page.wait_for_function("old => document.querySelector('main h2').innerText !== old", arg=title)
+    api.expect(page.locator("main h2").first).not_to_have_text(title)
     page.locator(".card .head").first.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
@@ -295,7 +296,7 @@ def test_hostile_text_runs_nothing_and_asks_nobody(
     page.locator("a.problem").first.wait_for()
     for n in range(len(PAYLOADS)):
         page.goto(f"{where}#view=problem&run=evil&file=eval_after&n={n}")
-        page.wait_for_function("n => document.querySelector('main h2')?.textContent.includes(` ${n} evil`)", arg=n)
+        api.expect(page.locator("main h2").first).to_contain_text(f" {n} evil")
         page.get_by_role("button", name="Open all").click()
         page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         page.get_by_role("button", name="Compare with").click()
