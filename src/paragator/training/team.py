@@ -13,7 +13,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -125,18 +125,10 @@ class Team:
             gone = [f"gone/{rank}" for rank in range(1, self.size)]
             self.wait_for(lambda: bool(self.store.check(gone)), 0 if self.broken else self.timeout_s)
             if self.broken:
-                self.end_others()
+                self.end(range(1, self.size))
         self.closed.set()
         if dist.is_initialized() and not self.broken:
             dist.destroy_process_group()
-
-    def end_others(self) -> None:
-        """Kill the processes on this machine: one that hangs would keep the launcher waiting, and none can go on."""
-        for rank in range(1, self.size):
-            machine, pid = self.store.get(f"process/{rank}").decode().split(" ")
-            if machine == platform.node():
-                with suppress(OSError):
-                    os.kill(int(pid), signal.SIGKILL)
 
     # ---- the others ----
 
@@ -150,6 +142,7 @@ class Team:
             if now != beat or not now:
                 beat, heard = now, time.monotonic()
             if time.monotonic() - heard > self.timeout_s:
+                self.end([0])
                 raise RunError(
                     f"rank {self.rank}: no sign of life of rank 0 for {self.timeout_s:g} s; start again with --resume"
                 )
@@ -168,9 +161,26 @@ class Team:
         with suppress(RuntimeError):
             self.store.set(f"failed/{self.rank}", " ".join(f"{type(error).__name__}: {error}".split())[:500])
         if isinstance(error, RuntimeError) and lost(error):
+            with suppress(RuntimeError):
+                if not self.beats():
+                    self.end([0])
             raise RunError("another process of the run ended or hangs; start all of them again with --resume") from None
 
+    def beats(self) -> bool:
+        """Whether rank 0 shows that it lives."""
+        before = self.store.get("beat")
+        time.sleep(3 * BEAT_S)
+        return bool(self.store.get("beat") != before)
+
     # ---- all ----
+
+    def end(self, ranks: Iterable[int]) -> None:
+        """Kill processes on this machine: one that hangs would keep the launcher waiting, and none can go on."""
+        for rank in ranks:
+            machine, pid = self.store.get(f"process/{rank}").decode().split(" ")
+            if machine == platform.node():
+                with suppress(OSError):
+                    os.kill(int(pid), signal.SIGKILL)
 
     def ready(self, name: str) -> None:
         """Wait until all have come here, for as long as none has failed: loading takes longer on some machines."""
