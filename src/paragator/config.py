@@ -261,6 +261,8 @@ class TrainConfig(Section):
     """vllm: cap of the importance weight policy / sampler of a token (truncated importance sampling)."""
     kl: float = Field(0.0, ge=0)
     """Weight of the KL to the initial model (frozen copy, or adapters off); 0 keeps no reference."""
+    router_loss: float = Field(0.0, ge=0)
+    """Mixture of experts: weight of the routers' load-balancing loss; models are trained with 0.001 to 0.02. 0 is off."""
     batch_tokens: int | None = Field(None, ge=64)
     """Tokens of one forward and backward pass; gradients accumulate, a larger group is cut by branches. None: what half of
     the free memory holds, at most 4,096 on a CPU and 65,536 on a GPU."""
@@ -384,6 +386,8 @@ class Config(Section):
             raise ValueError(
                 f"eval.pool_size = {self.eval.pool_size} is above eval.candidates = {self.eval.candidates}"
             )
+        if self.train.compile and self.train.router_loss:
+            raise ValueError("train.router_loss cannot be computed in compiled layers: set train.compile = false")
         if self.eval.candidates % self.eval.pools:
             raise ValueError(f"eval.pools = {self.eval.pools} does not divide eval.candidates = {self.eval.candidates}")
         return self

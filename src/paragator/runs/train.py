@@ -213,8 +213,8 @@ async def learner_of(config: Config, team: Team | None, events: Logged, *, sampl
     events.say(f"{size:,} parameters, {policy.precision}, {where}")
     if policy.precision != "float32":
         await computed(partial(proved, policy.raw, autocast=policy.accelerator.autocast))
-    if experts := num_experts(policy.raw):
-        events.say(f"{experts} experts a layer: the router's load-balancing loss is not trained")
+    if (experts := num_experts(policy.raw)) and not config.train.router_loss:
+        events.say(f"{experts} experts a layer: their load-balancing loss is not trained (train.router_loss = 0)")
     return policy
 
 

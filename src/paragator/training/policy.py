@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +23,7 @@ from paragator.training import checkpoint, memory, objective
 from paragator.training.compiled import compile_layers, recompute_layers
 from paragator.training.packed import Batch, collate, log_probs
 from paragator.training.recipe import PolicySettings
+from paragator.training.routers import Routers, balance_loss
 from paragator.training.rows import STAGES, PackedRow, Tree, pack
 
 IDLE = {"loss": 0.0, "grad_norm": 0.0, "lr": 0.0, "updated": 0.0}
@@ -57,6 +58,7 @@ class Policy:
         if self.precision == "bfloat16":
             cast_frozen(model)
         model.eval()  # updates too: dropout would compute other log-probabilities than were sampled from
+        self.routers = Routers(model, settings.router_loss) if settings.router_loss else None
         if settings.gradient_checkpointing:
             recompute_layers(model)
         if settings.compile:
@@ -129,6 +131,7 @@ class Policy:
             "kl": last["kl"],
             "weight": first["weight"],
             "truncated_weights": first["truncated"],
+            **({"router_loss": first["router_loss"]} if self.routers else {}),
             **refused,
         }
 
@@ -162,14 +165,28 @@ class Policy:
         """Add up the gradient over rows: loss, statistics, and each row's `old` log-probabilities (the current ones for None)."""
         total, parts = 0.0, []
         kept: list[torch.Tensor | None] = []
+        tokens = self.summed(sum(row.num_tokens for row in rows if not row.idle)) if self.routers else 1.0
         for row, before in zip(rows, old, strict=True):
             batch = collate(row).to(self.accelerator.device)
-            value, stats, now = self.loss(batch, kl_constants, before)
+            with self.watched_routers() as routed:
+                value, stats, now = self.loss(batch, kl_constants, before)
+            if self.routers:
+                balance = balance_loss(routed, self.routers.top_k)
+                value = value + self.settings.router_loss * row.num_tokens / tokens * balance
+                stats["router_loss"] = float(balance.detach())
             (value * 0 if row.idle else value).backward()
             total += 0.0 if row.idle else float(value.detach())
             parts.append({**stats, "tokens": 0.0} if row.idle else stats)
             kept.append(now if before is None else before)
         return total, objective.merge(parts), kept
+
+    def watched_routers(self) -> AbstractContextManager[list[torch.Tensor]]:
+        """The logits that the routers of a mixture of experts give meanwhile, where their loss is trained."""
+        return self.routers.watched() if self.routers else nullcontext([])
+
+    def summed(self, number: float) -> float:
+        """A number of this process's rows, added up over all processes."""
+        return number
 
     def loss(
         self, batch: Batch, kl_constants: Mapping[Stage, float], old: torch.Tensor | None = None

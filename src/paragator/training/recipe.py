@@ -144,6 +144,7 @@ class PolicySettings:
     steps, updates          steps of the run (for the learning rate's schedule), and optimiser steps on each one's rollouts
     max_refused             updates that may be skipped because something is not finite, before the run ends
     kl                      weight of the KL to the initial model; 0 keeps no reference
+    router_loss             weight of the load-balancing loss of a mixture of experts
     gradient_checkpointing  keep only each layer's input for the backward pass
     tracker, folder         where Accelerate sends metrics, if anywhere
     """
@@ -155,6 +156,7 @@ class PolicySettings:
     updates: int = 1
     max_refused: int = 0
     kl: float = 0.0
+    router_loss: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -173,6 +175,7 @@ class PolicySettings:
             updates=train.updates,
             max_refused=train.max_refused,
             kl=train.kl,
+            router_loss=train.router_loss,
             precision=train.precision,
             gradient_checkpointing=config.model.gradient_checkpointing,
             compile=train.compile,

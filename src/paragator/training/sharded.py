@@ -85,6 +85,9 @@ class Shard(Policy):
         means = {name: value / max(1.0, sums[1]) for name, value in zip(names, sums[2:], strict=True)}
         return sums[0], {**means, "tokens": sums[1]}, kept
 
+    def summed(self, number: float) -> float:
+        return self.team.summed([number])[0]
+
     def checked(self, problem: NotFinite | None) -> None:
         """Keep it until all processes are here: the others wait for this one's part of the backward pass."""
         self.found = self.found or problem
