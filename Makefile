@@ -37,11 +37,12 @@ quickstart: $(CORE)
 	@$(BIN)/paragator train $(CONFIG) --overwrite
 	@echo "report: $(CURDIR)/runs/quickstart/report.html"
 
+# One thread a worker: two programs whose threads wait for each other take many times as long.
 test: $(DEV)
 	@echo "unit tests"
-	@$(BIN)/python -m pytest tests/unit
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/unit
 	@echo "contract, golden and end-to-end tests"
-	@$(BIN)/python -m pytest tests --ignore=tests/unit
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests --ignore=tests/unit
 
 torture: $(DEV)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/kills.py $(KILLS)
