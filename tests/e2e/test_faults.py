@@ -8,16 +8,15 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import idle_steps
 from paragator import records
 from paragator.cli.main import main, run
-from paragator.core.types import Completion, Failure, Grade, Group, Prompt
 from paragator.training import checkpoint, loop
 from paragator.training.policy import Policy
 
@@ -26,7 +25,6 @@ WORDS = (
     *("--eval.around_training", "false", "--train.checkpoint_every", "1", "--train.keep_last", "9"),
     *("--train.updates", "2", "--optimizer.weight_decay", "0.1", "--optimizer.schedule", "cosine"),
 )
-FAULT_AT = 2
 SOURCE = Path(__file__).parents[2] / "src"
 pytestmark = pytest.mark.e2e
 
@@ -55,59 +53,12 @@ def left_by(run_dir: Path) -> dict[str, Any]:
 
 # ---- batches without signal ------------------------------------------------------------------------------------------
 
-Outputs = Callable[[Completion], Completion | Failure]
 
-
-def cut(output: Completion) -> Completion:
-    return replace(output, finish_reason="length")
-
-
-def lost(output: Completion) -> Failure:
-    return Failure("the server is gone")
-
-
-def graded(grade: Grade) -> Callable[[Any, Any], list[Grade]]:
-    return lambda problem, texts: [grade for _ in texts]
-
-
-# what becomes of rollouts at one step, how they are graded there (None: as ever), what is warned of
-IDLE: dict[str, tuple[Outputs | None, Any, str]] = {
-    "truncated": (cut, None, "generate: every rollout was cut at max_tokens; aggregate: every rollout was cut at"),
-    "all right": (
-        None,
-        graded(Grade("correct", "1")),
-        "generate: the rewards of every group are alike; aggregate: the",
-    ),
-    "all wrong": (None, graded(Grade("incorrect", "1")), "generate: the rewards of every group are alike; aggregate: "),
-    "unscored": (None, graded(Grade("unscored")), "generate: no rollout is scored; aggregate: no rollout is scored"),
-    "failed": (lost, None, "generate: every rollout failed"),
-}
-
-
-@pytest.mark.parametrize("name", IDLE)
-def test_a_batch_without_signal_changes_no_bit_and_is_named(
-    cli: Cli, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither weights nor moments, with weight decay, two updates and moments of a step before."""
-    change, grade, warning = IDLE[name]
-    real = loop.step
-
-    def step(number: int, problems: Any, sample: Any, task: Any, policy: Policy, recipe: Any) -> Awaitable[Any]:
-        async def changed(prompt: Prompt, n: int, *, stage: Any, seed: int) -> Group:
-            group = await sample(prompt, n, stage=stage, seed=seed)
-            return replace(group, outputs=tuple(change(output) for output in group.outputs)) if change else group
-
-        if number != FAULT_AT:
-            return real(number, problems, sample, task, policy, recipe)
-        return real(number, problems, changed, replace(task, grade=grade or task.grade), policy, recipe)
-
-    monkeypatch.setattr(loop, "step", step)
-    with pytest.warns(UserWarning, match=rf"^step {FAULT_AT}: no weight was changed \({re.escape(warning)}"):
-        assert cli("train", *WORDS) == 0
-    first, second, third = (Path(f"runs/toy/checkpoints/step_{n}") for n in (1, 2, 3))
-    for file in ("weights.safetensors", "optimizer.safetensors"):
-        assert (first / file).read_bytes() == (second / file).read_bytes() != (third / file).read_bytes()
-    assert [row["updated"] for row in records.read_json_lines(Path("runs/toy/metrics.jsonl"))] == [1.0, 0.0, 1.0]
+def test_batches_without_signal_change_no_bit_and_are_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "step", idle_steps.step)
+    with pytest.warns(UserWarning, match="no weight was changed") as warned:
+        assert cli("train", *idle_steps.WORDS) == 0
+    idle_steps.check(Path("runs/toy"), "\n".join(str(warning.message) for warning in warned))
 
 
 # ---- a disk that takes nothing ---------------------------------------------------------------------------------------

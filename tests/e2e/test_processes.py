@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import idle_steps
 from launched import start
 from paragator.core.errors import UsageError
-from paragator.engines.local.loading import EMBEDDED
 from paragator.runs import launch
 
 pytestmark = pytest.mark.e2e
@@ -103,11 +103,13 @@ def test_two_processes_train_as_one_does_and_a_run_moves_between_them(folder: Pa
 
 
 @pytest.mark.slow
-def test_a_batch_without_signal_changes_no_weight_in_two_processes(folder: Path) -> None:
-    several(folder, "cut", "--generate.max_tokens", "2", "--aggregate.max_tokens", "2", "--train.steps", "2")
-    saved = load_file(folder / "runs" / "cut" / "checkpoints" / "step_2" / "weights.safetensors")
-    initial = load_file(EMBEDDED / "model.safetensors")
-    assert all(torch.equal(saved[name], initial[name]) for name in saved)
+def test_batches_without_signal_change_no_bit_in_two_processes(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(toy))
+    words = ["-m", "idle_steps", "train", str(toy / "toy.toml"), *idle_steps.WORDS]
+    said = [process.communicate(timeout=LIMIT_S)[1] for process in start(2, words, tmp_path)]
+    idle_steps.check(tmp_path / "runs" / "toy", said[0])
 
 
 @pytest.mark.slow
