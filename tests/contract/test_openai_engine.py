@@ -595,6 +595,43 @@ def test_the_first_listed_model_is_taken_once(serve):
     assert gathered(named, named.servers[0].first_model) == ["some/model"] and named.model == "mine"
 
 
+@pytest.mark.parametrize("name", ["mine", "./absent model?"])
+def test_a_model_that_the_server_does_not_list_is_refused_in_one_line(serve, name):
+    server = serve(model="some/model")
+    engine = engine_of(server, model=name)
+    with pytest.raises(UsageError) as caught:
+        gathered(engine, engine.connect)
+    expected = f"no model {name!r} there; it serves some/model; correct engine.model"
+    assert str(caught.value) == f"engine.url = {server.url}: {expected}"
+    assert len(server.calls) == 2 and server.calls[0].path == "/v1/models"
+
+
+@pytest.mark.parametrize(
+    ("listing", "name"),
+    [
+        ({"data": [{"id": "qwen3:latest"}]}, "qwen3"),
+        ({"data": [{"id": "models/gemini"}]}, "gemini"),
+        ({"data": [{"id": "openai/*"}]}, "openai/any"),
+        ({"data": [{"id": str(i)} for i in range(33)]}, "my-deployment"),
+        ({"data": []}, "mine"),
+        ({"error": "not implemented"}, "mine"),
+        ({"data": [{"id": "large-20250514"}]}, "alias"),
+    ],
+)
+def test_a_model_that_a_server_may_have_is_not_refused(listing, name):
+    class Listing(Server):
+        def choose(self, call):
+            return "ok" if call.path in ("/v1/models", "/v1/models/alias") else (404, "no such path")
+
+        def answer(self, call):
+            return listing
+
+    with running(Listing()) as server:
+        engine = engine_of(server, model=name)
+        gathered(engine, engine.connect)
+        assert engine.model == name
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

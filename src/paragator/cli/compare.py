@@ -6,12 +6,15 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
-from paragator.cli.main import parse, parser_for
+from paragator.cli.main import parse, parser_for, wide
 from paragator.core.errors import UsageError
+from paragator.results import WIDTH
 
 if TYPE_CHECKING:
+    from paragator.stats.compare import Comparison
     from paragator.study.results import Results
 
 EPILOG = """\
@@ -36,11 +39,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("runs", nargs="+", help="run directories; differences are to the first row")
     parser.add_argument("--label", action="append", default=[], help="a run's row, once a run in their order")
     parser.add_argument("--k", type=int, help="k of pass@k and maj@k (default 4)")
-    parser.add_argument("--format", choices=("markdown", "latex", "csv"), help="of the tables (default markdown)")
+    parser.add_argument("--format", choices=("text", "markdown", "latex", "csv"), help="of the tables (default text)")
     tables = ("main", "rounds", "bars", "temperature", "differences")
     parser.add_argument("--table", choices=tables, default="", help="one table instead of main and differences")
     parser.add_argument("--output", default="", help="folder for the pictures (default ./comparison)")
-    flags, rest = parse(parser, arguments)
+    flags, rest = parse(wide(parser), arguments)
     if rest:
         raise UsageError(f"unknown option {rest[0]}; see paragator compare --help")
     if flags.json and (flags.table or flags.format):
@@ -57,7 +60,7 @@ def main(arguments: list[str]) -> int:
     if not only_text:
         check_folder(Path(flags.output or "comparison"))
     found = compare(paths, 4 if flags.k is None else flags.k, flags.label)
-    text = "" if flags.json else getattr(found, flags.format or "markdown")(flags.table)
+    text = "" if flags.json else as_text(found, flags)
     if only_text:
         print(printable(text))
         return 0
@@ -72,16 +75,29 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def as_text(found: Results, table: str, form: str) -> str:
-    """A study's primary outcome, or one table of all its cells, in a form: markdown, latex or csv."""
+def as_text(found: Comparison, flags: Namespace) -> str:
+    """Tables in the form that is wanted; text within 80 columns, or --wide."""
+    if flags.format in (None, "text"):
+        return found.text(flags.table, None if flags.wide else WIDTH)
+    return str(getattr(found, flags.format)(flags.table))
+
+
+def study_as_text(found: Results, flags: Namespace) -> str:
+    """The same of a study: its primary outcome, or one table of all its cells."""
     from paragator.stats.sheet import to_csv
 
-    sheets = found.whole.sheets(table) if table else found.primary_sheets()
+    width = None if flags.wide else WIDTH
+    if not flags.table and flags.format in (None, "text"):
+        return found.primary_text(width)
+    sheets, form = found.whole.sheets(flags.table) if flags.table else found.primary_sheets(), flags.format
     if form == "csv":
         return to_csv(sheets).rstrip("\n")
     if form == "latex":
         return "\n\n".join([*(f"% {note}" for note in found.notes()), *(sheet.latex() for sheet in sheets)])
-    return "\n\n".join([*(sheet.markdown() for sheet in sheets), " ".join(found.notes())])
+    notes = " ".join(found.notes())
+    if form == "markdown":
+        return "\n\n".join([*(sheet.markdown() for sheet in sheets), notes])
+    return "\n\n".join([*(sheet.folded(width) for sheet in sheets), fill(notes, WIDTH)])
 
 
 def compare_studies(paths: list[Path], flags: Namespace) -> int:
@@ -99,16 +115,14 @@ def compare_studies(paths: list[Path], flags: Namespace) -> int:
     if odd := "--label" if flags.label else "--k" if flags.k is not None else "":
         raise UsageError(f"{odd} is for runs; a study names its cells and its k")
     if (flags.table or flags.format) and not flags.output:
-        print(printable(as_text(Results(paths), flags.table, flags.format or "markdown")))
+        print(printable(study_as_text(Results(paths), flags)))
         return 0
     own = read_json(paths[0] / NOTE).get("results") if len(paths) == 1 else "comparison"
     output = Path(flags.output or own or paths[0] / "results")
     found = write_results(paths, output)
     if flags.json:
         print(json.dumps({"results": str(output), "primary": found.primary_rows()}))
-    elif flags.table or flags.format:
-        print(printable(as_text(found, flags.table, flags.format or "markdown")))
-    else:
-        print(printable(found.primary_text()))
-        print(f"results: {output}", file=sys.stderr)
+        return 0
+    print(printable(study_as_text(found, flags)))
+    print(f"results: {output}", file=sys.stderr)
     return 0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from paragator.core.errors import UsageError
@@ -218,6 +219,11 @@ class Comparison:
             if run.lacking:
                 lacking.setdefault(run.lacking, []).append(str(run.path))
         return out + [f"Incomplete: {', '.join(paths)}, {what}." for what, paths in lacking.items()]
+
+    def text(self, table: str = "", width: int | None = None) -> str:
+        """For a terminal of that width, or as wide as it comes."""
+        notes = " ".join(self.notes())
+        return "\n\n".join([*(s.folded(width) for s in self.sheets(table)), fill(notes, width) if width else notes])
 
     def markdown(self, table: str = "") -> str:
         return "\n\n".join([*(sheet.markdown() for sheet in self.sheets(table)), " ".join(self.notes())])

@@ -78,9 +78,27 @@ class Sheet:
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         while width is not None and len(widths) > 2 and sum(widths) + 2 * len(widths) - 2 > width:
             widths.pop()
-        rows = [row[: len(widths)] for row in rows]
-        lines = (zip(row, widths, strict=True) for row in rows)
-        return "\n".join("  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(line)) for line in lines)
+        return aligned([row[: len(widths)] for row in rows])
+
+    def folded(self, width: int | None = None) -> str:
+        """The same with all columns, under the title: those beyond the width follow in blocks below, with the labels."""
+        rows, blocks, used = self.cells(), [[0]], 0
+        for i in range(1, len(rows[0])):
+            wide = 2 + max(len(row[i]) for row in rows)
+            if i == 1 or (width is not None and used + wide > width):
+                blocks.append([0])
+                used = max(len(row[0]) for row in rows)
+            blocks[-1].append(i)
+            used += wide
+        parts = [aligned([[row[i] for i in block] for row in rows]) for block in blocks[1:]]
+        return "\n".join([self.title, *parts])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Lines of cells under each other: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (zip(row, widths, strict=True) for row in rows)
+    return "\n".join("  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(line)) for line in lines)
 
 
 def to_csv(sheets: Iterable[Sheet]) -> str:

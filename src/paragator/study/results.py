@@ -133,8 +133,8 @@ class Results:
         title = MEASURES[self.measure].title.format(k=self.k)
         return f"{title} after round {self.round}" if self.round else f"initial {title}"
 
-    def primary_text(self) -> str:
-        return "\n\n".join(f"{sheet.title}\n{sheet.text()}" for sheet in self.primary_sheets())
+    def primary_text(self, width: int | None = None) -> str:
+        return "\n\n".join(sheet.folded(width) for sheet in self.primary_sheets())
 
     def primary_rows(self) -> list[dict[str, Any]]:
         """The comparisons as JSON values; None for what is NaN."""

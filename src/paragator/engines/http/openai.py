@@ -147,9 +147,8 @@ class OpenAI:
         return Group(prompt, tuple(outputs), ids, stage, num_prompt_tokens=asked.prompt_tokens)
 
     async def connect(self) -> None:
-        """Reach every server and learn the model's name and context; UsageError where that cannot be.
-
-        A server may serve a model that was named and that it does not list.
+        """Reach every server and learn the model's name and context; UsageError where that cannot be, and for a model
+        that is not among those that a server lists.
         """
         for server in self.servers:
             await server.connect()

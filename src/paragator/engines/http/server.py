@@ -8,9 +8,11 @@ import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any
+from urllib.parse import quote
 
 from paragator.core.errors import ParagatorError, UsageError
 from paragator.core.together import together
@@ -36,6 +38,9 @@ SEED_BITS = 31
 LISTING_TIMEOUT_S = 20.0
 LOADING_S = 60.0
 """How long a server that is still loading its model is waited for."""
+CHECK_TIMEOUT_S = 5.0
+CATALOGUE = 32
+"""A server that lists more models is a provider's, where an account may have names that are not listed."""
 TELLING = ("logprobs", "top_logprobs")
 """Fields that ask what the model thought of other tokens."""
 LENGTHS = ("max_tokens", "max_completion_tokens")
@@ -96,33 +101,49 @@ class Server:
         self._limit_field = "max_tokens"
 
     async def connect(self) -> None:
-        """Learn the model's name and context. A server may serve a named model that it does not list."""
+        """Learn the model's name and context; UsageError for a named model that the server does not have."""
         if self.model is None:
             await self.first_model()
-            return
-        with suppress(ParagatorError):
-            if await self.first_model(0.0) != self.model:
-                self.context = None
+        elif others := await self._instead_of(self.model):
+            shown = self.endpoint.clean(", ".join(others[:5])) + ", ..." * (len(others) > 5)
+            raise UsageError(
+                f"{self.endpoint.where}: no model {self.model!r} there; it serves {shown}; correct {self.endpoint.section}.model"
+            )
 
-    async def first_model(self, patience_s: float = LOADING_S) -> str:
+    async def _instead_of(self, model: str) -> list[str]:
+        """What the server has instead of a model, the likeliest first; [] where it has it, or may have it: where it does
+        not list its models, lists very many, or knows the name all the same, as that of an alias.
+        """
+        try:
+            rows = listed_in(await self._listing(0.0, CHECK_TIMEOUT_S))
+            row = next((row for row in rows if same_model(model, row["id"])), None)
+            self.context = count_of(row.get("max_model_len")) if row else None
+            if row or len(rows) > CATALOGUE:
+                return []
+            if rows and (await self.endpoint.get(f"/models/{quote(model)}", CHECK_TIMEOUT_S)).status not in (400, 404):
+                return []
+            return get_close_matches(model, [row["id"] for row in rows], CATALOGUE, 0.0)
+        except ParagatorError:
+            return []
+
+    async def first_model(self) -> str:
         """The model that the server lists under our name, else its first; UsageError if it lists none.
 
         It becomes `model` if none is set, and its context becomes `context`.
         """
-        answer = await self._listing(min(patience_s, self.endpoint.limits.total_timeout_s))
-        rows = listed(answer.body) if answer.status == 200 else []
-        if not rows:
+        answer = await self._listing(min(LOADING_S, self.endpoint.limits.total_timeout_s))
+        if not (rows := listed_in(answer)):
             raise UsageError(await self._no_models(answer))
         row = next((row for row in rows if row["id"] == self.model), rows[0])
         self.context = count_of(row.get("max_model_len")) or self.context
         self.model = self.model or str(row["id"])
         return str(row["id"])
 
-    async def _listing(self, patience_s: float) -> Answer:
+    async def _listing(self, patience_s: float, timeout_s: float = LISTING_TIMEOUT_S) -> Answer:
         """The answer of /models, asked again while the server is loading."""
         end, pause_s = time.monotonic() + patience_s, self.endpoint.limits.backoff_s
         while True:
-            answer = await self.endpoint.get("/models", LISTING_TIMEOUT_S)
+            answer = await self.endpoint.get("/models", timeout_s)
             if answer.status != 503 or time.monotonic() + pause_s > end:
                 return answer
             await asyncio.sleep(pause_s)
@@ -263,7 +284,7 @@ class Server:
         where, model = f"{self.endpoint.where}: ", f"{self.endpoint.section}.model"
         if not self.endpoint.url.endswith("/v1"):
             answer = await self.endpoint.get("/v1/models", LISTING_TIMEOUT_S)
-            if answer.status == 200 and listed(answer.body):
+            if listed_in(answer):
                 return f"{where}the path is wrong; write {self.endpoint.url}/v1"
         said = "" if reply.status == 200 and isinstance(held_in(reply.body), list) else self.endpoint.said(reply.body)
         status = f"http {reply.status} for /models" + (f": {said[:160]}" if said else "")
@@ -310,5 +331,15 @@ def listed(body: bytes) -> list[dict[str, Any]]:
         fields = row if isinstance(row, dict) else {"id": row}
         id_ = next((fields[name] for name in ("id", "name", "model") if isinstance(fields.get(name), str | int)), None)
         if id_:
-            out.append({**fields, "id": id_})
+            out.append({**fields, "id": str(id_)})
     return out
+
+
+def listed_in(answer: Answer) -> list[dict[str, Any]]:
+    """The models in the answer of a listing; none in an error."""
+    return listed(answer.body) if answer.status == 200 else []
+
+
+def same_model(name: str, listed: str) -> bool:
+    """Whether a listed model is meant: by its name, without its path or tag (models/a, a:latest), or as one of a/*."""
+    return listed in (name, f"models/{name}", f"{name}:latest") or ("*" in listed and fnmatchcase(name, listed))
