@@ -50,6 +50,15 @@ Case = dict[str, Any]
 Seconds = dict[str, list[float]]
 
 
+def model_path(name: str) -> str:
+    """Where a model is, embedded or smollm2; the program ends in one line where its weights are not there."""
+    if name == "embedded":
+        return name
+    if not (SMOLLM2 / "config.json").is_file():
+        raise SystemExit(f"error: no weights in {SMOLLM2.relative_to(ROOT)}; run: make weights")
+    return str(SMOLLM2)
+
+
 def parser(doc: str | None, *, repeats: int = 5) -> argparse.ArgumentParser:
     """The flags that every benchmark has."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

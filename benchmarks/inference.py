@@ -109,7 +109,7 @@ async def measure(kind: str, url: str, tokenizer: Any, flags: Any) -> common.Cas
 async def measured(flags: Any) -> list[common.Case]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(common.SMOLLM2)
+    tokenizer = AutoTokenizer.from_pretrained(common.model_path("smollm2"))
     with tempfile.TemporaryDirectory() as folder:
         async with vllm_side.vllm(Path(folder) / "vllm.log", flags.threads) as url:
             return [await measure(kind, url, tokenizer, flags) for kind in vllm_side.kinds(flags.full)]

@@ -211,7 +211,7 @@ async def on_vllm(kind: str, url: str, tokenizer: Any, flags: Any) -> list[commo
 async def vllm_cases(flags: Any) -> list[common.Case]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(common.SMOLLM2)
+    tokenizer = AutoTokenizer.from_pretrained(common.model_path("smollm2"))
     with tempfile.TemporaryDirectory() as folder:
         async with vllm_side.vllm(Path(folder) / "vllm.log", flags.threads) as url:
             return [row for kind in vllm_side.kinds(flags.full) for row in await on_vllm(kind, url, tokenizer, flags)]
@@ -223,7 +223,7 @@ def main() -> int:
     parser.add_argument("--vllm", action="store_true", help="also on a vLLM server (make vllm)")
     flags = parser.parse_args()
     common.use_threads(flags.threads)
-    paths = {"smollm2": str(common.SMOLLM2), "embedded": "embedded"}
+    paths = {name: common.model_path(name) for name in ("smollm2", "embedded")}
     models = {name: computed_now(load_model, ModelConfig(path=path, device="cpu")) for name, path in paths.items()}
     cases = []
     for size in sizes(flags.quick):

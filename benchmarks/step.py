@@ -239,9 +239,8 @@ def main() -> int:
     flags = parser.parse_args()
     common.use_threads(flags.threads)
     chosen = sizes(flags.quick, flags.full)
-    paths = {"smollm2": str(common.SMOLLM2), "embedded": "embedded"}
     models = {
-        name: computed_now(load_model, ModelConfig(path=paths[name], device="cpu"))
+        name: computed_now(load_model, ModelConfig(path=common.model_path(name), device="cpu"))
         for name in {size.model for size in chosen}
     }
     cases = []

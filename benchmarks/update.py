@@ -229,7 +229,7 @@ def growth(flags: Any) -> common.Case:
 def one(prompt: int, flags: Any) -> None:
     """One point of `growth`, printed; peak memory is what an update needs above weights, gradients and moments."""
     common.use_threads(flags.threads)
-    model, _ = load_model(ModelConfig(path=str(common.SMOLLM2), device="cpu"))
+    model, _ = load_model(ModelConfig(path=common.model_path("smollm2"), device="cpu"))
     length = 4 if flags.quick else 64
     trees, _ = trees_of(Work("growth", "smollm2", (("aggregate", prompt, (length,) * 8),)), model.config.vocab_size)
     policy = policy_of(model, trees)
@@ -266,8 +266,9 @@ def main() -> int:
         return 0
     common.use_threads(flags.threads)
     chosen = [w for w in works(flags.quick) if (flags.full or not w.full) and flags.only in (None, w.model)]
-    paths = {"smollm2": str(common.SMOLLM2), "embedded": "embedded"}
-    models = {name: load_model(ModelConfig(path=paths[name], device="cpu")) for name in {w.model for w in chosen}}
+    models = {
+        name: load_model(ModelConfig(path=common.model_path(name), device="cpu")) for name in {w.model for w in chosen}
+    }
     cases: list[common.Case] = []
     for work in chosen:
         cases += measure(work, models, flags)

@@ -20,6 +20,7 @@ from paragator.engines.http.fitting import estimated_tokens
 from paragator.engines.replay import Replay
 from paragator.runs import folder
 from paragator.runs.connect import Connection
+from paragator.runs.defaults import eval_config, said_of_prompts
 from paragator.runs.evaluate import Tally
 from paragator.runs.events import Events
 
@@ -98,6 +99,23 @@ def test_an_ordinary_model_is_asked_through_its_chat_template(
     for words in ((), ("--model", chat_model, "--model.template", "compact")):
         found = dry(capsys, *words)
         assert (found["model"]["template"], found["generate"]["max_tokens"]) == ("compact", 40)
+
+
+def test_a_base_model_without_a_chat_template_may_answer_at_length(
+    chat_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of a context as small as that of models warmed up here keeps their short lengths."""
+    (Path(chat_model) / "tokenizer_config.json").unlink()
+    for context, length in ((512, 40), (1024, 256), (32768, 1024)):
+        (Path(chat_model) / "config.json").write_text(json.dumps({"max_position_embeddings": context}))
+        found = dry(capsys, "--model", chat_model)
+        assert (found["model"]["template"], found["aggregate"]["max_tokens"]) == ("compact", length)
+    (line,) = said_of_prompts(eval_config({"model": {"path": chat_model}}))
+    assert line == (
+        "a model without a chat template: model.template = 'compact', completions of up to 1,024 and 1,024 tokens"
+    )
+    assert not said_of_prompts(eval_config({"model": {"path": chat_model, "template": "compact"}}))
+    assert not said_of_prompts(eval_config({}))
 
 
 def test_an_evaluation_is_named_by_its_task_and_model(

@@ -41,6 +41,15 @@ def test_every_case_has_the_fields_and_a_ratio_of_its_medians(file: Path, shared
             assert low <= case[f"{side}_s"] <= high
 
 
+def test_missing_weights_are_one_line(shared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = shared[0]
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(common, "SMOLLM2", tmp_path / "models" / "it")
+    with pytest.raises(SystemExit, match=r"^error: no weights in models/it; run: make weights$"):
+        common.model_path("smollm2")
+    assert common.model_path("embedded") == "embedded"
+
+
 def test_taking_turns_and_the_case_made_of_it(shared: Any, tmp_path: Path) -> None:
     common, report = shared
     order: list[str] = []

@@ -239,6 +239,7 @@ class Hub:
 
     def __init__(self, rows: list[dict[str, Any]] | Exception) -> None:
         self.rows, self.asked = rows, ()
+        self.config: Any = None
 
     def load_dataset(self, *args: Any, **keywords: Any) -> list[dict[str, Any]]:
         self.asked = (*args, keywords)
@@ -248,6 +249,7 @@ class Hub:
 
 
 def test_the_hub_is_asked_for_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paragator.tasks.sources.hub_reached", lambda: True)
     hub = Hub([{"question": "what?", "answer": "because #### 5"}])
     monkeypatch.setitem(sys.modules, "datasets", hub)
     row = TABLE["gsm8k"]
@@ -267,9 +269,25 @@ def test_without_the_hub_one_line_says_both_ways(
     monkeypatch: pytest.MonkeyPatch, library: Any, wanted: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.setattr("paragator.tasks.sources.hub_reached", lambda: True)
     with pytest.raises(DataError) as caught:
         load_rows(TABLE["aime24"])
     assert "\n" not in str(caught.value) and all(part in str(caught.value) for part in wanted)
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library would retry for half a minute, and tell of each time; offline it reads what it kept."""
+    library = Hub(ConnectionError("OfflineModeIsEnabled"))
+    library.config = SimpleNamespace(HF_HUB_OFFLINE=False)
+    constants = SimpleNamespace(HF_HUB_OFFLINE=False)
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(constants=constants))
+    monkeypatch.setattr("paragator.tasks.sources.hub_reached", lambda: False)
+    with pytest.raises(
+        DataError, match=r"^aime24: .* \(the hub does not answer, and no copy of it is kept here\); try"
+    ):
+        load_rows(TABLE["aime24"])
+    assert library.config.HF_HUB_OFFLINE and constants.HF_HUB_OFFLINE
 
 
 def test_a_set_that_is_on_no_hub_says_so() -> None:

@@ -16,6 +16,8 @@ from paragator.settings import merged, validate
 from paragator.tasks.files import count_rows
 
 ENDPOINT_MAX_TOKENS, LOCAL_MAX_TOKENS = 4096, 1024
+SMALL_CONTEXT = 512
+"""Of the embedded model and of those warmed up here, whose solutions are short."""
 
 
 def run_config(values: Mapping[str, Any]) -> Config:
@@ -24,14 +26,29 @@ def run_config(values: Mapping[str, Any]) -> Config:
 
 
 def suited(config: Config) -> Config:
-    """A model of the user's with a chat template is asked through it, in words, and may answer at length."""
+    """A model of the user's may answer at length; one with a chat template is asked through it, in words."""
     if config.engine.kind not in OWN_WEIGHTS or config.model.path == "embedded":
         return config
     context, has_template = shape(config.model)
-    if has_template is False or (is_set(config, "model.template") and config.model.template == "compact"):
+    if is_set(config, "model.template") and config.model.template == "compact":
         return config
-    config = with_defaults(config, {"model.template": "chat", "task.style": "words"})
+    if has_template is not False:
+        config = with_defaults(config, {"model.template": "chat", "task.style": "words"})
+    elif context is None or context <= SMALL_CONTEXT:
+        return config
     return with_lengths(config, min(LOCAL_MAX_TOKENS, (context or 4 * LOCAL_MAX_TOKENS) // 4))
+
+
+def said_of_prompts(config: Config) -> list[str]:
+    """How a model of the user's is asked where they left it open: a line for them, or none."""
+    if config.engine.kind not in OWN_WEIGHTS or config.model.path == "embedded" or is_set(config, "model.template"):
+        return []
+    _, has_template = shape(config.model)
+    known = {True: "with a chat template", False: "without a chat template", None: "of the hub, as yet unread"}
+    lengths = " and ".join(f"{stage.max_tokens:,}" for stage in (config.generate, config.aggregate))
+    return [
+        f"a model {known[has_template]}: model.template = '{config.model.template}', completions of up to {lengths} tokens"
+    ]
 
 
 def eval_config(values: Mapping[str, Any]) -> Config:

@@ -18,6 +18,7 @@ from random import Random
 from typing import Any
 
 from paragator.core.errors import DataError, UsageError
+from paragator.core.hub import hub_reached
 from paragator.core.types import Problem
 from paragator.grading.extract import final_box
 from paragator.tasks.benchmarks import TABLE, DataSet, Fields
@@ -137,12 +138,16 @@ def from_hub(data_set: DataSet) -> tuple[str, list[dict[str, Any]]]:
             f"{data_set.name}: no local file; set {where}, or pip install 'paragator[data]' to load {data_set.hub} from the hub"
         ) from None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs retries for half a minute
+    alone = not hub_reached()
+    if alone:  # what an earlier call kept is read, and nothing is asked for
+        datasets.config.HF_HUB_OFFLINE = importlib.import_module("huggingface_hub").constants.HF_HUB_OFFLINE = True
     try:
         rows = datasets.load_dataset(
             data_set.hub, data_set.config, split=data_set.split, revision=data_set.revision or "main"
         )
     except Exception as error:  # the library, the network and the hub may raise anything
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        what = "the hub does not answer, and no copy of it is kept here" if alone else said
         raise DataError(
             f"{data_set.name}: the hub's {data_set.hub} cannot be loaded ({what}); try again later, or set {where}"
         ) from error

@@ -123,7 +123,8 @@ def load_model(config: ModelConfig, seed: int = 0) -> tuple[Any, Any]:
                 raise
             model, info = load(source, attn_implementation="eager", **options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = "the hub does not answer, and no copy of it is kept here" if alone else str(error).splitlines()[0]
+        gone = "the hub does not answer, and no copy of it is kept here; name a model folder, or try again later"
+        reason = gone if alone else str(error).splitlines()[0]
         raise UsageError(f"model.path = {config.path!r} cannot be loaded: {reason}") from None
     check_loaded(config.path, model, tokenizer, sorted(info["missing_keys"]))
     if config.lora_rank:
