@@ -24,8 +24,8 @@ from paragator.core.errors import UsageError
 from paragator.runs.defaults import solve_config
 from paragator.serve.listen import listening
 from paragator.serve.settings import Preset, ServeSettings, key_of
-from paragator.serve.strategies import plan_values
 from paragator.settings import nested
+from paragator.strategies import STRATEGIES, Sizes, strategy_named
 
 TESTS = Path(__file__).parents[1]
 KEY = "a-key-of-twenty-chars"
@@ -112,7 +112,7 @@ def upstream_usage(upstream: Any) -> tuple[int, int]:
 
 def test_openais_client_gets_an_answer_and_the_tokens_of_all_rounds(start: Start) -> None:
     url, upstream = start()
-    got = client(url).chat.completions.create(model="fake@aggregate:n=6,k=3,rounds=2", messages=ASK, seed=1)
+    got = client(url).chat.completions.create(model="fake@aggregate_vote:n=6,k=3,rounds=2", messages=ASK, seed=1)
     extra = got.model_dump()["paragator"]
     texts = {"4": r"Add them: \boxed{4.0}", "5": r"Hm: \boxed{5}"}
     assert got.choices[0].message.content == texts[extra["answer"]] and got.choices[0].finish_reason == "stop"
@@ -137,7 +137,7 @@ def test_a_stream_tells_of_rounds_and_then_answers(start: Start) -> None:
     answer = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert r"\boxed" in answer and chunks[-2].choices[0].finish_reason == "stop"
     assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == upstream_usage(upstream)
-    pieces = client(url).completions.create(model="fake@single", prompt="2 + 2", stream=True)
+    pieces = client(url).completions.create(model="fake@majority:n=1", prompt="2 + 2", stream=True)
     assert r"\boxed" in "".join(piece.choices[0].text for piece in pieces)
 
 
@@ -172,10 +172,20 @@ def test_a_seed_repeats_an_answer_and_a_talk_is_one_problem(start: Start) -> Non
     ("fields", "kind", "what"),
     [
         ({"model": "other"}, openai.NotFoundError, "no model 'other'; known: fake"),
-        ({"model": "fake@nothing"}, openai.BadRequestError, "unknown strategy 'nothing'"),
-        ({"model": "fake@aggregate:n=4,k=5"}, openai.BadRequestError, "pool_size = 5 is above"),
-        ({"model": "fake@majority:n=257"}, openai.BadRequestError, "257 solutions"),
-        ({"model": "fake@majority:n=-1"}, openai.BadRequestError, "a whole number"),
+        ({"model": "fake@nothing"}, openai.BadRequestError, "strategy 'nothing' is not known; known: majority"),
+        ({"model": "fake@"}, openai.BadRequestError, "strategy '' is not known"),
+        ({"model": "fake@antigravity:main"}, openai.BadRequestError, "strategy 'antigravity' is not known"),
+        ({"model": "fake@majority:main"}, openai.BadRequestError, "'main' is no setting"),
+        ({"model": "fake@aggregate:m=2"}, openai.BadRequestError, "m is no setting of it; it has n, k, rounds, vote"),
+        ({"model": "fake@majority:n=1,n=2"}, openai.BadRequestError, "n is given twice"),
+        ({"model": "fake@majority:n=257"}, openai.BadRequestError, "257 completions"),
+        ({"model": "fake@genselect:n=1000000000"}, openai.BadRequestError, "1000000000 completions"),
+        ({"model": "fake@aggregate:rounds=1000000000"}, openai.BadRequestError, "4000000004 completions"),
+        ({"model": "fake@pairwise:degree=inf"}, openai.BadRequestError, "not of its type"),
+        ({"model": "fake@pairwise:budget=inf"}, openai.BadRequestError, "budget = inf; use 0 or more"),
+        ({"model": "fake@genselect:window=1"}, openai.BadRequestError, "window = 1; show 2"),
+        ({"model": "fake@majority:n=-1"}, openai.BadRequestError, "n = -1; use 1 or more"),
+        ({"model": "fake@self_certainty"}, openai.BadRequestError, "needs the whole vocabulary's probabilities"),
         ({"n": 2}, openai.BadRequestError, "n is not supported"),
         (
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
@@ -281,7 +291,7 @@ def test_none_of_two_hundred_tries_without_the_key_is_answered(start: Start, mon
     assert not [call for call in upstream.calls if call.body]
     with pytest.raises(openai.AuthenticationError):
         client(url, "wrong").models.list()
-    got = client(url, KEY).chat.completions.create(model="fake@single", messages=ASK)
+    got = client(url, KEY).chat.completions.create(model="fake@majority:n=1", messages=ASK)
     assert got.choices[0].message.content
     assert client(url.removesuffix("/v1"), "wrong").get("/health", cast_to=object) == {"status": "ok"}
 
@@ -371,7 +381,7 @@ def test_more_requests_than_allowed_get_429_and_when_to_try_again(start: Start, 
 
     async def ask() -> list[Any]:
         async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as many:
-            asked = [many.chat.completions.create(model="fake@single", messages=ASK) for _ in range(8)]
+            asked = [many.chat.completions.create(model="fake@majority:n=1", messages=ASK) for _ in range(8)]
             return await asyncio.gather(*asked, return_exceptions=True)
 
     found = asyncio.run(ask())
@@ -384,7 +394,7 @@ def test_a_budget_of_tokens_ends_it(start: Start) -> None:
     url, _ = start(max_tokens_total=200)
     with pytest.raises(openai.RateLimitError, match="200 tokens are used up") as caught:
         for _ in range(50):
-            client(url).chat.completions.create(model="fake@single", messages=ASK)
+            client(url).chat.completions.create(model="fake@majority:n=1", messages=ASK)
     assert caught.value.type == "insufficient_quota"
     assert 200 <= float(next(x for x in metrics(url).splitlines() if x.startswith("paragator_tokens")).split()[1]) < 400
 
@@ -417,16 +427,57 @@ def test_many_clients_over_faults_all_get_an_answer_or_a_typed_error(start: Star
     assert upstream.settled().in_flight == 0
 
 
-# ---- names ----
+# ---- strategies ----
 
 
-def test_strategies_are_keys_of_the_config() -> None:
-    def sizes(text: str) -> list[int]:
-        return [plan_values(text)[f"eval.{key}"] for key in ("candidates", "rounds", "pool_size", "pools")]
+def judging(prompt: str, seed: int, index: int) -> str:
+    return (
+        "Judgment: 2" if "Judgment" in prompt else "Score: 7" if "Score:" in prompt else agreeing(prompt, seed, index)
+    )
 
-    assert sizes("single") == [1, 0, 1, 1] and sizes("majority") == [8, 0, 1, 1]
-    assert sizes("aggregate") == [4, 3, 4, 1] and sizes("aggregate:n=2") == [2, 3, 2, 1]
-    assert sizes("aggregate:n=8,k=4,rounds=2") == [8, 2, 4, 1] and sizes("rsa:n=6,k=2") == [6, 10, 2, 6]
-    for wrong in ("aggregate:m=2", "single:n=2", "majority:n=x", "majority:n=1,n=2", "majority:n", "rsa:pools=2", ""):
-        with pytest.raises(UsageError):
-            plan_values(wrong)
+
+def test_every_strategy_of_the_table_is_served(start: Start, fake: Start) -> None:
+    """Also one whose tokens' confidence a server has to tell: it is asked for."""
+    url, upstream = start(fake(reply=judging), {"eval.candidates": 5, "eval.pool_size": 2, "eval.rounds": 1})
+    asked = used = 0
+    for name in STRATEGIES.keys() - {"self_certainty"}:
+        got = client(url).chat.completions.create(model=f"fake@{name}", messages=ASK, seed=3)
+        assert r"\boxed" in (got.choices[0].message.content or "") and got.usage
+        bodies = [call.body for call in upstream.settled().calls if call.body]
+        new, asked, used = bodies[asked:], len(bodies), used + got.usage.total_tokens
+        most = strategy_named(name).requests(Sizes(5, 2, 1))
+        assert len(new) == most or (name == "agree" and most and len(new) < most)
+        assert all(("logprobs" in body) == (name == "confidence") for body in new)
+    assert used == sum(upstream_usage(upstream))
+
+
+def test_a_config_and_a_preset_name_a_strategy_of_ones_own(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_strategy.py").write_text(
+        "async def two(asking):\n    return asking.selected(await asking.candidates(2), None)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    url, upstream = start(
+        None, {"eval.strategies": ["majority:n=3"]}, presets={"pair": {"strategy": "own_strategy:two"}}
+    )
+    for model, calls in (("fake", 3), ("pair", 5)):
+        assert client(url).chat.completions.create(model=model, messages=ASK).choices[0].message.content
+        assert len([call for call in upstream.settled().calls if call.body]) == calls
+    with pytest.raises(openai.BadRequestError, match="is not known"):
+        client(url).chat.completions.create(model="fake@own_strategy:two", messages=ASK)
+
+
+def test_the_command_starts_a_server(monkeypatch: pytest.MonkeyPatch, fake: Start, tmp_path: Path) -> None:
+    from paragator.cli import serve
+
+    found: list[Any] = []
+
+    async def begun(config: Any, settings: ServeSettings) -> None:
+        found.append((config, settings))
+
+    monkeypatch.setattr(serve, "serve", begun)
+    assert serve.main(["--url", "http://localhost:1/v1", "--port", "0", "--strategy", "agree:n=8"]) == 0
+    config, settings = found[0]
+    assert config.engine.url == "http://localhost:1/v1" and config.eval.strategies == ["agree:n=8"]
+    assert settings.port == 0

@@ -447,7 +447,7 @@ def test_names_with_settings() -> None:
         ("pairwise:budget", "write it as module:function"),
         ("pairwise:budget=", "is no setting; write it as key=value"),
         ("pairwise:n=x", "n = 'x' is not of its type"),
-        ("majority:n=-1", "use 0 or more"),
+        ("majority:n=-1", "use 1 or more"),
         ("confidence:by=luck", "use lowest, bottom, tail, mean"),
         ("confidence:keep=0", "keep a share"),
         ("pacore:widths=0/4", "numbers? above 0"),

@@ -6,7 +6,7 @@ import asyncio
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from paragator.cli.eval import add_short, values_of
+from paragator.cli.eval import add_short, add_strategy, values_of
 from paragator.cli.main import parse, parser_for
 from paragator.config import Config
 from paragator.core.errors import UsageError
@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
     for name in OWN:
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"`{name}` of SERVE.toml")
     add_short(parser, FLAGS)
+    add_strategy(parser, "store", "Answers where a client names none; without one, the rounds of the plan and a vote.")
     if not (find_spec("starlette") and find_spec("uvicorn")):
         parser.parse_known_args(arguments)  # --help needs neither
         raise UsageError("paragator serve needs starlette and uvicorn: pip install 'paragator[serve]'")

@@ -72,7 +72,8 @@ class Answering(Response):
         return begun
 
     def progress(self, round_: Round) -> bytes:
-        text = f"round {round_.number}: {round_.done} of {round_.asked}"
+        what = "ratings" if round_.rates else f"round {round_.number}"
+        text = f"{what}: {round_.done} of {round_.asked}"
         if self.settings.progress == "off":
             return b""
         if self.settings.progress == "reasoning" and self.question.chat:

@@ -20,8 +20,8 @@ KEY_CHARS = 16
 class Preset(Section):
     """A name under which clients get a strategy with its sampling settings."""
 
-    strategy: str = "aggregate"
-    """As behind the @ of a model's name: "aggregate:n=8,k=4,rounds=2"."""
+    strategy: str = "aggregate_vote"
+    """As behind the @ of a model's name: "aggregate_vote:n=8,k=4,rounds=2". Here also "module:function"."""
     temperature: float | None = Field(None, ge=0)
     """Of all solutions; None takes the config's."""
     top_p: float | None = Field(None, gt=0, le=1)
@@ -48,7 +48,7 @@ class ServeSettings(Section):
     max_requests: int = Field(64, ge=1)
     """Most requests at once; a further one gets status 429."""
     max_solutions: int = Field(256, ge=1)
-    """Most solutions that one request may make of its strategy: n x (rounds + 1)."""
+    """Most completions that one request may make of its strategy, by the strategy's own count."""
     max_tokens: int = Field(32_768, ge=1)
     """Most tokens that a request may allow one solution."""
     max_tokens_total: int | None = Field(None, ge=1)

@@ -17,11 +17,13 @@ from paragator.core.types import Group, Problem, Prompt, Sample, Stage
 from paragator.engines.journal import never
 from paragator.runs import defaults, resolve
 from paragator.runs.connect import connection_of, loaded
-from paragator.runs.solve import NOTHING, Round, Seen, Solution, Watch, prices, problem_of, watched
+from paragator.runs.solve import NOTHING, Round, Seen, Solution, Watch, prices, problem_of, watch_of, watched
 from paragator.serve.errors import ApiError, refused
 from paragator.serve.protocol import Question
 from paragator.serve.settings import ServeSettings
-from paragator.serve.strategies import plan_values
+from paragator.strategies import strategy_named
+
+STRATEGY = "eval.strategies"
 
 
 class Tuned:
@@ -74,7 +76,7 @@ class Solver:
         self.name = settings.model_name or (own if isinstance(own, str) else type(engine).__name__)
         self.tokens = 0
         for preset in settings.presets.values():
-            resolve.eval_plan(defaults.with_values(config, plan_values(preset.strategy)))
+            self.watch(defaults.with_values(config, {STRATEGY: [preset.strategy]}))
 
     @property
     def models(self) -> list[str]:
@@ -87,23 +89,37 @@ class Solver:
         try:
             problem = problem_of(question.text)
             config = defaults.with_values(self.config, self.values_of(question))
-            plan = resolve.eval_plan(config)
-            most = self.settings.max_solutions
-            if (asked := plan.candidates + plan.rounds * plan.aggregations) > most:
-                raise UsageError(f"{question.model}: {asked} solutions, this server makes {most} a request at most")
+            watch = self.watch(config)
             connection = connection_of(config, [problem], None, never, self.tuned(config))
         except UsageError as error:
             raise refused(error) from None
-        watch = Watch(connection.sample, plan, split=self.remote)
-        scaffold = Scaffold(plan, config.model.templates(), connection.packer, question.seed)
+        watch.sample = connection.sample
+        scaffold = Scaffold(watch.plan, config.model.templates(), connection.packer, question.seed)
         return Work(self, problem, watch, scaffold)
+
+    def watch(self, config: Config) -> Watch:
+        """A watch over the rounds, or the strategy, of one request; UsageError where it asks for too much."""
+        strategy, sizes, most = config.eval.strategies, resolve.sizes_of(config), self.settings.max_solutions
+        named = [strategy_named(text) for text in strategy]
+        asked = max((one.candidates(sizes) for one in named), default=0)
+        if asked <= most:  # so that what follows is quick
+            watch = watch_of(config)
+            told = watch.plays.named.requests(sizes) if watch.plays else None
+            plan = watch.plan
+            asked = plan.candidates + plan.rounds * plan.aggregations if told is None else told
+        if asked > most:
+            what = strategy[0] if strategy else "the config's rounds"
+            raise UsageError(f"{what}: {asked} completions, this server asks for {most} a request at most")
+        resolve.check_strategies(config, self.engine, beyond=False)
+        watch.split = self.remote
+        return watch
 
     def values_of(self, question: Question) -> dict[str, Any]:
         """What a model's name and a request's sampling set, as keys of the config."""
         name, at, strategy = question.model.partition("@")
         sampling: dict[str, Any] = {}
-        if question.model in self.settings.presets:
-            preset = self.settings.presets[question.model]
+        preset = self.settings.presets.get(question.model)
+        if preset:
             at, strategy = "@", preset.strategy
             sampling = preset.model_dump(include={"temperature", "top_p", "max_tokens"}, exclude_none=True)
         elif name != self.name:
@@ -117,7 +133,11 @@ class Solver:
             wrong = sorted(sampling)[0]
             raise ApiError(400, f"{wrong} is fixed by this engine; leave it out", "unsupported_parameter", param=wrong)
         values = {f"{stage}.{key}": value for stage in ("generate", "aggregate") for key, value in sampling.items()}
-        return values | (plan_values(strategy) if at else {})
+        if not at:
+            return values
+        if not preset:
+            strategy_named(strategy, functions=False)  # a client may name what is there, and import nothing
+        return values | {STRATEGY: [strategy]}
 
     def tuned(self, config: Config) -> Any:
         """The engine as one request uses it; connection_of gives it the request's sampling."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from paragator.core.errors import UsageError
 from paragator.core.prompts import Templates
 from paragator.core.thinking import strip_thinking
 from paragator.core.together import together
@@ -42,6 +43,10 @@ class GenSelect:
     n: int | None = None
     window: int = 8
     max_chars: int = 16_384
+
+    def __post_init__(self) -> None:
+        if self.window < 2:
+            raise UsageError(f"genselect: window = {self.window}; show 2 solutions or more")
 
     async def __call__(self, asking: Asking) -> Trace:
         found = await asking.candidates(self.candidates(asking.sizes))

@@ -132,7 +132,7 @@ def ring(order: Sequence[int], degree: int) -> list[Pair]:
     """Distinct pairs in which everybody occurs `degree` times (rounded up to even): neighbours at distance 1, 2, ..."""
     n = len(order)
     found: dict[frozenset[int], Pair] = {}
-    for distance in range(1, math.ceil(degree / 2) + 1):
+    for distance in range(1, min(math.ceil(degree / 2), n // 2) + 1):
         for i in range(n):
             pair = (order[i], order[(i + distance) % n])
             if pair[0] != pair[1]:

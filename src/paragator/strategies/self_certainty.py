@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from paragator.core.errors import UsageError
 from paragator.core.types import Choice, Trace
 from paragator.strategies.base import Asking, Sizes
 from paragator.strategies.choose import borda, voted
@@ -24,6 +25,10 @@ class SelfCertainty:
     n: int | None = None
     power: float = 0.5
     needs: ClassVar[str] = "certainty"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.power <= 10:
+            raise UsageError(f"self_certainty: power = {self.power}; use 0 to 10")
 
     async def __call__(self, asking: Asking) -> Trace:
         found = await asking.candidates(self.candidates(asking.sizes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ STRATEGIES: dict[str, Strategy] = {
     "agree": Agree(),
 }
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+FROM_ONE = frozenset({"n", "k", "window", "votes", "degree", "max_chars"})
+"""Settings that mean nothing when they are 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +100,21 @@ def origin(strategy: Strategy) -> tuple[object, ...]:
     return getattr(own, "__module__", None), getattr(own, "__qualname__", None)
 
 
-def strategy_named(text: str) -> Named:
-    """A strategy by "NAME", "NAME:key=value,...", "module:function" or "module:function:key=value,..."."""
+def strategy_named(text: str, *, functions: bool = True) -> Named:
+    """A strategy by "NAME", "NAME:key=value,...", "module:function" or "module:function:key=value,...".
+
+    Without `functions`, by a name of the table only: nothing is imported, so that anybody may give the text.
+    """
     parts = text.strip().split(":")
     name, rest = parts[0], parts[1:]
-    if rest and "=" not in rest[0]:
+    if functions and rest and "=" not in rest[0]:
         strategy, rest = function_named(f"{name}:{rest[0]}", "strategy", "asking"), rest[1:]
     elif name in STRATEGIES:
         strategy = STRATEGIES[name]
     else:
         close = difflib.get_close_matches(name, STRATEGIES, n=2)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(STRATEGIES)}, or module:function"
+        known = ", ".join(STRATEGIES) + (", or module:function" if functions else "")
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {known}"
         raise UsageError(f"strategy {name!r} is not known; {hint}")
     settings = pairs_of(text, ":".join(rest)) if rest else {}
     return Named(text.strip(), with_settings(text, strategy, settings) if settings else strategy)
@@ -120,6 +127,8 @@ def pairs_of(text: str, rest: str) -> dict[str, str]:
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not key or not value:
             raise UsageError(f"strategy {text!r}: {part!r} is no setting; write it as key=value")
+        if key in out:
+            raise UsageError(f"strategy {text!r}: {key} is given twice; give it once")
         out[key] = value
     return out
 
@@ -150,6 +159,7 @@ def typed(text: str, key: str, value: str, kind: Any) -> Any:
         found = kind(value) if kind in (int, float) else value
     except (ValueError, KeyError):
         raise UsageError(f"strategy {text!r}: {key} = {value!r} is not of its type; see docs/strategies.md") from None
-    if isinstance(found, int | float) and found < 0:
-        raise UsageError(f"strategy {text!r}: {key} = {value}; use 0 or more")
+    least = int(key in FROM_ONE)
+    if isinstance(found, int | float) and not least <= found < math.inf:
+        raise UsageError(f"strategy {text!r}: {key} = {value}; use {least} or more")
     return found
