@@ -19,8 +19,16 @@ from paragator.core.estimators import Interval
 from paragator.core.types import Completion, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, append, append_json_lines
 from paragator.report.bars import bars, temperatures
+from paragator.report.canvas import STYLES, Picture, canvas, shade
 from paragator.report.compare import draw
-from paragator.report.plots import accuracy_by_round, accuracy_by_tokens, curves, draw_line, reward_curves, shade
+from paragator.report.plots import (
+    accuracy_by_round,
+    accuracy_by_tokens,
+    curves,
+    draw_line,
+    recovery,
+    reward_curves,
+)
 from paragator.runs.events import Steps
 from paragator.stats.compare import compare
 from paragator.stats.curves import read_metrics, smooth
@@ -44,7 +52,7 @@ def make_run(path: Path, method: str = "paragator", gain: float = 0.1, text: str
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paragator.report.plots.DPI", 40)
+    monkeypatch.setattr("paragator.report.canvas.DPI", 40)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +69,12 @@ def test_pictures_of_little_are_pictures() -> None:
         bars({"$one_": {"a_$b": one}}),
         temperatures({"one": {0.5: one, 1.0: one}}),
     ):
-        assert picture is not None and picture.startswith(PNG)
+        assert picture is not None and picture.png().startswith(PNG)
 
 
-def png_size(data: bytes | None) -> tuple[int, int]:
-    assert data is not None
+def png_size(picture: Picture | None) -> tuple[int, int]:
+    assert picture is not None
+    data = picture.png()
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
 
 
@@ -78,11 +87,10 @@ def test_many_methods_on_one_benchmark_share_a_panel() -> None:
 
 
 def test_lines_are_told_apart_by_colour_stroke_or_marker() -> None:
-    from matplotlib.figure import Figure
-
-    one, axes = Interval(0.5, 0.4, 0.6), Figure().subplots()
+    one, picture = Interval(0.5, 0.4, 0.6), canvas(1, "", [])
+    (axes,) = picture.panels
     for i in range(14):
-        assert draw_line(axes, [(0, one), (1, one)], str(i), i, shade(14))
+        assert draw_line(picture, axes, [(0, one), (1, one)], str(i), i, 14)
     looks = {(line.get_color(), str(line.get_linestyle())) for line in axes.lines}
     markers = {(line.get_color(), line.get_marker()) for line in axes.lines}
     assert len(looks) == len(markers) == 14
@@ -90,17 +98,16 @@ def test_lines_are_told_apart_by_colour_stroke_or_marker() -> None:
 
 
 def test_a_bound_a_rounding_error_beyond_its_mean_is_drawn() -> None:
-    from matplotlib.figure import Figure
-
     cell = Interval(0.3, math.nextafter(0.3, 1), math.nextafter(0.3, 0))
-    assert draw_line(Figure().subplots(), [(0, cell)], "a", 0, 1)
+    picture = canvas(1, "", [])
+    assert draw_line(picture, picture.panels[0], [(0, cell)], "a", 0, 1)
 
 
 @pytest.fixture
 def panels(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The panels of the pictures that reward_curves and curves draw, in place of pictures."""
     found: list[Any] = []
-    monkeypatch.setattr("paragator.report.plots.finish", lambda figure, axes: found.extend(axes) or PNG)
+    monkeypatch.setattr("paragator.report.canvas.Picture.finish", lambda self: found.extend(self.panels) or self)
     return found
 
 
@@ -116,6 +123,31 @@ def test_negative_rewards_are_shown(panels: list[Any]) -> None:
 def test_a_label_that_begins_with_an_underscore_is_in_the_legend(panels: list[Any]) -> None:
     assert reward_curves({"_a": fake_metrics()}) and curves({"_a": [fake_metrics()]})
     assert [axes.get_legend_handles_labels()[1] for axes in panels] == [[" _a"]] * 4
+
+
+def test_recovery_counts_right_members_of_each_pool() -> None:
+    """Against a plain loop over the traces: pools of round 1 by their right members, then a mean over problems."""
+    records = fake_evaluation(0.2, problems=12)
+    found: dict[int, dict[str, list[float]]] = {}
+    for record in records:
+        right, outputs = record.right(0), iter(record.right(1))
+        for group in record.trace.rounds[1]:
+            count = int(sum(right[i] or 0 for i in group.pool))
+            own = found.setdefault(count, {}).setdefault(record.trace.problem.id, [])
+            own += [next(outputs) or 0.0 for _ in group.outputs]
+    picture = recovery({"a": table(records)})
+    assert picture is not None and len(found) > 1
+    wanted = {m: 100 * sum(sum(x) / len(x) for x in some.values()) / len(some) for m, some in found.items()}
+    assert {at: mean for _, _, at, mean, _, _ in picture.points} == pytest.approx(wanted)
+    assert picture.panels[0].lines[-1].get_xdata()[1] == len(records[0].trace.rounds[1][0].pool)
+
+
+def test_a_column_is_narrower_and_stacks_its_panels() -> None:
+    one = {"a": table(fake_evaluation(0.1, problems=2))}
+    column, wide = (accuracy_by_round(one, STYLES[name]) for name in ("column", "wide"))
+    assert column is not None and wide is not None
+    (w, h), (w2, h2) = (picture.figure.get_size_inches() for picture in (column, wide))
+    assert w < w2 / 2 + 0.1 and h > h2
 
 
 def test_pictures_of_nothing_are_none() -> None:
@@ -187,6 +219,30 @@ def test_pictures_of_a_comparison(tmp_path: Path, run: Path) -> None:
     assert [path.name for path in drawn] == expected
     assert all(path.read_bytes().startswith(PNG) for path in drawn)
     assert list(missing) == ["temperature.png"] and not (tmp_path / "out" / "temperature.png").exists()
+
+
+def test_figures_of_runs_are_vectors_bitmaps_and_data(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures"
+    out.mkdir()
+    (out / "temperature.png").write_text("of other runs")
+    assert main([str(run), "--figures", str(out), "--style", "wide"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "left out: temperature, which needs runs of one method that differ in generate.temperature\n"
+    drawn = {"reward_curves", "accuracy_by_round", "bars", "accuracy_by_tokens", "recovery"}
+    assert {path.stem for path in out.iterdir()} == drawn | {"main"}
+    for name in drawn:
+        assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF") and (out / f"{name}.png").read_bytes()[:8] == PNG
+    points = list(csv.DictReader((out / "accuracy_by_round.csv").open()))
+    last = [p for p in points if (p["panel"], p["line"], p["x"]) == ("pass@1", "paragator", "2")]
+    wanted = compare([run]).tables[0, "unknown"].cell("pass_at_1", 2)
+    assert [float(last[0][key]) / 100 for key in ("mean", "low", "high")] == pytest.approx(
+        [wanted.mean, wanted.low, wanted.high], abs=1e-6
+    )
+    assert r"\toprule" in (out / "main.tex").read_text() and r"\bottomrule" in (out / "main.tex").read_text()
+    with pytest.raises(UsageError, match="--output is for tables"):
+        main([str(run), "--figures", str(out), "--output", "x"])
 
 
 def test_benchmarks_are_averaged(tmp_path: Path) -> None:

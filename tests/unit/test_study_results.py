@@ -17,6 +17,7 @@ from fakes import fake_evaluation, fake_metrics
 from paragator.cli.compare import main as compare_main
 from paragator.core.errors import DataError, UsageError
 from paragator.records import append, append_json_lines
+from paragator.report.figures import NEEDS, Numbers
 from paragator.report.plots import curves
 from paragator.stats.curves import recent, step_at, together
 from paragator.stats.resample import Bootstrapped, holm, over_seeds, problem_counts, resample, seed_weights
@@ -29,8 +30,7 @@ from paragator.study.results import Results
 @pytest.fixture(autouse=True)
 def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are laid out, not rendered: the end-to-end test does that."""
-    for module in ("report.plots", "report.bars"):
-        monkeypatch.setattr(f"paragator.{module}.finish", lambda figure, panels: b"PNG")
+    monkeypatch.setattr("paragator.report.canvas.Picture.rendered", lambda self, form, **options: form.encode())
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
@@ -270,6 +270,23 @@ def test_cells_of_a_second_study(tmp_path: Path) -> None:
     tokens = {sheet.of: [label for label, _ in sheet.rows] for sheet in found.matched() if "tokens" in sheet.name}
     assert tokens == {"a": ["paragator", "dr_grpo"], "b": ["paragator", "dr_grpo-tokens"]}
     assert [found.family(place) for place in ("a", "b", "average")] == [1, 2, 1]
+
+
+def test_figures_of_a_study_are_those_of_its_written_results(tmp_path: Path) -> None:
+    """But for what needs traces: votes at equal tokens and recovery."""
+    folder, out = make_study(tmp_path / "s", CELLS), tmp_path / "out"
+    found = write_results([folder], out)
+    numbers = Numbers.of(found.whole, found.temperatures(), found.trained())
+    own, read = (one.pictures(NEEDS) for one in (numbers, Numbers.read(out)))
+    assert read.pop("recovery") is None and own.pop("recovery") is not None
+    for name, picture in own.items():
+        again = read[name]
+        assert picture is not None and again is not None, name
+        left = [point for point in picture.points if "majority of" not in point[1]]
+        for a, b in zip(again.points, left, strict=True):
+            assert a[1] == b[1], name
+            assert a[2] == (b[2] if isinstance(b[2], str) else pytest.approx(b[2], abs=1e-3))
+            assert a[3:] == pytest.approx(b[3:], abs=1e-3, nan_ok=True), (name, a, b)
 
 
 def test_results_replace_those_of_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,9 @@ A folder that `paragator study` left is compared as a study: its primary outcome
 --output (by default where the study puts them); several are studies of the same cells on different tasks. With --table
 or --format a table is printed, and nothing is written without --output.
 
+--figures DIR draws the figures of a paper from runs, from a study, or from the folder of a study's results alone: each as
+PDF and PNG with its data as CSV, and the main table as LaTeX. A figure without data is left out, and a line says why.
+
 tables: main (initial pass@1 and pass@k, pass@1 of each aggregation round), rounds (every measure by round), bars
 (initial, majority, aggregation), temperature (by generate.temperature), differences (each row minus the first);
 without --table, main and the differences in pass@1."""
@@ -43,6 +46,10 @@ def main(arguments: list[str]) -> int:
     tables = ("main", "rounds", "bars", "temperature", "differences")
     parser.add_argument("--table", choices=tables, default="", help="one table instead of main and differences")
     parser.add_argument("--output", default="", help="folder for the pictures (default ./comparison)")
+    parser.add_argument("--figures", default="", metavar="DIR", help="write a paper's figures there, and nothing else")
+    parser.add_argument(
+        "--style", choices=("column", "wide"), help="of the figures: one column or two (default column)"
+    )
     flags, rest = parse(wide(parser), arguments)
     if rest:
         raise UsageError(f"unknown option {rest[0]}; see paragator compare --help")
@@ -54,6 +61,8 @@ def main(arguments: list[str]) -> int:
     from paragator.study.finished import is_study
 
     paths = [Path(run) for run in flags.runs]
+    if flags.figures or flags.style:
+        return figures(paths, flags)
     if any(map(is_study, paths)):
         return compare_studies(paths, flags)
     only_text = bool(flags.table or flags.format) and not flags.output
@@ -72,6 +81,37 @@ def main(arguments: list[str]) -> int:
     print("pictures: " + (", ".join(map(str, drawn)) or "none"), file=sys.stderr)
     for name, why in missing.items():
         print(f"not drawn: {name} ({why})", file=sys.stderr)
+    return 0
+
+
+def figures(paths: list[Path], flags: Namespace) -> int:
+    """Write a paper's figures from what the paths hold."""
+    from paragator.report.compare import check_folder
+    from paragator.report.figures import Numbers, write_figures
+    from paragator.stats.compare import compare
+    from paragator.stats.written import is_written
+    from paragator.study.finished import is_study
+    from paragator.study.results import Results
+
+    if not flags.figures:
+        raise UsageError("--style is of --figures; name a folder for them, or leave it out")
+    if odd := next((name for name in ("table", "format", "output") if getattr(flags, name)), ""):
+        raise UsageError(f"--{odd} is for tables; leave it or --figures out")
+    check_folder(Path(flags.figures))
+    if all(map(is_study, paths)):
+        found = Results(paths)
+        numbers = Numbers.of(found.whole, found.temperatures(), found.trained())
+    elif len(paths) == 1 and is_written(paths[0]):
+        numbers = Numbers.read(paths[0])
+    else:
+        numbers = Numbers.of(compare(paths, 4 if flags.k is None else flags.k, flags.label))
+    written, missing = write_figures(numbers, Path(flags.figures), flags.style or "column")
+    if flags.json:
+        print(json.dumps({"figures": [str(path) for path in written], "not_drawn": missing}))
+        return 0
+    print(f"figures: {', '.join(path.name for path in written)} in {flags.figures}")
+    for name, needs in missing.items():
+        print(f"left out: {name}, which needs {needs}", file=sys.stderr)
     return 0
 
 

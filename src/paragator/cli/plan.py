@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         from paragator.report.bars import variant_seconds
 
         try:
-            Path(flags.plot).write_bytes(variant_seconds(found))
+            Path(flags.plot).write_bytes(variant_seconds(found).png())
         except OSError as error:
             raise UsageError(
                 f"--plot {flags.plot}: {error.strerror}; give a PNG file in a folder that exists"

@@ -6,8 +6,17 @@ import os
 from pathlib import Path
 
 from paragator.core.errors import UsageError
-from paragator.report import bars, plots
-from paragator.stats.compare import AVERAGE, Comparison
+from paragator.report import plots
+from paragator.report.figures import Numbers
+from paragator.stats.compare import Comparison
+
+WHY = {
+    "accuracy_by_round": "no accuracy was measured",
+    "accuracy_by_tokens": "no run knows its numbers of tokens",
+    "bars": "no accuracy was measured",
+    "temperature": "the runs do not differ in generate.temperature",
+}
+"""The pictures of every comparison, and why one has nothing to show."""
 
 
 def draw(found: Comparison, out_dir: Path) -> tuple[list[Path], dict[str, str]]:
@@ -16,22 +25,13 @@ def draw(found: Comparison, out_dir: Path) -> tuple[list[Path], dict[str, str]]:
     UsageError where `out_dir` cannot be written.
     """
     check_folder(out_dir)
-    lines = {row.label: found.tables[i, found.places[-1]] for i, row in enumerate(found.rows)}
-    panels = {row.label: {p: found.tables[i, p] for p in found.places} for i, row in enumerate(found.rows)}
-    warmth = found.warmth()
-    about = found.places[-1] if len(found.places) == 1 else f"{AVERAGE} of {len(found.benchmarks)} benchmarks"
-    pictures = {
-        "accuracy_by_round.png": (plots.accuracy_by_round(lines), "no accuracy was measured"),
-        "accuracy_by_tokens.png": (plots.accuracy_by_tokens(lines, about), "no run knows its numbers of tokens"),
-        "bars.png": (bars.bars(panels), "no accuracy was measured"),
-        "temperature.png": (bars.temperatures(warmth, about), "the runs do not differ in generate.temperature"),
-        "reward_curves.png": (plots.reward_curves(found.metrics()), "no run has a metrics.jsonl with rewards"),
-    }
+    pictures = {f"{name}.png": (one, WHY[name]) for name, one in Numbers.of(found).pictures(WHY).items()}
+    pictures["reward_curves.png"] = (plots.reward_curves(found.metrics()), "no run has a metrics.jsonl with rewards")
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, (data, _) in pictures.items():
         (out_dir / name).unlink(missing_ok=True)  # of an earlier comparison
         if data is not None:
-            (out_dir / name).write_bytes(data)
+            (out_dir / name).write_bytes(data.png())
     drawn = [out_dir / name for name, (data, _) in pictures.items() if data is not None]
     return drawn, {name: why for name, (data, why) in pictures.items() if data is None}
 

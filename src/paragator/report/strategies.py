@@ -5,31 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from paragator.report.plots import as_label, canvas, draw_line, finish, shade
+from paragator.report.canvas import SCREEN, Picture, Style, canvas, token_ticks
+from paragator.report.plots import draw_line
 from paragator.stats.strategies import StrategyTable
 
 
-def accuracy_over_tokens(table: StrategyTable) -> bytes | None:
+def accuracy_over_tokens(table: StrategyTable, style: Style = SCREEN) -> Picture | None:
     """Each strategy's accuracy over its mean number of tokens a problem, prompts included, and a vote's at every size.
 
-    Intervals are 95%. Returns a PNG; None where no number of tokens is known.
+    Intervals are 95%. None where no number of tokens is known.
     """
-    from matplotlib.ticker import LogLocator, NullLocator
-
     curve = "a vote among candidates"
-    figure, panels = canvas(1, "Problems solved (%)", [curve, *table.labels])
-    axes = panels[0]
+    picture = canvas(1, "Problems solved (%)", [curve, *table.labels], style)
+    (axes,) = picture.panels
     axes.set_xlabel("Tokens per problem, prompts included")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:g}k")
-    axes.xaxis.set_minor_locator(NullLocator())
-    votes = [(tokens, cell) for tokens, cell in table.vote_curve() if tokens > 0]
-    drawn = draw_line(axes, votes, as_label(curve), 0, shade(2))
+    token_ticks(axes)
+    drawn = draw_line(picture, axes, [(tokens, cell) for tokens, cell in table.vote_curve() if tokens > 0], curve, 0)
     for i, label in enumerate(table.labels, 1):
         tokens, cell = table.intervals[label, "tokens"].mean, table.intervals[label, "accuracy"]
-        drawn |= tokens > 0 and draw_line(axes, [(tokens, cell)], label, i, shade(2))
-    return finish(figure, panels) if drawn else None
+        drawn |= tokens > 0 and draw_line(picture, axes, [(tokens, cell)], label, i)
+    return picture.finish() if drawn else None
 
 
 def write_tables(table: StrategyTable, run_dir: Path, partial: str = "") -> None:
@@ -44,4 +39,4 @@ def write_tables(table: StrategyTable, run_dir: Path, partial: str = "") -> None
         json.dumps({**table.to_dict(), "partial": partial or None}, indent=2) + "\n"
     )
     if picture := accuracy_over_tokens(table):
-        (run_dir / "strategies.png").write_bytes(picture)
+        (run_dir / "strategies.png").write_bytes(picture.png())

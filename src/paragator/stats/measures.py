@@ -105,6 +105,16 @@ class RoundView:
             )
         return {name: mean(one[name] for one in found) for name in found[0]} if found else {}
 
+    def recovered(self, right: int) -> float:
+        """The share of right aggregations whose pool has so many right members and no unscored one; NaN without any."""
+        found, first, before = [], 0, self.before.right if self.before else []
+        for group in self.groups:
+            own = self.right[first : (first := first + len(group.completions))]
+            shown = scored(before[i] for i in group.pool)
+            if group.pool and len(shown) == len(group.pool) and sum(shown) == right:
+                found += own
+        return mean(found)
+
     @cached_property
     def parts(self) -> tuple[list[tuple[float, ...]], list[list[str]]]:
         """Which parts of each solution are right, and its answers, part by part; nothing of a task without parts."""
@@ -178,6 +188,10 @@ Key = tuple[str, int, Minus]
 """A measure, a round, and the round that it is compared with, if any."""
 
 
+BY_COUNT = ("votes", "by_right", "members")
+"""What `Scores.values` has by a count in place of a round."""
+
+
 def scored(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
@@ -196,7 +210,8 @@ class Scores:
     """An evaluation as numbers: `values[measure, round]` has one value a problem, in the order of `problems` (their ids).
 
     A problem's value is the mean over its repeats of what could be measured, else NaN. `values["votes", n]` is round
-    0's maj@n for n = 1, 2, 4, ... VOTERS and all candidates: majority voting at growing cost.
+    0's maj@n for n = 1, 2, 4, ... VOTERS and all candidates: majority voting at growing cost. `values["by_right", m]` is
+    the share of right aggregations of round 1 whose pool has m right members, of the `values["members", 0]` that it has.
     """
 
     k: int
@@ -233,6 +248,7 @@ def scores(records: Sequence[Graded], k: int = 4) -> Scores:
     num_rounds = max(record.num_rounds for record in records)
     problems = tuple(sorted({record.trace.problem.id for record in records}))
     sizes = vote_sizes(max(len(record.trace.population(0)) for record in records))
+    members = max((len(group.pool) for r in records for groups in r.trace.rounds[1:2] for group in groups), default=0)
     found: dict[tuple[str, int], dict[str, list[float]]] = {}
     for record in records:
         name, view = record.trace.problem.id, None
@@ -242,6 +258,10 @@ def scores(records: Sequence[Graded], k: int = 4) -> Scores:
                 found.setdefault((measure, t), {}).setdefault(name, []).append(one.of(view, k))
             for n in sizes if t == 0 else ():
                 found.setdefault(("votes", n), {}).setdefault(name, []).append(MEASURES["maj_at_k"].of(view, n))
+            for m in range(members + 1) if t == 1 else ():
+                found.setdefault(("by_right", m), {}).setdefault(name, []).append(view.recovered(m))
+            if t == 1:
+                found.setdefault(("members", 0), {}).setdefault(name, []).append(mean(len(g.pool) for g in view.groups))
     note = note_of(records)
     has_parts = any(grade.parts for record in records for grade in record.of_round(0))
     left_out = (*(() if note else (REWARD,)), *(() if has_parts else OF_PARTS))

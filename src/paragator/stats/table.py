@@ -24,7 +24,7 @@ class EvalTable:
 
     `found[measure, round, minus]` is a mean over problems with a 95% interval; `minus` is "" for the measure itself,
     "first" or "previous" for its paired difference to round 0 or to the round before. Shares are of 1.
-    `found["votes", n, ""]` is round 0's maj@n.
+    `found["votes", n, ""]` is round 0's maj@n, `found["by_right", m, ""]` how often round 1 is right on m right members.
     """
 
     k: int
@@ -56,8 +56,12 @@ class EvalTable:
 
     def votes(self) -> list[tuple[int, Interval]]:
         """(n, maj@n of round 0) by growing n."""
-        found = {n: cell for (name, n, _), cell in self.found.items() if name == "votes"}
-        return sorted(found.items(), key=lambda item: item[0])
+        return self.by_count("votes")
+
+    def by_count(self, measure: str) -> list[tuple[int, Interval]]:
+        return sorted(
+            ((n, cell) for (name, n, _), cell in self.found.items() if name == measure), key=lambda one: one[0]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; None for what is NaN, and for an interval without a mean."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paragator.report import bars, plots
+from paragator.report.canvas import Picture
 from paragator.report.compare import check_folder, draw
 from paragator.stats.runs import read_json
 from paragator.stats.sheet import to_csv
@@ -32,7 +33,7 @@ def write_results(folders: Sequence[Path], out_dir: Path) -> Results:
     names = dict.fromkeys(path.name for path in drawn)
     for name, data in pictures(found).items():
         if data is not None:
-            (out_dir / name).write_bytes(data)
+            (out_dir / name).write_bytes(data.png())
             names[name] = None
     sheets = found.sheets()
     text = "\n\n".join(
@@ -51,9 +52,9 @@ def write_results(folders: Sequence[Path], out_dir: Path) -> Results:
     return found
 
 
-def pictures(found: Results) -> dict[str, bytes | None]:
-    """PNGs by file name."""
-    out: dict[str, bytes | None] = {}
+def pictures(found: Results) -> dict[str, Picture | None]:
+    """By file name."""
+    out: dict[str, Picture | None] = {}
     for place in found.whole.benchmarks:
         methods = {row.label: [m for m in found.metrics(place, row.label) if m] for row in found.whole.rows}
         end = f"_{place.replace('/', '-')}.png" if len(found.whole.benchmarks) > 1 else ".png"

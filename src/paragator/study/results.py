@@ -12,7 +12,7 @@ from paragator.core.errors import DataError
 from paragator.core.estimators import Interval, mean
 from paragator.stats import curves
 from paragator.stats.compare import AVERAGE, COMPARED, Comparison
-from paragator.stats.measures import MEASURES
+from paragator.stats.measures import BY_COUNT, MEASURES
 from paragator.stats.resample import holm
 from paragator.stats.runs import Run, gather
 from paragator.stats.sheet import Column, Sheet
@@ -26,7 +26,7 @@ FEWEST_SEEDS = 3
 def cut(run: Run, rounds: int) -> Run:
     """A run as if it had ended after an aggregation round."""
     found = run.scores
-    values = {key: column for key, column in found.values.items() if key[0] == "votes" or key[1] <= rounds}
+    values = {key: column for key, column in found.values.items() if key[0] in BY_COUNT or key[1] <= rounds}
     return replace(run, scores=replace(found, num_rounds=min(found.num_rounds, rounds + 1), values=values))
 
 
@@ -207,6 +207,12 @@ class Results:
     def metrics(self, place: str, label: str) -> list[curves.Metrics]:
         """The training metrics of a cell's runs."""
         return [entry.metrics for entry in self.at(place) if entry.cell == label]
+
+    def trained(self) -> dict[str, list[curves.Metrics]]:
+        """The training metrics of every cell, one list of rows a run."""
+        return {
+            row.label: [e.metrics for e in self.entries if e.cell == row.label and e.metrics] for row in self.whole.rows
+        }
 
     def temperatures(self) -> Comparison | None:
         """All runs of cells that were evaluated at several initial temperatures, up to the primary outcome's round."""
