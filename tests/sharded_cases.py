@@ -42,6 +42,7 @@ class Case:
     replicas: int = 1
     broken: bool = False
     stage: Stage | None = None
+    balance: bool = False
 
     def runs_on(self, size: int) -> bool:
         """Whether so many processes compute it: replicas need four."""
@@ -77,6 +78,7 @@ CASES = {
     "three updates": Case(updates=3, weight_cap=1.5),
     "three updates, KL": Case(updates=3, kl=0.1),
     "three updates of adapters": Case(updates=3, lora=4),
+    "measured and balanced": Case(updates=1, balance=True),
     "NaN in one row": Case(broken=True),
 }
 
@@ -115,6 +117,7 @@ def policy_of(case: Case, team: Any = None) -> Policy:
         precision=case.precision,  # type: ignore[arg-type]
         gradient_checkpointing=case.checkpointing,
         max_refused=1,
+        ratio=3.0 if case.balance else None,
     )
     if team is None:
         policy = Policy(model, tokenizer, settings)
@@ -133,7 +136,8 @@ def outcome(case: Case, team: Any = None) -> dict[str, torch.Tensor]:
     packed.LOGITS_AT_ONCE = 2**10 if case.chunked else 2**26
     policy, trees = policy_of(case, team), trees_of(case)
     if case.updates or case.broken:
-        stats = policy.update(trees, 1, CONSTANTS)
+        measured = policy.measure(trees, trees[:3]) if case.balance else {}
+        stats = policy.update(trees, 1, CONSTANTS) | measured
         found = {name: whole(p).clone() for name, p in policy.tensors().items()}
     else:
         rows = policy.rows(trees)

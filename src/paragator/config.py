@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from paragator.core.errors import UsageError
-from paragator.core.hooks import NamedCredit, named
+from paragator.core.hooks import NamedCredit
 from paragator.core.methods import CreditSettings, Method, method_named
 from paragator.core.prompts import BUILTIN, Templates
 from paragator.settings import Section
+from paragator.task_config import Hook
+from paragator.task_config import TaskConfig as TaskConfig
 
 SCHEDULES = ("constant", "cosine", "linear")
-Hook = Annotated[str, BeforeValidator(named)]
-"""A function of the user's: "module:function", or the function itself, of which the config keeps the name."""
 
 
 class ModelConfig(Section):
@@ -52,63 +52,6 @@ class ModelConfig(Section):
             aggregation=self.aggregation_prompt or base.aggregation,
             attempt=self.attempt_format or base.attempt,
         )
-
-
-MOST_COUNTDOWN = 8
-"""Numbers of a Countdown problem."""
-
-
-class TaskConfig(Section):
-    name: str = "countdown"
-    """"countdown", "arithmetic", "composite", "jsonl" (your own file), "reasoning-gym/NAME", or a name in `paragator data list`."""
-    style: Literal["compact", "words"] = "compact"
-    """How a built-in task words its problems: symbols for the embedded model, a sentence for others."""
-    path: str | None = None
-    """jsonl: the file, one object a line with fields problem and answer."""
-    held_out_path: str | None = None
-    """jsonl: the held-out file; without it, a tenth of `path` by content."""
-    fields: dict[str, str] = Field({})
-    """jsonl: the file's own field names, such as {problem = "question", answer = "gold"}."""
-    kind: str | None = None
-    """What the answers are ("number", "set", "equation", ...; see docs/grading.md); None infers it from each reference."""
-    parameters: dict[str, Any] = Field({})
-    """reasoning-gym: parameters of the generator."""
-    reward: Hook | None = None
-    """A reward function "module:function" (problem, texts) -> one number or None a text; replaces the task's checker."""
-    correct_from: float = 1.0
-    """reward: from which number on a solution counts as correct, in pass@k, maj@k and what pools are measured by."""
-    min_numbers: int = Field(4, ge=2, le=32)
-    """Fewest numbers (countdown) or terms (arithmetic)."""
-    max_numbers: int = Field(4, ge=2, le=32)
-    """Most numbers (countdown: 8) or terms."""
-    parts: int = Field(3, ge=2, le=8)
-    """composite: independent problems in one, all of which must be solved."""
-    part: Literal["arithmetic", "countdown"] = "arithmetic"
-    """composite: what its parts are; the ranges below and above are theirs."""
-    fraction: bool = False
-    """composite: the reward is the share of parts that are right, instead of 1 or 0 for the whole."""
-    min_value: int = Field(1, ge=1)
-    """countdown: smallest number. arithmetic: as few digits as this has."""
-    max_value: int = Field(12, ge=1)
-    """countdown: largest number. arithmetic: as many digits as this has."""
-    min_target: int = Field(10, ge=1)
-    """countdown: smallest target."""
-    max_target: int = Field(99, ge=1)
-    """countdown: largest target."""
-
-    @model_validator(mode="after")
-    def ordered(self) -> TaskConfig:
-        for what in ("numbers", "value", "target"):
-            low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
-            if low > high:
-                raise ValueError(f"task.min_{what} = {low} is above task.max_{what} = {high}")
-        if self.name == "countdown" and self.max_numbers > MOST_COUNTDOWN:
-            raise ValueError(f"task.max_numbers = {self.max_numbers}: Countdown has {MOST_COUNTDOWN} numbers at most")
-        if self.reward is None and self.correct_from != 1:
-            raise ValueError(
-                f"task.correct_from = {self.correct_from} is of a reward function; set task.reward, or remove it"
-            )
-        return self
 
 
 class EngineConfig(Section):
@@ -222,6 +165,17 @@ class StageConfig(Section):
     """Nucleus sampling, for evaluation only."""
     top_k: int = Field(0, ge=0)
     """Top-k sampling, for evaluation only; 0 is off."""
+
+
+class StagesConfig(Section):
+    balance: Literal["weights", "gradient"] = "weights"
+    """How much each stage's loss counts: by the stages' weights alone, or (gradient) candidates' credit is scaled too, so that
+    the norm of their gradient is `ratio` times that of aggregations'."""
+    ratio: float = Field(1.0, gt=0)
+    """gradient: the norm of candidates' gradient over that of aggregations'."""
+    measure_every: int = Field(0, ge=0)
+    """Steps between measurements of both gradients (norms and cosines, in metrics.jsonl); each costs two or three backward
+    passes. 0 is off."""
 
 
 class RolloutConfig(Section):
@@ -360,6 +314,7 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     generate: StageConfig = StageConfig()
     aggregate: StageConfig = StageConfig()
+    stages: StagesConfig = StagesConfig()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     eval: EvalConfig = EvalConfig()
@@ -382,6 +337,8 @@ class Config(Section):
         )
         if refusal:
             raise ValueError(refusal)
+        if self.stages.balance == "gradient" and not self.stages.measure_every:
+            raise ValueError("stages.balance = 'gradient' needs measurements: set stages.measure_every, such as 5")
         if self.eval.rounds and self.eval.pool_size > self.eval.candidates:
             raise ValueError(
                 f"eval.pool_size = {self.eval.pool_size} is above eval.candidates = {self.eval.candidates}"

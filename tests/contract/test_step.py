@@ -24,7 +24,7 @@ from paragator.grading.decide import decide
 from paragator.records import Graded
 from paragator.settings import load
 from paragator.tasks import Task
-from paragator.training import checkpoint, packed
+from paragator.training import balance, checkpoint, packed
 from paragator.training import policy as policy_module
 from paragator.training.credited import constant, credited
 from paragator.training.loop import choose
@@ -308,6 +308,59 @@ def test_a_second_update_is_clipped_against_the_policy_before_the_first(
     assert all(torch.equal(p, weights(by_hand)[n]) for n, p in weights(twice).items())
     assert twice.updates == 2 and found["clipped"] == stats["clipped"] > 0 and found["ratio"] == stats["ratio"] != 1
     assert found["loss"] == first["loss"] and found["mismatch_kl"] == first["mismatch_kl"]
+
+
+BOTH = [*TREES, Tree("aggregate", (1, 5), (Branch((9, 4, 2), (-1.0,) * 3, 0.2), Branch((3, 2), (-1.0,) * 2, -0.1)))]
+MEASURED = ("--stages.balance=gradient", "--stages.measure_every=2", "--stages.ratio=3")
+
+
+def test_gradients_of_the_stages_are_measured_and_balanced(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Norms and cosines are those of torch's own gradients; nothing moves until the update, which is by the stated ratio."""
+    policy = Policy.from_config(model, tokenizer, configured(*MEASURED, "--train.kl=0.1"))
+
+    def by_hand(trees: list[Tree]) -> torch.Tensor:
+        logs = packed.padded_log_probs(policy.model, trees)
+        credit = torch.tensor([b.credit for t in trees for b in t.branches for _ in b.token_ids])
+        found = torch.autograd.grad(-(logs * credit).sum(), list(policy.tensors().values()))
+        return torch.cat([part.flatten() for part in found])
+
+    other = [replace(TREES[0], branches=(TREES[0].branches[0], replace(TREES[0].branches[1], credit=0.4)))]
+    first, second, third = (by_hand(trees) for trees in (TREES, BOTH[1:], other))
+    before = weights(policy)
+    found = policy.measure(BOTH, other)
+    assert all(torch.equal(before[n], p) for n, p in policy.raw.named_parameters())
+    assert all(p.grad is None for p in policy.raw.parameters())
+    cosine = torch.nn.functional.cosine_similarity
+    assert found == pytest.approx(
+        {
+            "generate/grad_norm": float(first.norm()),
+            "aggregate/grad_norm": float(second.norm()),
+            "stage_cosine": float(cosine(first, second, dim=0)),
+            "generate/credit_cosine": float(cosine(first, third, dim=0)),
+        },
+        rel=1e-4,
+    )
+    factor = 3 * float(second.norm() / first.norm())
+    assert policy.factor == pytest.approx(factor, rel=1e-4)
+    plain = Policy.from_config(copy.deepcopy(model), tokenizer, configured("--train.kl=0.1"))
+    stronger = [replace(b, credit=b.credit * policy.factor) for b in TREES[0].branches]  # type: ignore[operator]
+    plain.update([replace(TREES[0], branches=tuple(stronger)), BOTH[1]], 1, CONSTANTS)
+    assert policy.update(BOTH, 1, CONSTANTS)["balance"] == policy.factor
+    assert all(torch.equal(p, weights(plain)[n]) for n, p in weights(policy).items())
+    policy.save(tmp_path / "step_1", {"step": 1})
+    again = Policy.from_config(copy.deepcopy(model), tokenizer, configured(*MEASURED, "--train.kl=0.1"))
+    again.restore(tmp_path / "step_1")
+    assert again.factor == policy.factor
+
+
+def test_a_factor_is_smoothed_and_needs_both_stages() -> None:
+    norms = {"generate/grad_norm": 2.0, "aggregate/grad_norm": 8.0}
+    assert balance.factor(None, norms, 1.0) == 4.0 and balance.factor(None, {"generate/grad_norm": 2.0}, 1.0) is None
+    assert balance.factor(4.0, norms | {"generate/grad_norm": 0.5}, 1.0) == pytest.approx(4 * 4**0.3)
+    assert balance.factor(4.0, norms | {"aggregate/grad_norm": 0.0}, 1.0) == 4.0
+    assert balance.compared(lambda trees: [None], [], TREES) == {}
 
 
 def lora(model: LlamaForCausalLM) -> Any:
@@ -629,6 +682,20 @@ def test_offline_pools_are_the_candidates(make_engine: Any, tokenizer: PreTraine
         assert len(group.pool) == 2
         assert all(f"w{i}" in group.prompt.text for i in group.pool)
     assert {t.stage for t in policy.trees} == {"aggregate"}
+
+
+def test_measuring_changes_no_step_and_compares_credits(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The same weights with and without; the candidates' own credit is compared with pass@1's, or pass@1's with pass@k's."""
+    left = []
+    for options in ((), ("--stages.measure_every=5",), ("--stages.measure_every=5", "--method.name=dr_grpo")):
+        engine, config = make_engine(), configured("--train.truncated=wrong", "--generate.max_tokens=6", *options)
+        policy = Spy.from_config(copy.deepcopy(engine.model), tokenizer, config)
+        left.append((take_step(policy, engine, config).metrics, weights(policy)))
+    (without, unseen), (measured, seen), (alone, _) = left
+    assert all(torch.equal(unseen[n], seen[n]) for n in seen)
+    names = {"generate/grad_norm", "aggregate/grad_norm", "stage_cosine", "generate/credit_cosine"}
+    assert measured.keys() - without.keys() == names and all(-1 <= measured[n] <= 1 for n in names if "cosine" in n)
+    assert alone.keys() & names == {"generate/grad_norm", "generate/credit_cosine"}
 
 
 def test_without_updates_the_base_method_only_rolls_out(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:

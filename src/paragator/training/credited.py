@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from paragator.core.hooks import Rewards
-from paragator.core.methods import OF_POOLS, JudgedByPools
+from paragator.core.methods import OF_POOLS, JudgedByPools, SchemeName
 from paragator.core.types import UNREAD, Completion, Failure, Grade, Group, Stage
 from paragator.records import Graded
 from paragator.training.recipe import Crediting, Truncated
@@ -27,6 +28,16 @@ def credited(record: Graded, crediting: Crediting, num_problems: int) -> list[Tr
         if branches:
             trees.append(Tree(group.stage, group.prompt_ids, tuple(branches)))
     return trees
+
+
+def otherwise(record: Graded, crediting: Crediting, num_problems: int) -> list[Tree]:
+    """The candidates' trees under pass@1, or under pass@k where the method's own credit is pass@1; none where it has no credit."""
+    method = crediting.method
+    other: SchemeName = "pass@k" if method.generate == "pass@1" else "pass@1"
+    if method.generate is None or (other == "pass@k" and crediting.settings.k >= crediting.candidates):
+        return []
+    method = replace(method, generate=other, aggregate=None, between=None)
+    return credited(record, replace(crediting, method=method, keep_idle=False), num_problems)
 
 
 def credits(record: Graded, crediting: Crediting) -> Iterator[tuple[int, Group, list[float]]]:

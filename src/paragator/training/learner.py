@@ -19,6 +19,9 @@ class Learner(Protocol):
     def update(self, trees: Sequence[Tree], step: int, kl_constants: Mapping[Stage, float]) -> dict[str, float]:
         """Change the weights by the trees of step `step`; returns statistics. Without trees, nothing changes."""
 
+    def measure(self, trees: Sequence[Tree], others: Sequence[Tree]) -> dict[str, float]:
+        """Norms and cosines of the stages' gradients, see `balance.compared`; no weight changes."""
+
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write a checkpoint from which `restore` continues, on any number of processes."""
 

@@ -19,7 +19,7 @@ from paragator.config import Config, OptimizerConfig
 from paragator.core.errors import RunError, UsageError
 from paragator.core.hooks import multiplier
 from paragator.core.types import Stage
-from paragator.training import checkpoint, memory, objective
+from paragator.training import balance, checkpoint, memory, objective
 from paragator.training.compiled import compile_layers, recompute_layers
 from paragator.training.packed import Batch, collate, log_probs
 from paragator.training.recipe import PolicySettings
@@ -73,6 +73,7 @@ class Policy:
         )
         self.batch_tokens = memory.MOST_TOKENS[False]
         self.updates = self.refused = 0
+        self.factor: float | None = None  # of candidates' credit, by the gradients measured so far
 
     @classmethod
     def from_config(cls, model: Any, tokenizer: Any, config: Config) -> Self:
@@ -90,6 +91,30 @@ class Policy:
         """The packed rows that this process computes."""
         return pack(trees, self.batch_tokens)
 
+    def measure(self, trees: Sequence[Tree], others: Sequence[Tree]) -> dict[str, float]:
+        """Norms and cosines of the stages' gradients, without the KL, each in passes of its own; no weight changes.
+
+        `others` are the candidates under another credit. With `settings.ratio`, further updates scale candidates' credit by
+        them. Where something is not finite nothing is measured: the update says so.
+        """
+
+        def gradient(some: Sequence[Tree]) -> list[torch.Tensor | None]:
+            rows = self.rows(some)
+            self.accumulate(rows, [None] * len(rows), {})
+            found = [parameter.grad for parameter in self.tensors().values()]
+            self.optimizer.zero_grad()
+            return found
+
+        try:
+            found = balance.compared(gradient, trees, others)
+        except NotFinite:
+            return {}
+        finally:
+            self.optimizer.zero_grad()
+        if self.settings.ratio:
+            self.factor = balance.factor(self.factor, found, self.settings.ratio)
+        return found
+
     def update(self, trees: Sequence[Tree], step: int, kl_constants: Mapping[Stage, float]) -> dict[str, float]:
         """`train.updates` optimiser steps on all trees, each accumulated over packed rows; returns their statistics.
 
@@ -103,7 +128,7 @@ class Policy:
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings.optimizer, step, settings.steps)
-        rows = self.rows(trees)
+        rows = self.rows(trees if self.factor is None else balance.scaled(trees, self.factor))
         old: list[torch.Tensor | None] = [None] * len(rows)
         found, refused = [], {}
         for _ in range(settings.updates):
@@ -133,6 +158,7 @@ class Policy:
             "truncated_weights": first["truncated"],
             **({"router_loss": first["router_loss"]} if self.routers else {}),
             **refused,
+            **({} if self.factor is None else {"balance": self.factor}),
         }
 
     def refuse(self, step: int, problem: NotFinite) -> None:
@@ -233,12 +259,13 @@ class Policy:
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write a checkpoint from which `restore` continues."""
         own = {"learner": self.kind, "updates": self.updates, "refused": self.refused, "precision": self.precision}
+        own |= {} if self.factor is None else {"balance": self.factor}
         checkpoint.save(folder, *self.state(), {**meta, **own})
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Take weights and optimiser state from a checkpoint; returns its meta."""
         meta = checkpoint.read_into(folder, self.tensors(), self.optimizer)
-        self.updates, self.refused = meta["updates"], meta["refused"]
+        self.updates, self.refused, self.factor = meta["updates"], meta["refused"], meta.get("balance")
         return meta
 
     def publish(self) -> None:

@@ -104,12 +104,14 @@ class Recipe:
 
     scaffold  plan, prompts and packing of a step's rollouts; the seed is the run's, see `at_step`
     recorded  candidates by problem id, which replace those that a step would sample (offline aggregation)
+    measure_every  steps between measurements of the stages' gradients; 0 is off
     """
 
     crediting: Crediting
     scaffold: Scaffold
     schedule: Schedule
     recorded: Mapping[str, Group] = field(default_factory=dict)
+    measure_every: int = 0
 
     @classmethod
     def from_config(cls, config: Config, packer: Packer, recorded: Mapping[str, Group] | None = None) -> Recipe:
@@ -129,11 +131,15 @@ class Recipe:
             train.eval_every,
             Keeping(train.keep_last, train.keep_every, train.keep_best),
         )
-        return cls(Crediting.from_config(config), scaffold, schedule, recorded or {})
+        return cls(Crediting.from_config(config), scaffold, schedule, recorded or {}, config.stages.measure_every)
 
     def at_step(self, number: int) -> Scaffold:
         """The scaffold with a step's own seed."""
         return replace(self.scaffold, seed=self.scaffold.seed + number)
+
+    def is_measured(self, number: int) -> bool:
+        """Whether a step, counted from 1, measures the stages' gradients: the first, and then one in `measure_every`."""
+        return bool(self.measure_every) and (number - 1) % self.measure_every == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,7 @@ class PolicySettings:
     temperature             of each stage's sampling, at which log-probabilities are taken too
     steps, updates          steps of the run (for the learning rate's schedule), and optimiser steps on each one's rollouts
     max_refused             updates that may be skipped because something is not finite, before the run ends
+    ratio                   of the norm of candidates' gradient to that of aggregations'; None leaves both as they are
     kl                      weight of the KL to the initial model; 0 keeps no reference
     router_loss             weight of the load-balancing loss of a mixture of experts
     gradient_checkpointing  keep only each layer's input for the backward pass
@@ -155,6 +162,7 @@ class PolicySettings:
     steps: int
     updates: int = 1
     max_refused: int = 0
+    ratio: float | None = None
     kl: float = 0.0
     router_loss: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -174,6 +182,7 @@ class PolicySettings:
             steps=train.steps,
             updates=train.updates,
             max_refused=train.max_refused,
+            ratio=config.stages.ratio if config.stages.balance == "gradient" else None,
             kl=train.kl,
             router_loss=train.router_loss,
             precision=train.precision,

@@ -131,10 +131,12 @@ class Shard(Policy):
             with warnings.catch_warnings(), suppress(RunError):  # the same in all processes, and said by rank 0
                 warnings.simplefilter("ignore")
                 self.update(trees, order["step"], order["constants"])
+        elif order["name"] == "measure":
+            self.measure(*([tree_of(values) for values in order[name]] for name in ("trees", "others")))
         elif order["name"] == "gather":
             self.gathered(order["moments"])
         elif order["name"] == "load":
-            self.updates, self.refused = order["updates"], order["refused"]
+            self.updates, self.refused, self.factor = order["updates"], order["refused"], order["balance"]
             self.load(order["kinds"], {}, {})
         else:
             raise RuntimeError(f"no such order: {order['name']}")
@@ -153,6 +155,10 @@ class Sharded(Shard):
         ):
             return super().update(trees, step, kl_constants)
 
+    def measure(self, trees: Sequence[Tree], others: Sequence[Tree]) -> dict[str, float]:
+        with self.team.order("measure", trees=list(map(values_of, trees)), others=list(map(values_of, others))):
+            return super().measure(trees, others)
+
     def state(self) -> tuple[Whole, dict[str, Whole]]:
         with self.team.order("gather", moments=True):
             return self.gathered(moments=True)
@@ -164,8 +170,9 @@ class Sharded(Shard):
         weights, moments, meta = checkpoint.read(folder)
         checkpoint.check_shapes(folder, weights, self.tensors())
         kinds = {name: list(found) for name, found in moments.items()}
-        self.updates, self.refused = meta["updates"], meta["refused"]
-        with self.team.order("load", kinds=kinds, updates=self.updates, refused=self.refused):
+        self.updates, self.refused, self.factor = meta["updates"], meta["refused"], meta.get("balance")
+        counts = {"updates": self.updates, "refused": self.refused, "balance": self.factor}
+        with self.team.order("load", kinds=kinds, **counts):
             self.load(kinds, weights, moments)
         return meta
 

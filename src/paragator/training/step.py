@@ -13,7 +13,7 @@ from paragator.core.types import Group, Problem, Prompt, Sample, Stage
 from paragator.engines.local.compute import computed
 from paragator.records import Graded
 from paragator.tasks import Task, grade_trace
-from paragator.training.credited import constant, credited
+from paragator.training.credited import constant, credited, otherwise
 from paragator.training.learner import Learner
 from paragator.training.recipe import Recipe
 from paragator.training.rows import STAGES
@@ -48,8 +48,12 @@ async def step(
     trees = [tree for record in records for tree in credited(record, crediting, len(problems))]
     constants = {stage: constant(stage, crediting, len(problems)) for stage in STAGES}
     with timeline.during("update"):
+        measured: dict[str, float] = {}
+        if recipe.is_measured(number):
+            others = [tree for record in records for tree in otherwise(record, crediting, len(problems))]
+            measured = await computed(learner.measure, trees, others)
         stats = await computed(learner.update, trees, number, constants)
-    return Step(records, {"step": number, **summary(records, crediting), **stats, **timeline.seconds()})
+    return Step(records, {"step": number, **summary(records, crediting), **measured, **stats, **timeline.seconds()})
 
 
 def check_sampled(records: Sequence[Graded], number: int) -> None:
