@@ -184,6 +184,12 @@ def test_two_runs_side_by_side(watched: Watched, tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", 0.05)]
     page.goto(write_reports(runs, tmp_path / "both.html").as_uri())
     assert page.locator("section.run").count() == 2
+    samples = (
+        page.locator(".u-legend tr", has_text="one, ")
+        .locator(".u-marker")
+        .evaluate_all("all => all.map(one => getComputedStyle(one).backgroundImage.startsWith('repeating'))")
+    )
+    assert True in samples and False in samples  # the legend tells the dashed line from the other
     page.get_by_label("one line a method").click()
     page.get_by_role("group", name="Runs").get_by_label("two").click()
     api.expect(page.locator("section.run")).to_have_count(1)

@@ -53,11 +53,18 @@ function options(lines: Line[], width: number, about: About, log: boolean): uPlo
   const ink = css("--ink"), grid = css("--line"), font = "12px system-ui, sans-serif";
   const axis = { stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 }, font, labelFont: font };
   return {
-    width, height: about.height ?? 240, series, bands, legend: { live: true, isolate: true }, cursor: { focus: { prox: 24 } },
+    width, height: about.height ?? 240, series, bands, legend: { live: true, isolate: true, markers: { width: () => 0, fill: (_u, i) => sample(series[i]!) } }, cursor: { focus: { prox: 24 } },
     scales: { x: { time: false, distr: about.logX ? 3 : 1 }, y: { distr: log ? 3 : 1, range: log ? undefined : (_u, low, high) => range(low, high, about.zero) } },
     axes: [{ ...axis, label: about.x, labelSize: 20, size: 34, ...(about.whole || about.x === "step" ? { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000] } : {}) }, { ...axis, size: 58 }],
     focus: { alpha: 0.35 },
   };
+}
+
+/** A piece of the line with its dashes, for the legend: CSS of a background. */
+function sample({ stroke, dash }: uPlot.Series): string {
+  let at = 0;
+  const piece = (length: number, i: number) => `${i % 2 ? "transparent" : String(stroke)} ${at}px ${(at += length)}px`;
+  return dash ? `repeating-linear-gradient(90deg,${dash.map(piece).join(",")})` : String(stroke ?? "none");
 }
 
 function range(low: number, high: number, zero?: boolean): [number, number] {
