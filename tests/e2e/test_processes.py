@@ -113,7 +113,7 @@ def test_batches_without_signal_change_no_bit_in_two_processes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sign", "victim"), [("SIGKILL", 1), ("SIGKILL", 0), ("SIGSTOP", 1)])
+@pytest.mark.parametrize(("sign", "victim"), [("SIGKILL", 1), ("SIGKILL", 0), ("SIGSTOP", 1), ("SIGSTOP", 0)])
 def test_a_process_that_dies_or_hangs_ends_all_and_the_run_is_resumed(folder: Path, sign: str, victim: int) -> None:
     limit = "6" if sign == "SIGSTOP" else "20"
     processes = start(2, command("hit", "--train.steps", "60", "--train.process_timeout_s", limit), folder)

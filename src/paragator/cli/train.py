@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     from paragator.runs.train import train
 
     if launch.processes() > 1:
-        signal.signal(signal.SIGTERM, ended)
+        say_the_end()
     with Terminal(quiet=flags.json, wide=flags.wide) as terminal:
         result = asyncio.run(train(config, resume=flags.resume, overwrite=flags.overwrite, events=terminal))
     if flags.json:
@@ -53,6 +53,8 @@ def follow(flags: Namespace, overrides: list[str]) -> int:
     from paragator.runs.train import train
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if int(os.environ.get("LOCAL_RANK", "0")) < 2:  # one of each machine says it
+        say_the_end()
     try:
         asyncio.run(train(config))
     except Exception as error:
@@ -62,7 +64,17 @@ def follow(flags: Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def ended(*_: object) -> None:
-    """The launcher ends all processes because one of them ended; what is on disk is whole."""
-    os.write(2, b"error: a process of this run was ended; start all of them again with --resume\n")
-    os._exit(1)
+def say_the_end() -> None:
+    """Where the launcher ends all processes because one of them ended: say which, and that what is on disk is whole."""
+    from paragator.training.team import Team
+
+    def ended(*_: object) -> None:
+        gone = Team.gone()
+        if launch.rank() and 0 in Team.neighbours and 0 not in gone:
+            os._exit(1)  # rank 0 says it
+        who = " and ".join(f"rank {rank}" for rank in gone)
+        said = f"{who} ended or was killed" if gone else "the launcher ended this run"
+        os.write(2, f"error: {said}; start all processes again with --resume added to the same command\n".encode())
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, ended)

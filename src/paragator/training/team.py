@@ -2,7 +2,8 @@
 
 An order is a name and JSON. It is announced in the launcher's key-value store, where followers look for it however long
 rank 0 samples, and its text is broadcast; nothing is pickled. While it lives, rank 0 changes a "beat" in the store.
-A process that raises leaves its reason there, one that is killed or hangs makes the next collective call fail.
+A process that raises leaves its reason there, one that is killed or hangs makes the next collective call fail. Where no
+launcher holds the store, rank 0 does, so that followers wait for an answer of it in a thread that they can leave behind.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
@@ -31,6 +34,7 @@ POLL_S = 0.02
 """Seconds between looks into the store."""
 LOST = ("closed", "reset", "timed out", "timeout", "refused", "broken pipe", "nccl", "peer")
 """Words in what a collective call says when another process is gone or does not answer."""
+Answer = TypeVar("Answer")
 
 
 class Team:
@@ -38,6 +42,8 @@ class Team:
 
     runs = 0
     """Teams of this process so far: each has a part of the store to itself."""
+    neighbours: ClassVar[dict[int, int]] = {}
+    """Process ids on this machine by rank, of the latest team: rank 0 at first, all of them once they are ready."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s, self.orders, self.broken = timeout_s, 0, ""
@@ -51,6 +57,8 @@ class Team:
         self.store = PrefixStore(prefix, store)
         self.store.set(f"process/{self.rank}", f"{platform.node()} {os.getpid()}")
         self.closed = threading.Event()
+        Team.neighbours = self.found([0])
+        self.heard = time.monotonic()
         if self.rank == 0:
             own = PrefixStore(prefix, store.clone())
             threading.Thread(target=self._beat, args=(own,), name="beat", daemon=True).start()
@@ -135,18 +143,12 @@ class Team:
     def next_order(self) -> dict[str, Any] | None:
         """The next order, None for the last; RunError once rank 0 shows no sign of life."""
         self.orders += 1
-        key, beat, heard = f"order/{self.orders}", b"", time.monotonic()
-        while not self.store.check([key]):
-            time.sleep(POLL_S)
-            now = self.store.get("beat") if self.store.check(["beat"]) else b""
-            if now != beat or not now:
-                beat, heard = now, time.monotonic()
-            if time.monotonic() - heard > self.timeout_s:
-                self.end([0])
-                raise RunError(
-                    f"rank {self.rank}: no sign of life of rank 0 for {self.timeout_s:g} s; start again with --resume"
-                )
-        size = int(self.store.get(key))
+        self.heard = time.monotonic()
+        try:
+            size = self.answered(self._announced, lambda: time.monotonic() - self.heard < self.timeout_s)
+        except TimeoutError:
+            self.broken = f"no sign of life of rank 0 for {self.timeout_s:g} s"
+            raise RunError(f"{self.broken}; start all processes again with --resume") from None
         if not size:
             self.store.set(f"gone/{self.rank}", "")
             return None
@@ -156,31 +158,87 @@ class Team:
         found: dict[str, Any] = json.loads(bytes(text.numpy()))
         return found
 
+    def _announced(self) -> int:
+        """The bytes of the next order, once there is one; `heard` is when rank 0 last showed that it lives."""
+        key, beat = f"order/{self.orders}", b""
+        while not self.store.check([key]):
+            time.sleep(POLL_S)
+            now = self.store.get("beat") if self.store.check(["beat"]) else b""
+            if now != beat or not now:
+                beat, self.heard = now, time.monotonic()
+        return int(self.store.get(key))
+
     def failed(self, error: BaseException) -> None:
         """Leave the reason why this process ends; RunError where it is another one that is gone."""
-        with suppress(RuntimeError):
-            self.store.set(f"failed/{self.rank}", " ".join(f"{type(error).__name__}: {error}".split())[:500])
+        if self.broken:
+            return
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        with suppress(RuntimeError, TimeoutError):
+            self.within(2 * BEAT_S, lambda: self.store.set(f"failed/{self.rank}", said))
         if isinstance(error, RuntimeError) and lost(error):
+            self.broken = "another process of the run ended or hangs"
             with suppress(RuntimeError):
                 if not self.beats():
                     self.end([0])
-            raise RunError("another process of the run ended or hangs; start all of them again with --resume") from None
+            raise RunError(f"{self.broken}; start all of them again with --resume") from None
 
     def beats(self) -> bool:
         """Whether rank 0 shows that it lives."""
-        before = self.store.get("beat")
-        time.sleep(3 * BEAT_S)
-        return bool(self.store.get("beat") != before)
+
+        def changes() -> bool:
+            before = self.store.get("beat")
+            time.sleep(3 * BEAT_S)
+            return bool(self.store.get("beat") != before)
+
+        try:
+            return self.within(4 * BEAT_S, changes)
+        except TimeoutError:
+            return False
+
+    def answered(self, question: Callable[[], Answer], hopeful: Callable[[], bool]) -> Answer:
+        """What the store says, which may hang with rank 0; TimeoutError once there is no more hope, and rank 0 is ended."""
+        answer: Future[Answer] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(question())
+            except RuntimeError as error:
+                answer.set_exception(error)
+
+        thread = threading.Thread(target=ask, name="store", daemon=True)
+        thread.start()
+        while True:
+            try:
+                return answer.result(POLL_S)
+            except TimeoutError:
+                if hopeful():
+                    continue
+                self.end([0])
+                thread.join(BEAT_S)  # its question fails now; a thread inside torch aborts a Python that ends
+                raise
+
+    def within(self, seconds: float, question: Callable[[], Answer]) -> Answer:
+        """`answered`, with so much time."""
+        end = time.monotonic() + seconds
+        return self.answered(question, lambda: time.monotonic() < end)
 
     # ---- all ----
+
+    def found(self, ranks: Iterable[int]) -> dict[int, int]:
+        """Process ids of those ranks that are on this machine."""
+        pairs = ((rank, self.store.get(f"process/{rank}").decode().split(" ")) for rank in ranks)
+        return {rank: int(pid) for rank, (machine, pid) in pairs if machine == platform.node()}
 
     def end(self, ranks: Iterable[int]) -> None:
         """Kill processes on this machine: one that hangs would keep the launcher waiting, and none can go on."""
         for rank in ranks:
-            machine, pid = self.store.get(f"process/{rank}").decode().split(" ")
-            if machine == platform.node():
-                with suppress(OSError):
-                    os.kill(int(pid), signal.SIGKILL)
+            with suppress(OSError, KeyError):
+                os.kill(self.neighbours[rank], signal.SIGKILL)
+
+    @classmethod
+    def gone(cls) -> list[int]:
+        """Ranks on this machine that have ended, as far as it is known which there were."""
+        return [rank for rank, pid in cls.neighbours.items() if not psutil.pid_exists(pid)]
 
     def ready(self, name: str) -> None:
         """Wait until all have come here, for as long as none has failed: loading takes longer on some machines."""
@@ -194,6 +252,7 @@ class Team:
             return bool(self.store.check(everybody))
 
         self.wait_for(arrived)
+        Team.neighbours = self.found(range(self.size))
 
     def wait_for(self, happened: Callable[[], bool], most_s: float = float("inf")) -> None:
         """Poll until something happened, or so long."""
