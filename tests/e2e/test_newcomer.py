@@ -7,6 +7,7 @@ script to run if a fence of `text`, what it prints, follows it. `<!-- not run: r
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -40,15 +41,35 @@ class Newcomer:
     python: Path
     folder: Path
     url: str
+    forking: subprocess.Popen[str]
+    """tests/forked.py in the environment."""
+
+    def words(self, command: str) -> list[str]:
+        return shlex.split(command.replace("\\\n", " ").replace(URL, self.url))
 
     def type(self, command: str) -> tuple[int, str]:
-        """Run a command line; its exit code, and what it printed on both streams."""
-        words = shlex.split(command.replace("\\\n", " ").replace(URL, self.url))
-        words[0] = str(self.python.parent / words[0])
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PARAGATOR", "OPENAI"))}
-        env = kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-        done = subprocess.run(words, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+        """Run a command line in a fork that has its imports; its exit code, and what it printed on both streams."""
+        output = self.folder / "printed.txt"
+        order = {"words": self.words(command), "folder": str(self.folder), "output": str(output)}
+        assert self.forking.stdin and self.forking.stdout
+        print(json.dumps(order), file=self.forking.stdin, flush=True)
+        code = int(self.forking.stdout.readline())
+        return code, output.read_text()
+
+    def start(self, command: str) -> tuple[int, str]:
+        """The same in a process of its own, through the script that the installation left."""
+        program, *words = self.words(command)
+        whole = [str(self.python.parent / program), *words]
+        done = subprocess.run(
+            whole, cwd=self.folder, env=clean(), capture_output=True, text=True, timeout=300, check=False
+        )
         return done.returncode, done.stdout + done.stderr
+
+
+def clean() -> dict[str, str]:
+    """The environment without what belongs to this project."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PARAGATOR", "OPENAI"))}
+    return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 
 
 def sums(prompt: str, seed: int, index: int) -> str:
@@ -78,9 +99,17 @@ def url() -> Iterator[str]:
         yield server.url
 
 
+@pytest.fixture(scope="module")
+def forking(environment: Path) -> Iterator[subprocess.Popen[str]]:
+    words, pipe = [str(environment), str(ROOT / "tests" / "forked.py")], subprocess.PIPE
+    with subprocess.Popen(words, env=clean(), stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+        process.stdin.close() if process.stdin else None
+
+
 @pytest.fixture
-def newcomer(environment: Path, url: str, tmp_path: Path) -> Newcomer:
-    return Newcomer(environment, tmp_path, url)
+def newcomer(environment: Path, url: str, tmp_path: Path, forking: subprocess.Popen[str]) -> Newcomer:
+    return Newcomer(environment, tmp_path, url, forking)
 
 
 def commands(body: str) -> Iterator[tuple[str, int, list[str]]]:
@@ -123,8 +152,8 @@ def test_a_page_is_followed(page: str, newcomer: Newcomer) -> None:
 
 
 def test_the_package_is_the_wheel_and_holds_its_recipes(newcomer: Newcomer) -> None:
-    code, printed = newcomer.type("python -c 'import paragator; print(paragator.__file__)'")
+    code, printed = newcomer.start("python -c 'import paragator; print(paragator.__file__)'")
     assert code == 0 and Path(printed.strip()).is_relative_to(newcomer.python.parents[1])
-    code, printed = newcomer.type("paragator train quickstart --dry-run")
+    code, printed = newcomer.start("paragator train quickstart --dry-run")
     assert code == 0 and '"name": "quickstart"' in printed
-    assert "recipes" in newcomer.type("paragator train no-such-recipe")[1]
+    assert "recipes" in newcomer.start("paragator train no-such-recipe")[1]

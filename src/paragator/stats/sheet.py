@@ -91,7 +91,7 @@ class Sheet:
             blocks[-1].append(i)
             used += wide
         parts = [aligned([[row[i] for i in block] for row in rows]) for block in blocks[1:]]
-        return "\n".join([self.title, *parts])
+        return f"{self.title}\n" + "\n\n".join(parts)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
