@@ -236,6 +236,10 @@ class TrainConfig(Section):
     """Also kept: the checkpoint whose evaluation (`eval_every`) has the highest pass@1 in the last round."""
     eval_every: int = Field(0, ge=0)
     """Steps between evaluations of the held-out problems while training, each after a checkpoint; 0 is off."""
+    backend: Literal["torch", "ray"] = "torch"
+    """Who starts the processes of a run: torchrun (or nobody, for one process), or a Ray cluster that is running."""
+    processes: int | None = Field(None, ge=1)
+    """ray: how many processes, each with a card where the cluster has such. torchrun: refused where it started another number."""
     replicas: int = Field(1, ge=1)
     """Several processes: groups of them that each hold all of the weights (HSDP). 1 shards them over all processes (FSDP)."""
     process_timeout_s: float = Field(45.0, gt=0)

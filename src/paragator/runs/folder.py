@@ -162,6 +162,8 @@ MAY_CHANGE = {
     "train.eval_every",
     "train.max_refused",
     "train.threads",
+    "train.backend",
+    "train.processes",
     "train.replicas",
     "train.process_timeout_s",
     "tracker",

@@ -1,4 +1,4 @@
-"""How a run was launched: one process, or several by torchrun. No heavy imports."""
+"""How a run was launched: one process, or several by torchrun or Ray. No heavy imports."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ OTHERS = {
 """What other launchers say of how many processes they started."""
 
 
+def launched() -> bool:
+    """Whether a launcher started this process as one of a run's."""
+    return "WORLD_SIZE" in os.environ
+
+
 def processes() -> int:
     """How many processes share this run; UsageError for a launch that looks like several and is not."""
-    if "WORLD_SIZE" in os.environ:
+    if launched():
         return int(os.environ["WORLD_SIZE"])
     how = "start several processes by `torchrun --nproc-per-node N -m paragator train CONFIG`"
     if any(name.startswith("ACCELERATE_") and name != "ACCELERATE_TORCH_DEVICE" for name in os.environ):
@@ -30,3 +35,10 @@ def processes() -> int:
 def rank() -> int:
     """This process's number among them; 0 is the one that decides, samples and writes."""
     return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
+
+
+def check_processes(wanted: int | None) -> None:
+    """UsageError where the config names (`train.processes`) another number of processes than were started."""
+    if wanted not in (None, (found := processes())):
+        how = f"`torchrun --nproc-per-node {wanted} -m paragator train CONFIG`, or train.backend = 'ray'"
+        raise UsageError(f"train.processes = {wanted}, but {found} started: use {how}; or set train.processes")

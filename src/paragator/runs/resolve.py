@@ -20,6 +20,7 @@ from paragator.engines.local.loading import Facts, facts
 from paragator.engines.replay import Replay
 from paragator.engines.sampling import Sampling
 from paragator.runs.folder import OWN_WEIGHTS
+from paragator.runs.launch import launched
 from paragator.runs.servers import judge_engine, servers_of
 from paragator.strategies import Named, Sizes, strategy_named
 from paragator.tasks import Task, load_task
@@ -80,6 +81,8 @@ def resolve(
         )
     if training:
         check_hooks(config)
+    if training and config.train.backend == "ray" and not launched():
+        check_ray(config)
     if config.model.lora_rank and find_spec("peft") is None:
         raise UsageError(f"model.lora_rank = {config.model.lora_rank} needs peft: pip install 'paragator[lora]'")
     config.model.templates()
@@ -172,6 +175,14 @@ def facts_of(config: Config, engine: Sample | None = None) -> Facts:
         raise UsageError(f"engine.recording = {settings.recording}: no such file")
     with path.open("rb") as file:
         return Facts(None, None, f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}")
+
+
+def check_ray(config: Config) -> None:
+    """Refuse train.backend = 'ray' where Ray is not installed, or nobody said how many processes."""
+    if find_spec("ray") is None:
+        raise UsageError("train.backend = 'ray' is not installed: pip install 'paragator[ray]'")
+    if config.train.processes is None:
+        raise UsageError("train.backend = 'ray' needs train.processes: how many processes, one a card")
 
 
 def check_hooks(config: Config) -> None:

@@ -58,7 +58,15 @@ async def train(
     after each step, and `export(folder)` writes the weights. Stopped by `events.should_stop`, the run can be resumed.
 
     Among several processes that torchrun started, all call this: rank 0 runs it, the others compute their share of updates.
+    With `train.backend = "ray"` they are started here, on the cluster, and this process waits for them.
     """
+    if config.train.backend == "ray" and not launch.launched():
+        from paragator.runs.on_ray import train_on_ray
+
+        if task is not None or engine is not None:
+            raise UsageError("train.backend = 'ray' takes no task and no engine from Python: name them in the config")
+        return await train_on_ray(config, events or Events(), resume=resume, overwrite=overwrite)
+    launch.check_processes(config.train.processes)
     if launch.processes() == 1:
         return await led(config, None, task=task, engine=engine, resume=resume, overwrite=overwrite, events=events)
     from paragator.training.team import Team
