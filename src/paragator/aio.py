@@ -11,6 +11,7 @@ from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.methods import Method, register_method
 from paragator.core.types import Grade, Plan, Problem, Sample
+from paragator.engines.by_stage import Engines
 from paragator.results import EvalResult, TrainResult
 from paragator.runs.defaults import eval_config, solve_config, suited
 from paragator.runs.events import Events
@@ -20,8 +21,10 @@ from paragator.settings import load, merged, nested, read_values, validate
 from paragator.strategies import Strategy, register_strategy
 from paragator.tasks import Task
 
-Engine = str | Sample
-"""A model ("embedded", a folder, a hub id), a server's URL, or an engine: OpenAI, Local, Replay, or one of your own."""
+OneEngine = str | Sample
+Engine = OneEngine | tuple[OneEngine, OneEngine]
+"""A model ("embedded", a folder, a hub id), a server's URL, or an engine: OpenAI, Local, Replay, or one of your own. Two of
+them: the first one gives candidates, the other one (a server's URL or an engine) aggregations and ratings."""
 StrategyLike = str | Strategy
 """A strategy by name, or one of your own: an async function of an Asking."""
 Settings = Mapping[str, Any]
@@ -187,6 +190,12 @@ def engine_values(engine: Engine) -> dict[str, Any]:
     if isinstance(engine, str):
         url = engine.startswith(("http://", "https://"))
         return nested({"engine.kind": "openai", "engine.url": engine} if url else {"model.path": engine})
+    if isinstance(engine, tuple):
+        first, later = two(engine)
+        if isinstance(later, str):
+            return merged(engine_values(first), {"aggregate": {"url": later}})
+        own = engine_values(later).get("aggregate")
+        return merged(engine_values(first), {"aggregate": own} if own else {})
     if not callable(engine):
         raise UsageError(
             f"engine = {engine!r:.60}: give a model's name, a server's URL, or an engine; see docs/add-an-engine.md"
@@ -199,8 +208,20 @@ def engine_values(engine: Engine) -> dict[str, Any]:
     return nested(values | dict(engine.settings() if hasattr(engine, "settings") else {}))
 
 
-def engine_object(engine: Engine) -> Sample | None:
-    """The engine itself, where it is more than a name."""
+def two(engine: tuple[OneEngine, ...]) -> tuple[OneEngine, OneEngine]:
+    """An engine for candidates and one for what comes after them; UsageError where it is something else."""
+    if len(engine) != 2 or (isinstance(engine[1], str) and not engine[1].startswith(("http://", "https://"))):
+        raise UsageError(
+            f"engine = {engine!r:.80}: give two, the second one a server's URL or an engine (paragator.Local(...))"
+        )
+    return engine[0], engine[1]
+
+
+def engine_object(engine: Engine) -> Engines:
+    """The engine itself, where it is more than a name; of two engines both."""
+    if isinstance(engine, tuple):
+        first, later = (None if isinstance(one, str) else one for one in two(engine))
+        return (first, later) if later is not None else first
     return None if isinstance(engine, str) else engine
 
 

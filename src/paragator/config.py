@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from paragator.config_servers import ServerConfig
 from paragator.core.errors import UsageError
 from paragator.core.hooks import NamedCredit
 from paragator.core.methods import CreditSettings, Method, method_named
@@ -54,34 +55,16 @@ class ModelConfig(Section):
         )
 
 
-class EngineConfig(Section):
+class EngineConfig(ServerConfig):
     kind: Literal["transformers", "openai", "vllm", "replay", "own"] = "transformers"
     """Who samples: this process, an OpenAI-compatible server, a vLLM that gets the trained weights, or recorded completions;
     "own" stands for an engine handed over in Python."""
-    url: str | list[str] | None = None
-    """openai, vllm: the server's base URL, such as http://localhost:8000/v1, or a list of several that serve the same model."""
-    model: str | None = None
-    """openai, vllm: the name under which the server knows the model; None takes the first that it lists."""
-    key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """openai, vllm: the environment variable that holds the key; a server without keys needs none."""
-    key_file: str | None = None
-    """openai, vllm: a file that holds the key, instead of the environment."""
     max_in_flight: int = Field(64, ge=1)
     """openai, vllm: most requests in flight at a server; fewer while it is overloaded."""
     request_timeout_s: float = Field(600, gt=0)
     """openai, vllm: longest one attempt may take."""
     total_timeout_s: float = Field(1800, gt=0)
     """openai, vllm: longest a request may take with all its retries; then it is a Failure."""
-    extra_body: dict[str, Any] = Field({})
-    """openai, vllm: further request fields, passed on unchanged; in training, none that changes what is sampled."""
-    omit: list[Literal["seed", "temperature", "top_p", "top_k", "n", "max_tokens"]] = Field([])
-    """openai, vllm: request fields that the server refuses; in training, none that changes what is sampled."""
-    price_in: float = Field(0, ge=0)
-    """openai: price of a million prompt tokens, to print a cost."""
-    price_out: float = Field(0, ge=0)
-    """openai: price of a million completion tokens."""
-    price_cached: float | None = Field(None, ge=0)
-    """openai: price of a million prompt tokens that the server had cached, where it tells them; None is price_in."""
     launch: bool = False
     """vllm: start a server for the run, on this machine, and stop it afterwards; else `url` is one that is running."""
     vllm_python: str = ".venv-vllm/bin/python"
@@ -92,11 +75,6 @@ class EngineConfig(Section):
     """vllm: further arguments of the server that is started (here: no compilation, one process, and see docs/vllm.md)."""
     recording: str | None = None
     """A JSONL file with fields problem and completions. replay: all there is; openai: the candidates, the rest is sampled."""
-
-    @property
-    def urls(self) -> list[str]:
-        """The servers, none where no URL is set."""
-        return [self.url] if isinstance(self.url, str) and self.url else list(self.url or ())
 
 
 class JudgeConfig(Section):
@@ -176,6 +154,22 @@ class StagesConfig(Section):
     measure_every: int = Field(0, ge=0)
     """Steps between measurements of both gradients (norms and cosines, in metrics.jsonl); each costs two or three backward
     passes. 0 is off."""
+
+
+class AggregateConfig(ServerConfig, StageConfig):
+    """The stage, and a model of its own where `url` or `model` is set: for aggregations and ratings, in evaluation only."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether another model than the engine's aggregates."""
+        return bool(self.url or self.model)
+
+    @model_validator(mode="after")
+    def told(self) -> AggregateConfig:
+        given = [name for name, field in ServerConfig.model_fields.items() if getattr(self, name) != field.default]
+        if given and not self.apart:
+            raise ValueError(f"aggregate.{given[0]} is of a model of its own: set aggregate.url or aggregate.model too")
+        return self
 
 
 class RolloutConfig(Section):
@@ -317,7 +311,7 @@ class Config(Section):
     method: MethodConfig = MethodConfig()
     rollout: RolloutConfig = RolloutConfig()
     generate: StageConfig = StageConfig()
-    aggregate: StageConfig = StageConfig()
+    aggregate: AggregateConfig = AggregateConfig()
     stages: StagesConfig = StagesConfig()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

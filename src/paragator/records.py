@@ -82,7 +82,7 @@ def encode_group(group: Group, grades: tuple[Grade | None, ...]) -> dict[str, An
         outputs.append({"text": output.text, "finish_reason": output.finish_reason, "token_ids": output.token_ids})
         outputs[-1] |= {"num_tokens": output.num_tokens, "thinking": output.thinking}
         outputs[-1]["grade"] = encode_grade(grade) if grade else None
-    return {
+    found = {
         "stage": group.stage,
         "prompt": group.prompt.text,
         "chat": group.prompt.chat,
@@ -91,6 +91,7 @@ def encode_group(group: Group, grades: tuple[Grade | None, ...]) -> dict[str, An
         "num_prompt_tokens": group.prompt_length,
         "outputs": outputs,
     }
+    return found | ({"model": group.model} if group.model else {})
 
 
 def encode_grade(grade: Grade) -> dict[str, Any]:
@@ -158,6 +159,7 @@ def decode_group(row: dict[str, Any]) -> tuple[Group, tuple[Grade | None, ...]]:
         pool=tuple(row["pool"]),
         reductions=tuple(row["reductions"]),
         num_prompt_tokens=row.get("num_prompt_tokens"),
+        model=str(row.get("model", "")),
     )
     return group, tuple(grades)
 

@@ -100,7 +100,7 @@ def test_without_any_answer_the_first_solution_is_given() -> None:
 
 def test_cost_by_prices() -> None:
     watch = Watch(Scripted(lambda *_: Completion(r"\boxed{1}", num_tokens=500)), Plan.sampling(2))
-    found = asyncio.run(run_watched(PROBLEM, watch, Scaffold(watch.plan, CHAT), (1.0, 2000.0)))
+    found = asyncio.run(run_watched(PROBLEM, watch, Scaffold(watch.plan, CHAT), ((1.0, 2000.0), (0.0, 0.0))))
     assert found.tokens == 1000 and found.cost == pytest.approx(2.0)
 
 

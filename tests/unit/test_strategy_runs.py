@@ -353,7 +353,7 @@ def test_budgets_by_what_is_counted(tmp_path: Path) -> None:
     usage: dict[str, Any] = {"prompt_tokens": 700, "completion_tokens": 300, "cost": 2.5}
     for tokens, cost, says in ((1001, None, ""), (1000, None, "1,000 tokens"), (None, 3.0, ""), (None, 2.5, "2.5 of")):
         budget = Budget(tokens, cost)
-        budget.log = UsageLog(tmp_path / "usage.json", "m", lambda: usage)
+        budget.logs = [UsageLog(tmp_path / "usage.json", "m", lambda: usage)]
         assert budget.spent().startswith(says) and bool(budget.spent()) == bool(says)
     usage["completion_tokens"] = None
     assert "does not count" in budget.spent() and not Budget(None, None).spent()

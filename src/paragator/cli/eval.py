@@ -30,6 +30,8 @@ SHORT = {
     "--model": "model.path",
     "--url": "engine.url",
     "--recording": "engine.recording",
+    "--aggregate-url": "aggregate.url",
+    "--aggregate-model": "aggregate.model",
     "--max-cost": "eval.max_cost",
     "--max-tokens-total": "eval.max_tokens_total",
 }
@@ -38,6 +40,8 @@ MORE = {
     "--task": "Or a .jsonl file, all of it.",
     "--model": "With a url: engine.model.",
     "--url": "Sets engine.kind to openai.",
+    "--aggregate-url": "For aggregations and ratings only.",
+    "--aggregate-model": "For aggregations and ratings only.",
     "--recording": "Sets engine.kind to replay, or with a url gives the candidates; also the task, if none is named.",
 }
 

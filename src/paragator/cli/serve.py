@@ -15,7 +15,16 @@ from paragator.runs.defaults import solve_config
 if TYPE_CHECKING:
     from paragator.serve.settings import ServeSettings
 
-FLAGS = ("--model", "--url", "--rounds", "--candidates", "--pool-size", "--pools")
+FLAGS = (
+    "--model",
+    "--url",
+    "--rounds",
+    "--candidates",
+    "--pool-size",
+    "--pools",
+    "--aggregate-url",
+    "--aggregate-model",
+)
 OWN = ("host", "port", "key_file", "key_env", "max_requests", "max_tokens_total")
 
 

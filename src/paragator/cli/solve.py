@@ -18,7 +18,16 @@ from paragator.runs.defaults import solve_config
 from paragator.runs.folder import check_output
 from paragator.runs.solve import Solution, Watch, prices, problem_of, solve, stopped, unscored, watch_of
 
-FLAGS = ("--model", "--url", "--rounds", "--candidates", "--pool-size", "--pools")
+FLAGS = (
+    "--model",
+    "--url",
+    "--rounds",
+    "--candidates",
+    "--pool-size",
+    "--pools",
+    "--aggregate-url",
+    "--aggregate-model",
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -90,6 +90,8 @@ class Group:
     """What packing did to make the pool fit, for instance "dropped:2"."""
     num_prompt_tokens: int | None = None
     """Tokens of the prompt where the engine counted them without giving their ids."""
+    model: str = ""
+    """Which model gave it, where a run has one for each stage."""
 
     @property
     def prompt_length(self) -> int | None:

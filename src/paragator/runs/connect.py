@@ -11,14 +11,15 @@ from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paragator.config import Config
+from paragator.config import Config, StageConfig
 from paragator.core.packing import Packer
 from paragator.core.types import Failure, Group, Problem, Prompt, Sample, Stage
+from paragator.engines.by_stage import ByStage
 from paragator.engines.journal import Journal, never
 from paragator.engines.replay import Replay
 from paragator.runs import defaults, resolve
 from paragator.runs.servers import servers_of
-from paragator.runs.usage import USAGE, Budget, UsageLog
+from paragator.runs.usage import USAGE, USAGE_AGGREGATE, Budget, UsageLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     Publish = Callable[[int], Awaitable[None]]
 
-CALLS = "calls.jsonl"
+CALLS = ("calls.jsonl", "calls_aggregate.jsonl")
+"""Finished requests, and those of a model that only aggregates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Connection:
     usage    a server's usage log; None in-process
     trouble  says how many attempts were repeated, and why the last one was; "" when none
     remarks  what a user should know about the answers, a line each
+    aggregator  the connection of a model that only aggregates, where there is one
     """
 
     sample: Sample
@@ -51,12 +54,37 @@ class Connection:
     usage: UsageLog | None = None
     trouble: Callable[[], str] = lambda: ""
     remarks: Callable[[], list[str]] = list
+    aggregator: Connection | None = None
+
+    @property
+    def parts(self) -> list[Connection]:
+        """This one, and the aggregator's."""
+        return [self, self.aggregator] if self.aggregator else [self]
+
+    @property
+    def journals(self) -> list[Journal]:
+        return [part.journal for part in self.parts if part.journal]
+
+    @property
+    def usages(self) -> list[UsageLog]:
+        return [part.usage for part in self.parts if part.usage]
 
     def count(self, budget: Budget) -> None:
         """Let a budget know what is spent here."""
-        budget.log, journal = self.usage, self.journal
-        if journal:
-            budget.counted = lambda: journal.tokens + journal.prompt_tokens
+        budget.logs = self.usages
+        own = [part.journal for part in self.parts if part.journal and not part.usage]
+        budget.counted = lambda: sum(journal.tokens + journal.prompt_tokens for journal in own)
+
+    def with_aggregator(self, other: Connection, models: tuple[str, str]) -> Connection:
+        """The same where another model gives aggregations and ratings, within its own context."""
+        return replace(
+            self,
+            sample=ByStage(self.sample, other.sample, models),
+            packer=other.packer,
+            trouble=lambda: "; ".join(filter(None, (self.trouble(), other.trouble()))),
+            remarks=lambda: [*self.remarks(), *other.remarks()],
+            aggregator=other,
+        )
 
 
 # ---- evaluation and solving ----
@@ -69,20 +97,41 @@ async def connected(
     run_dir: Path | None,
     stop: Callable[[], bool] = never,
     engine: Any = None,
+    aggregator: Any = None,
 ) -> AsyncIterator[Connection]:
     """Connect `engine`, or else load the model that the config names, for these problems, and close it at the end.
 
-    Answers are kept in `run_dir`, if there is one. On normal exit, waits for requests in flight and writes them down;
-    left by an exception, gives them up. Once `stop()`, no request is begun.
+    `aggregator`, where there is one, gives aggregations and ratings in its place. Answers are kept in `run_dir`, if there
+    is one. On normal exit, waits for requests in flight and writes them down; left by an exception, gives them up. Once
+    `stop()`, no request is begun.
     """
-    engine = engine if engine is not None else await loaded(config)
+    async with AsyncExitStack() as stack:
+        engine = engine if engine is not None else await loaded(config)
+        found = await stack.enter_async_context(opened(config, problems, run_dir, stop, engine))
+        if aggregator is not None:
+            own = resolve.of_aggregator(config)
+            other = await stack.enter_async_context(opened(own, problems, run_dir, stop, aggregator, aggregates=True))
+            found = found.with_aggregator(other, (name_of(config, engine), name_of(own, aggregator)))
+        yield found
+
+
+@asynccontextmanager
+async def opened(
+    config: Config,
+    problems: list[Problem],
+    run_dir: Path | None,
+    stop: Callable[[], bool],
+    engine: Any,
+    aggregates: bool = False,
+) -> AsyncIterator[Connection]:
+    """One engine, connected until the block ends."""
     connection: Connection | None = None
     finished = False
     try:
         if hasattr(engine, "connect"):
             await engine.connect()
         shorter = config if config.engine.kind == "own" else defaults.within(config, getattr(engine, "context", None))
-        connection = connection_of(shorter, problems, run_dir, stop, engine)
+        connection = connection_of(shorter, problems, run_dir, stop, engine, aggregates)
         if shorter is not config:
             connection = shortened(connection, shorter, engine)
         yield connection
@@ -103,15 +152,30 @@ def shortened(connection: Connection, config: Config, engine: Any) -> Connection
     return replace(connection, remarks=lambda: [remark, *connection.remarks()])
 
 
+def name_of(config: Config, engine: Any) -> str:
+    """What an engine's model is called; "" of a recording."""
+    if isinstance(engine, Replay):
+        return ""
+    own = getattr(engine, "model", None)
+    if isinstance(own, str):
+        return own
+    return type(engine).__name__ if config.engine.kind == "own" else Path(config.model.path).name
+
+
 def connection_of(
-    config: Config, problems: list[Problem], run_dir: Path | None, stop: Callable[[], bool], engine: Any
+    config: Config,
+    problems: list[Problem],
+    run_dir: Path | None,
+    stop: Callable[[], bool],
+    engine: Any,
+    aggregates: bool = False,
 ) -> Connection:
-    """An engine that is ready, with its journal and limits."""
+    """An engine that is ready, with its journal and limits; one that only `aggregates` sees no problem alone."""
     if isinstance(engine, Replay):
         return Connection(engine, estimating_packer(config))
     if config.engine.kind != "own":
         engine.sampling = resolve.samplings(config)
-    if hasattr(engine, "misfit"):
+    if hasattr(engine, "misfit") and not aggregates:
         resolve.check_prompts(config, problems, engine)
     sample: Sample = engine
     journal = usage = None
@@ -120,10 +184,10 @@ def connection_of(
         own = engine if config.engine.kind == "own" else None
         model = str(engine.model) if remote else resolve.facts_of(config, own).fingerprint
         settings, alone = settings_of(config, model), bool(getattr(engine, "one_by_one", False))
-        sample = journal = Journal(engine, run_dir / CALLS, settings=settings, one_by_one=alone, stop=stop)
+        sample = journal = Journal(engine, run_dir / CALLS[aggregates], settings=settings, one_by_one=alone, stop=stop)
         if remote:
             engine.stop_when(stop)
-            usage = UsageLog(run_dir / USAGE, model, lambda: asdict(engine.usage))
+            usage = UsageLog(run_dir / (USAGE_AGGREGATE if aggregates else USAGE), model, lambda: asdict(engine.usage))
     packer = packer_of(config, engine)
     if remote and engine.context is not None:
         sample, packer = fitted(config, problems, engine, sample)
@@ -177,7 +241,8 @@ async def nobody(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
 
 def settings_of(config: Config, model: str) -> str:
     """What decides an answer apart from the request, for the journal: the model and how it samples."""
-    stages = [config.generate.model_dump(exclude={"weight"}), config.aggregate.model_dump(exclude={"weight"})]
+    sampled = StageConfig.model_fields.keys() - {"weight"}
+    stages = [stage.model_dump(include=set(sampled)) for stage in (config.generate, config.aggregate)]
     told = resolve.samplings(config)["generate"].confidence
     more = [value for value in (config.model.template_arguments, sorted(config.engine.omit), told) if value]
     return json.dumps([model, stages, config.engine.extra_body, *more], sort_keys=True)

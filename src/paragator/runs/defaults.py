@@ -58,6 +58,8 @@ def eval_config(values: Mapping[str, Any]) -> Config:
         config = with_defaults(config, {"model.template": "chat", "task.style": "words"})
     if config.engine.kind in ("openai", "own"):
         config = with_lengths(config, ENDPOINT_MAX_TOKENS)
+    if config.aggregate.apart:
+        config = with_defaults(config, {"aggregate.max_tokens": ENDPOINT_MAX_TOKENS})
     if config.engine.kind == "replay":
         config = with_defaults(config, {"eval.rounds": 0})
     path, of_file = config.engine.recording, config.engine.kind in ("replay", "openai")

@@ -19,7 +19,7 @@ from paragator.core.errors import DataError
 from paragator.core.scaffold import Scaffold, run
 from paragator.core.together import together
 from paragator.core.types import Failure, Group, Problem, Prompt, Sample, Stage
-from paragator.engines.by_stage import ByStage
+from paragator.engines.by_stage import ByStage, Engines
 from paragator.engines.journal import Stopped
 from paragator.engines.replay import Replay
 from paragator.records import Graded
@@ -47,7 +47,7 @@ async def evaluate(
     config: Config,
     *,
     task: Task | None = None,
-    engine: Sample | None = None,
+    engine: Engines = None,
     resume: bool = False,
     overwrite: bool = False,
     events: Events | None = None,
@@ -69,12 +69,12 @@ async def evaluate(
         plays = [Plays(one, resolve.sizes_of(config)) for one in resolve.strategies_of(config)]
         outputs = [file_of(run_dir, one.named.label) for one in plays] or [run_dir / "eval.jsonl"]
         complete = all(is_complete(output, problems, config.eval.repeats) for output in outputs)
-        engine = Replay({}) if complete else resolved.engine
+        engines = (Replay({}), None) if complete else (resolved.engine, resolved.aggregator)
         budget = Budget(config.eval.max_tokens_total, config.eval.max_cost)
         stop = budget.ends(logged.should_stop)
         async with (
             judging(config, resolved.task, run_dir, logged.say) as judged,
-            connect.connected(config, problems, run_dir, stop, engine=engine) as connection,
+            connect.connected(config, problems, run_dir, stop, *engines) as connection,
         ):
             connection.count(budget)
             scaffold = resolve.eval_scaffold(config, connection.packer)
@@ -129,17 +129,22 @@ def concluded(config: Config, found: list[Graded] | None, run_dir: Path, events:
         ]
         if lost:
             events.say(f"{len(lost)} of {len(found)} traces lost some of their solutions, most by: {main_reason(lost)}")
-        (run_dir / connect.CALLS).unlink(missing_ok=True)
+        for name in connect.CALLS:
+            (run_dir / name).unlink(missing_ok=True)
     return result
 
 
 def say_usage(run_dir: Path, events: Events) -> dict[str, Any] | None:
     """What a server was asked, as it is kept; None in-process."""
     usage = read_usage(run_dir)
-    if usage:
-        shown = {name: "not told" if value is None else f"{value:,.10g}" for name, value in usage["total"].items()}
+    for one in filter(None, (usage, (usage or {}).get("aggregate"))):
+        shown = {
+            name: "not told" if value is None else f"{value:,.10g}" for name, value in one.get("total", {}).items()
+        }
         spent = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
-        events.say(f"usage of {usage['model']} in {usage['attempts']} attempts: {spent}")
+        if spent:
+            what = "usage" if one is usage else "aggregations and ratings, usage"
+            events.say(f"{what} of {one['model']} in {one['attempts']} attempts: {spent}")
     return usage
 
 
@@ -223,10 +228,9 @@ class Tally:
         found = Progress(self.name, self.finished, self.total, self.taken, self.seconds, sampled=sampled)
         if self.connection is None:
             return found
-        journal, trouble = self.connection.journal, self.connection.trouble()
-        return replace(
-            found, calls=journal.asked if journal else None, tokens=journal.tokens if journal else None, trouble=trouble
-        )
+        journals, trouble = self.connection.journals, self.connection.trouble()
+        calls, tokens = sum(one.asked for one in journals), sum(one.tokens for one in journals)
+        return replace(found, trouble=trouble, calls=calls if journals else None, tokens=tokens if journals else None)
 
     @asynccontextmanager
     async def shown(self) -> AsyncIterator[None]:
@@ -242,8 +246,8 @@ class Tally:
         said = self.start
         while True:
             await asyncio.sleep(1)
-            if self.connection and self.connection.usage:
-                self.connection.usage.write()
+            for usage in self.connection.usages if self.connection else ():
+                usage.write()
             if time.perf_counter() - said >= EVERY_S:
                 said = time.perf_counter()
                 self.events.say(self.progress().line())
@@ -289,6 +293,7 @@ async def measured(
         keep(output, [key for key in failed if key in finished])
     left = wanted.keys() - finished
     tally.total, tally.finished = len(wanted), len(wanted) - len(left)
+    plays, sample = asked.plays.over(sample) if asked.plays else (None, sample)
     plan, counted = asked.scaffold.plan, tally.counting(sample)
     tally.asked = len(left) * (plan.candidates + plan.rounds * plan.aggregations)
     at_once = at_once or AT_ONCE
@@ -300,10 +305,10 @@ async def measured(
                 if tally.events.should_stop():
                     return
                 scaffold = replace(asked.scaffold, seed=asked.scaffold.seed + 7919 * key[1])
-                task = once(asked.task) if asked.plays else asked.task
+                task = once(asked.task) if plays else asked.task
                 try:
-                    if asked.plays:
-                        trace = await asked.plays(wanted[key], counted, scaffold, reading(task))
+                    if plays:
+                        trace = await plays(wanted[key], counted, scaffold, reading(task))
                     else:
                         trace = await run(wanted[key], counted, scaffold)
                 except Stopped:

@@ -172,6 +172,7 @@ MAY_CHANGE = {
     "eval.max_cost",
     "eval.max_tokens_total",
     "eval.strategies",
+    *(f"aggregate.{name}" for name in ("key_env", "key_file", "price_in", "price_out", "price_cached")),
 } | {
     f"engine.{name}"  # where the model is served, how fast it may be asked and what it costs, not what it answers
     for name in (
@@ -197,7 +198,9 @@ def check_same(run_dir: Path, text: str) -> None:
     old = flat(Config().model_dump(mode="json")) | flat(
         read_note(run_dir / "config.json")
     )  # perhaps without newer keys
-    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in MAY_CHANGE)
+    moved = {"aggregate.url"} if old.get("aggregate.url") and new.get("aggregate.url") else set()
+    free = MAY_CHANGE | moved
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in free)
     if changed:
         what = ", ".join(f"{k} ({old.get(k)!r} -> {new.get(k)!r})" for k in changed[:5])
         raise UsageError(f"{run_dir} was run with another {what}; take it back, or use --overwrite or another --name")

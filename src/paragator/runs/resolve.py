@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from paragator import records
-from paragator.config import Config, StageConfig
+from paragator.config import Config, EngineConfig, StageConfig
+from paragator.config_servers import ServerConfig
 from paragator.core.errors import DataError, UsageError
 from paragator.core.hooks import function_named, multiplier
 from paragator.core.packing import Packer
 from paragator.core.scaffold import Scaffold
 from paragator.core.types import Group, Plan, Problem, Sample, Stage
+from paragator.engines.by_stage import Engines
 from paragator.engines.local.loading import Facts, facts
 from paragator.engines.replay import Replay
 from paragator.engines.sampling import Sampling
@@ -47,6 +49,7 @@ class Resolved:
 
     engine    one from Python, servers (nothing is sent yet) or a recording; None for a model whose weights must be loaded
     given     a recording that gives the candidates, where the engine samples what comes after them
+    aggregator  a model of its own for aggregations and ratings, where there is one
     recorded  recorded candidates by problem id, where the method trains on such
     """
 
@@ -56,6 +59,7 @@ class Resolved:
     engine: Any = None
     recorded: Mapping[str, tuple[Problem, Group]] | None = None
     given: Replay | None = None
+    aggregator: Any = None
 
 
 # ---- refusals ----
@@ -66,13 +70,15 @@ def resolve(
     *,
     training: bool,
     task: Task | None = None,
-    engine: Sample | None = None,
+    engine: Engines = None,
     recorded: bool = True,
 ) -> Resolved:
     """Refuse what cannot work, in one line each, without loading weights or drawing a problem.
 
     `task` and `engine` replace those that the config names. Without `recorded`, recorded candidates may be still to come.
     """
+    engine, aggregator = engine if isinstance(engine, tuple) else (engine, None)
+    check_aggregator(config, training, aggregator)
     if engine is None:
         check_engine(config, training)
     if training and config.tracker != "none" and find_spec(config.tracker) is None:
@@ -87,13 +93,16 @@ def resolve(
         raise UsageError(f"model.lora_rank = {config.model.lora_rank} needs peft: pip install 'paragator[lora]'")
     config.model.templates()
     known = facts_of(config, engine)
+    if aggregator is not None:
+        known = replace(known, fingerprint=f"{known.fingerprint} + {facts_of(config, aggregator).fingerprint}")
     if config.model.template == "chat" and known.has_chat_template is False:
         raise UsageError(
             f"model.path = {config.model.path!r} has no chat template but model.template = 'chat'; "
             "set model.template = 'compact'"
         )
     for name in ("generate", "aggregate"):
-        check_stage(name, getattr(config, name), known, training)
+        apart = name == "aggregate" and (aggregator is not None or config.aggregate.apart)
+        check_stage(name, getattr(config, name), Facts(None, None, "") if apart else known, training)
     if config.judge.mode != "off":
         if not config.judge.url:
             raise UsageError("judge.url is not set: name the judge's server, or set judge.mode = 'off'")
@@ -106,10 +115,55 @@ def resolve(
     engine = engine if engine is not None else engine_of(config, task)
     if not training:
         given = recording_of(config, task) if config.engine.kind == "openai" and config.engine.recording else None
-        check_strategies(config, given or engine, beyond=given is not None)
-        if config.eval.max_cost is not None and not (config.engine.price_in or config.engine.price_out):
-            raise UsageError("eval.max_cost needs prices: set engine.price_in and engine.price_out")
-    return Resolved(config, task, known, engine, found, given)
+        if config.aggregate.apart:
+            own = of_aggregator(config)
+            aggregator = servers_of(own.engine, samplings(own), config.model.template_arguments, "aggregate")
+        check_strategies(config, given or engine, beyond=bool(given or aggregator))
+        check_prices(config)
+    return Resolved(config, task, known, engine, found, given, aggregator)
+
+
+def check_aggregator(config: Config, training: bool, aggregator: Sample | None) -> None:
+    """Refuse a model of its own for aggregations where that cannot be."""
+    own, engine = config.aggregate, config.engine
+    if training and (own.apart or aggregator is not None):
+        key = "url" if own.url else "model"
+        what = f"aggregate.{key} = {getattr(own, key)}" if own.apart else "two engines"
+        raise UsageError(
+            f"{what}: training samples both stages from the policy; a model of its own is for eval, solve, serve"
+        )
+    if not own.apart:
+        return
+    if aggregator is not None:
+        raise UsageError("aggregate.url and an engine for aggregations are both given; give one")
+    if engine.kind == "replay":
+        raise UsageError("aggregate.url with a recording: name the server that continues it by --url")
+    if not own.url and engine.kind != "openai":
+        raise UsageError(f"aggregate.model = {own.model} needs a server that knows it: set aggregate.url")
+
+
+def check_prices(config: Config) -> None:
+    """Refuse a cost that could not be told, or only in part."""
+    own, of_engine = config.aggregate, bool(config.engine.price_in or config.engine.price_out)
+    if own.apart and of_engine and not own.model_fields_set & {"price_in", "price_out"}:
+        raise UsageError("engine.price_in and price_out are set, aggregate's are not: set them too (0 is free)")
+    if config.eval.max_cost is not None and not (of_engine or own.price_in or own.price_out):
+        raise UsageError("eval.max_cost needs prices: set engine.price_in and engine.price_out")
+
+
+def of_aggregator(config: Config) -> Config:
+    """The config as the model that only aggregates sees it: its server in the place of the engine.
+
+    It keeps the engine's limits, and of the same servers all that `aggregate` does not set; "own" where it is from Python.
+    """
+    own = config.aggregate
+    if not own.apart:
+        return config.model_copy(update={"engine": EngineConfig(kind="own")})
+    names = set(ServerConfig.model_fields)
+    given = {name: getattr(own, name) for name in (names if own.url else names & own.model_fields_set)}
+    return config.model_copy(
+        update={"engine": config.engine.model_copy(update={"kind": "openai", "recording": None} | given)}
+    )
 
 
 def engine_of(config: Config, task: Task) -> Any:

@@ -17,17 +17,23 @@ if TYPE_CHECKING:
 
 
 def servers_of(
-    config: EngineConfig, sampling: Mapping[Stage, Sampling], template_arguments: Mapping[str, Any] | None = None
+    config: EngineConfig,
+    sampling: Mapping[Stage, Sampling],
+    template_arguments: Mapping[str, Any] | None = None,
+    section: str = "engine",
 ) -> OpenAI:
-    """The engine of the servers at engine.url, which apply the chat template with these arguments."""
-    from paragator.engines.http.openai import Limits, OpenAI, Prices
+    """The engine of the servers at engine.url, which apply the chat template with these arguments.
+
+    `section` is what messages call it: "aggregate" for a model that only aggregates.
+    """
+    from paragator.engines.http.openai import AggregatorEngine, Limits, OpenAI, Prices
 
     template = {"chat_template_kwargs": dict(template_arguments)} if template_arguments else {}
-    return OpenAI(
+    return (OpenAI if section == "engine" else AggregatorEngine)(
         config.urls,
         config.model,
         sampling=sampling,
-        key=read_key(config),
+        key=read_key(config, section),
         limits=Limits(config.max_in_flight, config.request_timeout_s, config.total_timeout_s),
         extra_body={**template, **config.extra_body, **dict.fromkeys(config.omit)},
         prices=Prices(config.price_in, config.price_out, config.price_cached),
@@ -42,14 +48,14 @@ def judge_engine(config: JudgeConfig) -> OpenAI:
     return JudgeEngine(str(config.url), config.model, sampling=once, key=environment_key(config.key_env))
 
 
-def read_key(config: EngineConfig) -> str:
+def read_key(config: EngineConfig, section: str = "engine") -> str:
     """The key that a config names: of its file, else of its environment variable; "" where neither is set."""
     if config.key_file is None:
         return environment_key(config.key_env)
     from paragator.engines.http.client import Secret
     from paragator.engines.http.endpoint import checked_key
 
-    where = f"engine.key_file = {config.key_file}"
+    where = f"{section}.key_file = {config.key_file}"
     try:
         key = Secret(Path(config.key_file).expanduser().read_text(encoding="utf-8").strip())
     except (OSError, UnicodeDecodeError) as error:

@@ -29,6 +29,7 @@ from paragator.core.types import (
     Stage,
     Trace,
 )
+from paragator.engines.by_stage import Engines
 from paragator.grading.decide import canonical
 from paragator.grading.extract import final_answer
 from paragator.records import Graded
@@ -185,7 +186,7 @@ class Solution:
     votes    answer -> solutions of that round, the commonest first
     trace    all rounds; `trace.failure` says why later ones are missing
     tokens   of prompts and completions, where the engine knows them
-    cost     by engine.price_in and engine.price_out; None without prices
+    cost     by the prices of engine and aggregate; None without prices
     finish_reason  of the solution that `text` is: "length" where it was cut
     """
 
@@ -203,6 +204,9 @@ class Solution:
 
 
 PROBLEM_ID = "problem"
+Prices = tuple[tuple[float, float], tuple[float, float]]
+"""Of a million prompt tokens and of a million completion tokens: of candidates, and of what comes after them."""
+FREE: Prices = ((0.0, 0.0), (0.0, 0.0))
 NOTHING = Task("solve", lambda split, count, seed: [], lambda problem, texts: [Grade("unscored")] * len(texts))
 """The task of one new problem: nobody knows its answer."""
 
@@ -230,21 +234,20 @@ async def answers_of(problem: Problem, solutions: Sequence[Completion]) -> list[
     return [answer_of(solution) for solution in solutions]
 
 
-async def solve(config: Config, problem: Problem, watch: Watch, *, engine: Sample | None = None) -> Solution:
+async def solve(config: Config, problem: Problem, watch: Watch, *, engine: Engines = None) -> Solution:
     """Connect the engine that the config names, or `engine`, run the rounds, close it. Nothing is kept on disk.
 
     UsageError for what cannot work, RunError with the commonest reason when no request gave a solution.
     """
     resolved = resolve.resolve(config, training=False, task=NOTHING, engine=engine)
-    async with connected(config, [problem], None, engine=resolved.engine) as connection:
+    asks, aggregator = resolved.engine, resolved.aggregator
+    async with connected(config, [problem], None, engine=asks, aggregator=aggregator) as connection:
         watch.sample = connection.sample
         scaffold = Scaffold(watch.plan, config.model.templates(), connection.packer, config.seed)
         return await watched(problem, watch, scaffold, prices(config))
 
 
-async def aggregate(
-    config: Config, problem: Problem, solutions: Sequence[str], *, engine: Sample | None = None
-) -> Solution:
+async def aggregate(config: Config, problem: Problem, solutions: Sequence[str], *, engine: Engines = None) -> Solution:
     """One round of aggregation over texts that one already has, in a pool of all of them; `eval.candidates` aggregations.
 
     Texts that do not fit the context are shortened, then left out, as in any round: `trace.rounds[1][0].reductions`.
@@ -255,7 +258,8 @@ async def aggregate(
     plan = Plan(len(solutions), 1, len(solutions), 1, config.eval.candidates)
     watch = Watch(nobody, plan)
     given = Group(config.model.templates().for_candidate(problem), tuple(map(Completion, solutions)))
-    async with connected(config, [problem], None, engine=resolved.engine) as connection:
+    asks, aggregator = resolved.engine, resolved.aggregator
+    async with connected(config, [problem], None, engine=asks, aggregator=aggregator) as connection:
         watch.sample = connection.sample
         scaffold = Scaffold(plan, config.model.templates(), connection.packer, config.seed)
         return await watched(problem, watch, scaffold, prices(config), given)
@@ -265,7 +269,7 @@ async def watched(
     problem: Problem,
     watch: Watch,
     scaffold: Scaffold,
-    prices: tuple[float, float] = (0.0, 0.0),
+    prices: Prices = FREE,
     candidates: Group | None = None,
 ) -> Solution:
     """Run the scaffold on one problem through a watch. RunError when no request gave a solution."""
@@ -280,12 +284,13 @@ async def watched(
     return solution_of(trace, watch.rounds, prices)
 
 
-def prices(config: Config) -> tuple[float, float]:
-    """Of a million prompt tokens, and of a million completion tokens."""
-    return config.engine.price_in, config.engine.price_out
+def prices(config: Config) -> Prices:
+    """What each stage costs."""
+    later = config.aggregate if config.aggregate.apart else config.engine
+    return (config.engine.price_in, config.engine.price_out), (later.price_in, later.price_out)
 
 
-def stopped(problem: Problem, watch: Watch, seed: int, prices: tuple[float, float] = (0.0, 0.0)) -> Solution | None:
+def stopped(problem: Problem, watch: Watch, seed: int, prices: Prices = FREE) -> Solution | None:
     """The solution by what has arrived, after an interruption; None if nothing has."""
     rounds = tuple(tuple(round_.groups) for round_ in watch.rounds)
     if not any(group.completions for groups in rounds for group in groups):
@@ -293,7 +298,7 @@ def stopped(problem: Problem, watch: Watch, seed: int, prices: tuple[float, floa
     return solution_of(Trace(problem, watch.plan, seed, rounds, failure="interrupted"), watch.rounds, prices)
 
 
-def solution_of(trace: Trace, rounds: list[Round], prices: tuple[float, float]) -> Solution:
+def solution_of(trace: Trace, rounds: list[Round], prices: Prices) -> Solution:
     """The majority of the last round that has a solution, by answer; its first solution where none has an answer.
 
     With a strategy, what it chose: the solution with the most weight.
@@ -308,15 +313,15 @@ def solution_of(trace: Trace, rounds: list[Round], prices: tuple[float, float]) 
     rng = random.Random(f"{trace.seed}:{trace.problem.id}:select")
     chosen = select.heaviest(choice.weights, rng) if choice else select.majority(answers, rng)
     best = solutions[chosen or 0]
-    prompt_tokens, completion_tokens = sum(r.prompt_tokens for r in rounds), sum(r.completion_tokens for r in rounds)
+    paid = [(r, prices[r.number > 0]) for r in rounds]
     return Solution(
         answers[chosen or 0],
         strip_thinking(best.text) or best.text.strip(),
         dict(Counter(answer for answer in answers if answer is not None).most_common()),
         trace,
-        prompt_tokens + completion_tokens,
+        sum(r.tokens for r in rounds),
         max((r.start + r.seconds for r in rounds), default=0.0) - min((r.start for r in rounds), default=0.0),
-        (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6 if any(prices) else None,
+        sum(r.prompt_tokens * a + r.completion_tokens * b for r, (a, b) in paid) / 1e6 if prices != FREE else None,
         best.finish_reason,
     )
 

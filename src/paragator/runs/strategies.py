@@ -21,19 +21,23 @@ FOLDER = "strategies"
 
 @dataclass(frozen=True, slots=True)
 class Plays:
-    """A strategy and what it takes of the run."""
+    """A strategy and what it takes of the run; `apart` as in an Asking."""
 
     named: Named
     sizes: Sizes
+    apart: bool = True
+
+    def over(self, sample: Sample) -> tuple[Plays, Sample]:
+        """The same over an engine: of a recording the first n candidates, in one random order, never one twice."""
+        if isinstance(sample, Replay):
+            return replace(self, apart=False), sample.first
+        if isinstance(sample, ByStage) and isinstance(sample.generate, Replay):
+            return replace(self, apart=False), replace(sample, generate=sample.generate.first)
+        return self, sample
 
     async def __call__(self, problem: Problem, sample: Sample, scaffold: Scaffold, read: Read) -> Trace:
         """The strategy's trace of one problem, marked with its name."""
-        apart = True
-        if isinstance(sample, Replay):
-            sample, apart = sample.first, False
-        elif isinstance(sample, ByStage) and isinstance(sample.generate, Replay):
-            sample, apart = ByStage(sample.generate.first, sample.aggregate), False
-        trace = await self.named(Asking(problem, sample, scaffold, read, self.sizes, apart))
+        trace = await self.named(Asking(problem, sample, scaffold, read, self.sizes, self.apart))
         return replace(trace, extra={**trace.extra, "strategy": self.named.label})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from paragator.core.errors import DataError, UsageError
 from paragator.runs.folder import write_whole
 
-USAGE = "usage.json"
+USAGE, USAGE_AGGREGATE = "usage.json", "usage_aggregate.json"
 
 
 class UsageLog:
@@ -47,12 +47,13 @@ class UsageLog:
 class Budget:
     """What an evaluation may spend at most; `spent` says what is over, once something is.
 
-    A server's tokens and cost count over all attempts of the run, those of a model in this process in this attempt.
+    A server's tokens and cost (`logs`) count over all attempts of the run, those of a model in this process (`counted`) in
+    this attempt.
     """
 
     def __init__(self, max_tokens: int | None, max_cost: float | None) -> None:
         self.max_tokens, self.max_cost = max_tokens, max_cost
-        self.log: UsageLog | None = None
+        self.logs: list[UsageLog] = []
         self.counted: Callable[[], int] = lambda: 0
 
     def ends(self, stop: Callable[[], bool]) -> Callable[[], bool]:
@@ -63,23 +64,24 @@ class Budget:
         """What is spent, once it is as much as may be; else ""."""
         if self.max_tokens is None and self.max_cost is None:
             return ""
-        own: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": self.counted(), "cost": None}
-        total = self.log.total() if self.log else own
-        if total["completion_tokens"] is None:
+        totals = [log.total() for log in self.logs]
+        if any(total["completion_tokens"] is None for total in totals):
             return "tokens that the server does not count, so that no budget can be kept"
-        tokens = total["prompt_tokens"] + total["completion_tokens"]
+        tokens = self.counted() + sum(total["prompt_tokens"] + total["completion_tokens"] for total in totals)
         if self.max_tokens is not None and tokens >= self.max_tokens:
             return f"{tokens:,} tokens of eval.max_tokens_total = {self.max_tokens:,}"
-        if self.max_cost is not None and (total["cost"] or 0) >= self.max_cost:
-            return f"{total['cost']:.6g} of eval.max_cost = {self.max_cost:.6g}"
+        cost = sum(total["cost"] or 0 for total in totals)
+        if self.max_cost is not None and cost >= self.max_cost:
+            return f"{cost:.6g} of eval.max_cost = {self.max_cost:.6g}"
         return ""
 
 
 def read_usage(run_dir: Path) -> dict[str, Any] | None:
-    """What usage.json holds; None in-process."""
-    path = run_dir / USAGE
-    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return found
+    """What usage.json holds, and under `aggregate` that of a model which only aggregates; None in-process."""
+    kept = {name: run_dir / name for name in (USAGE, USAGE_AGGREGATE) if (run_dir / name).exists()}
+    found: dict[str, dict[str, Any]] = {name: json.loads(path.read_text()) for name, path in kept.items()}
+    own = found.pop(USAGE_AGGREGATE, None)
+    return (found.get(USAGE, {}) | ({"aggregate": own} if own else {})) or None
 
 
 def summed(earlier: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

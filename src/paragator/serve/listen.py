@@ -11,7 +11,7 @@ import uvicorn
 
 from paragator.config import Config
 from paragator.core.errors import UsageError
-from paragator.core.types import Sample
+from paragator.engines.by_stage import Engines
 from paragator.serve.app import app_of
 from paragator.serve.settings import ServeSettings, key_of
 from paragator.serve.solver import Solver, opened
@@ -30,7 +30,7 @@ class Uvicorn(uvicorn.Server):
 
 @asynccontextmanager
 async def listening(
-    config: Config, settings: ServeSettings, *, engine: Sample | None = None
+    config: Config, settings: ServeSettings, *, engine: Engines = None
 ) -> AsyncIterator[tuple[str, Solver]]:
     """The server's base URL and its solver, until the block ends. UsageError for what cannot work."""
     key = key_of(settings)

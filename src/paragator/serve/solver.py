@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from inspect import isawaitable
-from pathlib import Path
 from typing import Any
 
 from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.core.scaffold import Scaffold
-from paragator.core.types import Group, Problem, Prompt, Sample, Stage
+from paragator.core.types import Group, Problem, Prompt, Stage
+from paragator.engines.by_stage import Engines
 from paragator.engines.journal import never
 from paragator.runs import defaults, resolve
-from paragator.runs.connect import connection_of, loaded
+from paragator.runs.connect import connection_of, loaded, name_of
 from paragator.runs.solve import NOTHING, Round, Seen, Solution, Watch, prices, problem_of, watch_of, watched
 from paragator.serve.errors import ApiError, refused
 from paragator.serve.protocol import Question
@@ -69,11 +69,10 @@ class Work:
 class Solver:
     """What all questions share: config, engine, and the tokens spent so far."""
 
-    def __init__(self, config: Config, engine: Any, settings: ServeSettings) -> None:
-        self.config, self.engine, self.settings = config, engine, settings
+    def __init__(self, config: Config, engine: Any, settings: ServeSettings, aggregator: Any = None) -> None:
+        self.config, self.engine, self.settings, self.aggregator = config, engine, settings, aggregator
         self.remote = hasattr(engine, "endpoint")
-        own = getattr(engine, "model", None) if self.remote else Path(config.model.path).name
-        self.name = settings.model_name or (own if isinstance(own, str) else type(engine).__name__)
+        self.name = settings.model_name or name_of(config, engine)
         self.tokens = 0
         for preset in settings.presets.values():
             self.watch(defaults.with_values(config, {STRATEGY: [preset.strategy]}))
@@ -90,7 +89,11 @@ class Solver:
             problem = problem_of(question.text)
             config = defaults.with_values(self.config, self.values_of(question))
             watch = self.watch(config)
-            connection = connection_of(config, [problem], None, never, self.tuned(config))
+            connection = connection_of(config, [problem], None, never, self.tuned(config, self.engine))
+            if self.aggregator is not None:
+                own = defaults.within(resolve.of_aggregator(config), getattr(self.aggregator, "context", None))
+                other = connection_of(own, [problem], None, never, self.tuned(own, self.aggregator), aggregates=True)
+                connection = connection.with_aggregator(other, (self.name, name_of(own, self.aggregator)))
         except UsageError as error:
             raise refused(error) from None
         watch.sample = connection.sample
@@ -110,7 +113,7 @@ class Solver:
         if asked > most:
             what = strategy[0] if strategy else "the config's rounds"
             raise UsageError(f"{what}: {asked} completions, this server asks for {most} a request at most")
-        resolve.check_strategies(config, self.engine, beyond=False)
+        resolve.check_strategies(config, self.engine, beyond=self.aggregator is not None)
         watch.split = self.remote
         return watch
 
@@ -139,11 +142,12 @@ class Solver:
             strategy_named(strategy, functions=False)  # a client may name what is there, and import nothing
         return values | {STRATEGY: [strategy]}
 
-    def tuned(self, config: Config) -> Any:
-        """The engine as one request uses it; connection_of gives it the request's sampling."""
+    @staticmethod
+    def tuned(config: Config, engine: Any) -> Any:
+        """An engine as one request uses it; connection_of gives it the request's sampling."""
         if config.engine.kind == "own":
-            return self.engine
-        return copy.copy(self.engine) if self.remote else Tuned(self.engine)
+            return engine
+        return copy.copy(engine) if hasattr(engine, "endpoint") else Tuned(engine)
 
     def check_budget(self) -> None:
         limit = self.settings.max_tokens_total
@@ -152,17 +156,20 @@ class Solver:
 
 
 @asynccontextmanager
-async def opened(config: Config, settings: ServeSettings, *, engine: Sample | None = None) -> AsyncIterator[Solver]:
+async def opened(config: Config, settings: ServeSettings, *, engine: Engines = None) -> AsyncIterator[Solver]:
     """A solver over the engine that the config names, or over `engine`, connected until the block ends."""
     resolved = resolve.resolve(config, training=False, task=NOTHING, engine=engine)
     used: Any = resolved.engine if resolved.engine is not None else await loaded(config)
+    engines = [used] + ([resolved.aggregator] if resolved.aggregator is not None else [])
     try:
-        if hasattr(used, "connect"):
-            await used.connect()
+        for one in engines:
+            if hasattr(one, "connect"):
+                await one.connect()
         if config.engine.kind != "own":
             config = defaults.within(config, getattr(used, "context", None))
         connection_of(config, [], None, never, used)  # refuses what no question could be answered with
-        yield Solver(config, used, settings)
+        yield Solver(config, used, settings, resolved.aggregator)
     finally:
-        if isawaitable(closing := getattr(used, "close", lambda: None)()):
-            await closing
+        for one in engines:
+            if isawaitable(closing := getattr(one, "close", lambda: None)()):
+                await closing

@@ -235,3 +235,9 @@ class JudgeEngine(OpenAI):
     """The judge's server: messages name the config's section `judge`."""
 
     section = "judge"
+
+
+class AggregatorEngine(OpenAI):
+    """The server of a model that only aggregates: messages name the config's section `aggregate`."""
+
+    section = "aggregate"
