@@ -94,12 +94,12 @@ def test_an_answer_may_be_a_list_as_in_a_task_file(tmp_path: Path) -> None:
 
 
 def test_the_problem_may_lie_in_another_field(tmp_path: Path) -> None:
-    file = written(tmp_path / "r.jsonl", [{"question": "q?", "completions": ["t"]}])
-    assert texts(ask(Replay.read(file, COMPACT, problem_field="question"), 1, text="q?")) == ["t"]
+    file = written(tmp_path / "r.jsonl", [{"asked": "q?", "completions": ["t"]}])
+    assert texts(ask(Replay.read(file, COMPACT, problem_field="asked"), 1, text="q?")) == ["t"]
     with pytest.raises(DataError, match="row 1: field 'problem' is missing"):
         Replay.read(file, COMPACT)
     with pytest.raises(DataError, match="problem '1' has no answer"):
-        problems(file, problem_field="question")
+        problems(file, problem_field="asked")
 
 
 def test_what_is_not_recorded_is_one_clear_line(file: Path) -> None:
@@ -142,7 +142,7 @@ def test_another_engine_may_aggregate_within_a_budget(file: Path) -> None:
     [
         ({"completions": ["t"]}, "field 'problem' is missing or empty"),
         ({"problem": " ", "completions": ["t"]}, "field 'problem' is missing or empty"),
-        ({"problem": "p"}, "'completions' must be a list"),
+        ({"problem": "p"}, "no solution in it; it has problem; read are lists .completions, candidates, responses"),
         ({"problem": "p", "completions": []}, "'completions' must be a list"),
         ({"problem": "p", "completions": "t"}, "'completions' must be a list"),
         ({"problem": "p", "completions": [None]}, "a completion is a text"),
@@ -168,3 +168,71 @@ def test_an_empty_or_missing_recording(tmp_path: Path) -> None:
         Replay.read(written(tmp_path / "r.jsonl", []), COMPACT)
     with pytest.raises(DataError, match="no such file"):
         Replay.read(tmp_path / "absent.jsonl", COMPACT)
+
+
+# ---- layouts ----
+
+SAMPLES = [
+    {"id": f"s{i}", "problem_id": "a", "problem": "1 + 1?", "answer": "2", "output": f"\\boxed{{{i}}}"}
+    for i in range(3)
+]
+LAYOUTS: dict[str, list[dict[str, Any]]] = {
+    "a list a problem": [{"id": "a", "question": "1 + 1?", "gold": 2, "generations": ["\\boxed{0}", "\\boxed{1}", "\\boxed{2}"]}],
+    "a sample a row": [{**one, "correct": i == 2} for i, one in enumerate(SAMPLES)],
+    "a sample a row, among others": [
+        SAMPLES[0], {"problem": "6 / 2?", "answer": "3", "response": "3"}, SAMPLES[1], SAMPLES[2]
+    ],
+    "RSA": [{"orig_prompt": "1 + 1?", "gt": "2", "candidates": ["\\boxed{0}", "\\boxed{1}", "\\boxed{2}"], "mean_acc": 0.3}],
+    "PaCoRe": [
+        {
+            "conversation": [{"role": "user", "content": "1 + 1?"}],
+            "ground_truth": {"answer": "2"},
+            "responses": ["\\boxed{0}", {"content": "\\boxed{1}", "reasoning_content": "hm"}, "\\boxed{2}"],
+        }
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_are_read_as_ours(name: str, tmp_path: Path) -> None:
+    """Completions, the problem, its reference; and as the task itself."""
+    from paragator.config import TaskConfig
+    from paragator.tasks import load_task
+
+    file = written(tmp_path / "r.jsonl", LAYOUTS[name])
+    assert texts(ask(Replay.read(file, COMPACT), 3)) == ["\\boxed{0}", "\\boxed{1}", "\\boxed{2}"]
+    assert ("1 + 1?", "2") in [(problem.text, problem.answer) for problem in problems(file)]
+    task = load_task(TaskConfig(name="jsonl", path=str(file), held_out_path=str(file)), recorded=True)
+    assert {p.text: p.answer for p in task.problems("held-out", 9, 0)} == {p.text: p.answer for p in problems(file)}
+
+
+def test_a_sample_may_name_its_problem_by_id_alone(tmp_path: Path) -> None:
+    rows = [{"id": "a", "output": "x"}, {"id": "other", "output": "z"}, {"id": "a", "output": "y"}]
+    file = written(tmp_path / "r.jsonl", rows)
+    assert texts(ask(Replay.read(file, COMPACT, known=[Problem("a", "1 + 1?")]), 2)) == ["x", "y"]
+    with pytest.raises(DataError, match="give --task, which has it by id"):
+        Replay.read(file, COMPACT)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (
+            [{"x": 1, "text": "t"}],
+            "no solution in it; it has text, x; read are lists .completions, .* or one a row .output",
+        ),
+        ([SAMPLES[0], {**SAMPLES[1], "answer": "3"}], "answers '2' and '3' of one problem"),
+        ([{**SAMPLES[0], "answer": ["a", {"b": 1}]}], "write it as text"),
+        ([{"orig_prompt": "p", "gt": "1", "candidates": None, "k": 4}], "it has candidates, gt, k, orig_prompt"),
+    ],
+)
+def test_an_unknown_layout_is_one_line(rows: list[dict[str, Any]], says: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=says) as caught:
+        Replay.read(written(tmp_path / "r.jsonl", rows), COMPACT)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "loop_0.pkl").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(DataError, match="a pickle runs code when it is read"):
+        Replay.read(tmp_path / "loop_0.pkl", COMPACT)

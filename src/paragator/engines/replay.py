@@ -1,6 +1,6 @@
 """An engine that answers from a recording: completions that real models gave earlier. No model, no torch.
 
-A recording is a JSONL file, one problem a line:
+A recording is a JSONL file (other layouts: tasks/recordings.py), one problem a line:
 
     {"id": "p1", "problem": "...", "answer": "18", "completions": ["A: 18", {"text": "First,", "finish_reason": "length"}]}
 
@@ -20,9 +20,11 @@ from typing import Any, get_args
 from paragator.core.errors import DataError, UsageError
 from paragator.core.prompts import CHAT, Templates
 from paragator.core.types import Completion, FinishReason, Group, Plan, Problem, Prompt, Sample, Stage
-from paragator.tasks.files import rows_of
+from paragator.tasks.recordings import READ, recorded_rows
 from paragator.tasks.references import problem_text, reference_of
 from paragator.tasks.sources import answer_text
+
+WHERE = f"call it {', '.join(READ['problem'])}, name it in task.fields, or give --task, which has it by id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,13 @@ class Replay:
         problem_field: str = "problem",
         drawn: bool = True,
         aggregator: Sample | None = None,
+        known: Iterable[Problem] = (),
     ) -> Replay:
-        """The recording in a file; DataError where two lines have one prompt, as it could not tell them apart."""
-        return cls(by_prompt(path, templates, problem_field), drawn=drawn, aggregator=aggregator)
+        """The recording in a file; DataError where two lines have one prompt, as it could not tell them apart.
+
+        Of the `known` problems a line may have the id alone.
+        """
+        return cls(by_prompt(path, templates, problem_field, known), drawn=drawn, aggregator=aggregator)
 
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         """n recorded completions of the prompt; UsageError where so many are not there."""
@@ -117,10 +123,12 @@ class Replay:
         """Nothing to release; part of what engines offer."""
 
 
-def by_prompt(path: Path, templates: Templates, problem_field: str = "problem") -> dict[str, Recorded]:
+def by_prompt(
+    path: Path, templates: Templates, problem_field: str = "problem", known: Iterable[Problem] = ()
+) -> dict[str, Recorded]:
     """A recording by the text of its candidate prompts."""
     recorded: dict[str, Recorded] = {}
-    for row in read(path, problem_field=problem_field):
+    for row in read(path, problem_field=problem_field, known=known):
         other = recorded.setdefault(templates.for_candidate(row.problem).text, row)
         if other is not row:
             raise DataError(
@@ -143,14 +151,21 @@ def problems(path: Path, *, problem_field: str = "problem") -> list[Problem]:
     return found
 
 
-def read(path: Path, *, problem_field: str = "problem", prose: bool = True) -> list[Recorded]:
+def read(
+    path: Path, *, problem_field: str = "problem", prose: bool = True, known: Iterable[Problem] = ()
+) -> list[Recorded]:
     """Every line of a recording; DataError names the line that is not one, a duplicate id, or a file without lines."""
     out: dict[str, Recorded] = {}
-    for number, (_, row) in enumerate(rows_of(path), 1):
+    texts = {problem.id: problem.text for problem in known}
+    for number, row in recorded_rows(path, problem_field):
         where = f"{path}: row {number}"
-        text, completions = problem_text(row.get(problem_field), where), row.get("completions")
+        text, completions = problem_text(row.get("problem"), where), row["completions"]
+        if "problem" not in row and "id" in row and texts:
+            text = texts.get(str(row["id"]))
+            if text is None:  # of a problem that is not asked for
+                continue
         if text is None or not text.strip():
-            raise DataError(f"{where}: field {problem_field!r} is missing or empty; name the field that holds it")
+            raise DataError(f"{where}: field {problem_field!r} is missing or empty; {WHERE}")
         if not isinstance(completions, list) or not completions:
             raise DataError(
                 f"{where}: field 'completions' must be a list of one or more; record some, or remove the row"

@@ -108,7 +108,9 @@ def resolve(
             raise UsageError("judge.url is not set: name the judge's server, or set judge.mode = 'off'")
         judge_engine(config.judge)
     if task is None:
-        task = load_task(config.task)
+        task = load_task(
+            config.task, recorded=config.task.path is not None and config.task.path == config.engine.recording
+        )
         if config.task.name == "jsonl" or is_data_file(config.task.name):  # the file of one's own, by either name
             task.problems("train" if training else "held-out", 1, config.seed)
     found, given = read_recorded(config, known) if training and recorded else None, None
@@ -177,12 +179,13 @@ def engine_of(config: Config, task: Task) -> Any:
 def recording_of(config: Config, task: Task) -> Replay:
     """The recording that a config names, with as many completions of each problem as will be asked for."""
     field = config.task.fields.get("problem", "problem")
-    engine = Replay.read(Path(str(config.engine.recording)), config.model.templates(), problem_field=field)
+    problems, path = held_out(config, task), Path(str(config.engine.recording))
+    engine = Replay.read(path, config.model.templates(), problem_field=field, known=problems)
     named, sizes = strategies_of(config), sizes_of(config)
     plan = Plan.sampling(max(one.candidates(sizes) for one in named)) if named else eval_plan(config)
     if config.engine.kind == "openai":
         plan = Plan.sampling(plan.candidates)
-    engine.check(plan, map(config.model.templates().for_candidate, held_out(config, task)))
+    engine.check(plan, map(config.model.templates().for_candidate, problems))
     return engine
 
 

@@ -33,10 +33,11 @@ class Task:
     correct_from: float | None = None
 
 
-def load_task(config: TaskConfig) -> Task:
+def load_task(config: TaskConfig, *, recorded: bool = False) -> Task:
     """The task that a config names, with its reward function if it names one; UsageError for an unknown name.
 
-    A name that ends as a data file's is that file, as if task.name were jsonl and task.path the file.
+    A name that ends as a data file's is that file, as if task.name were jsonl and task.path the file. A `recorded` one
+    is the problems of a recording.
     """
     from paragator.tasks import arithmetic, composite, countdown, jsonl, reasoning_gym
     from paragator.tasks.benchmarks import TABLE
@@ -47,7 +48,7 @@ def load_task(config: TaskConfig) -> Task:
         "countdown": countdown.build,
         "arithmetic": arithmetic.build,
         "composite": composite.build,
-        "jsonl": jsonl.build,
+        "jsonl": jsonl.build_recorded if recorded else jsonl.build,
         **dict.fromkeys(TABLE, jsonl.build_row),
     }
     if is_data_file(config.name):

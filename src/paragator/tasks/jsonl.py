@@ -7,7 +7,7 @@ Answers are compared by `paragator.grading`; for another comparison, set a rewar
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -19,7 +19,8 @@ from paragator.core.types import Grade, Problem
 from paragator.grading import check_kind
 from paragator.tasks.base import Split, Task, is_held_out
 from paragator.tasks.benchmarks import TABLE, DataSet, Fields
-from paragator.tasks.files import rows_of
+from paragator.tasks.files import Row, rows_of
+from paragator.tasks.recordings import recorded_rows
 from paragator.tasks.sources import DataEntry, by_content, find, load_rows, nothing_in, read_entry, subset
 
 NAMES = ("problem", "answer", "id", "kind")
@@ -37,6 +38,13 @@ def build(config: TaskConfig) -> Task:
         return divide(split, functools.partial(read_file, path, own), held_out, str(path))
 
     return as_task("jsonl", read, config.kind)
+
+
+def build_recorded(config: TaskConfig) -> Task:
+    """The task over the problems of a recording, all of them held out."""
+    path, own = existing(str(config.path), "task.path"), data_set(config.model_copy(update={"fields": {}}))
+    rows = functools.partial(recorded_rows, problem_field=config.fields.get("problem", "problem"))
+    return as_task("jsonl", lambda split: read_file(path, own, rows), config.kind)
 
 
 def build_row(config: TaskConfig) -> Task:
@@ -139,13 +147,13 @@ def data_set(config: TaskConfig) -> DataSet:
     return DataSet("", "", fields=Fields(**names), prose=config.reward is not None)
 
 
-def read_file(path: Path, row: DataSet) -> list[DataEntry]:
+def read_file(path: Path, row: DataSet, rows: Callable[[Path], Iterator[Row]] = rows_of) -> list[DataEntry]:
     """Every problem of a file; DataError for a missing field, an unknown kind, an empty answer, a duplicate id or no rows at all.
 
-    A row without an id is named by its place among the rows, blank lines not counted.
+    `rows` reads the file. A row without an id is named by its place among the rows, blank lines not counted.
     """
     out: dict[str, DataEntry] = {}
-    for place, (number, line) in enumerate(rows_of(path), 1):
+    for place, (number, line) in enumerate(rows(path), 1):
         where = f"{path}:{number}"
         named = any(name in line for name in row.fields.id)
         entry = read_entry(line if named else {**line, row.fields.id[0]: str(place)}, row, where)
