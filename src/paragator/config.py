@@ -197,6 +197,8 @@ class TrainConfig(Section):
     unreadable: Literal["wrong", "drop"] = "wrong"
     """An answer that the rules cannot read and no judge decided: counts as wrong, or leaves its group (drop: a policy can learn to
     escape a wrong answer's credit so)."""
+    soft_length: float = Field(0.0, ge=0, lt=1)
+    """The last share of a stage's max_tokens in which a reward falls, by 1 at the limit (DAPO's soft punishment); 0 is off."""
     updates: int = Field(1, ge=1)
     """Optimiser steps on a step's rollouts. 1 is on-policy; from the second on, the ratio to the policy before them is clipped."""
     max_refused: int = Field(0, ge=0)
@@ -205,6 +207,9 @@ class TrainConfig(Section):
     """Ratio clipping below 1; acts from the second update on."""
     clip_high: float = Field(0.2, gt=0)
     """Ratio clipping above 1; acts from the second update on."""
+    ratio: Literal["token", "sequence", "cispo"] = "token"
+    """What is clipped, off-policy: each token's ratio; its completion's (GSPO; clip_low and clip_high of about 0.0004 then); or each
+    token's as a mere weight, which cuts no token's gradient to 0 (CISPO)."""
     weight_cap: float = Field(2.0, gt=0)
     """vllm: cap of the importance weight policy / sampler of a token (truncated importance sampling)."""
     kl: float = Field(0.0, ge=0)
@@ -327,7 +332,8 @@ class Config(Section):
             raise ValueError(
                 f"rollout.pools = {self.rollout.pools} does not divide rollout.candidates = {self.rollout.candidates}"
             )
-        refusal = self.method.definition.refusal(
+        method = self.method.definition
+        refusal = method.refusal(
             k=self.method.k,
             candidates=self.rollout.candidates,
             pools=self.rollout.pools,
@@ -335,6 +341,11 @@ class Config(Section):
         )
         if refusal:
             raise ValueError(refusal)
+        if self.train.soft_length and "relative" in (method.generate, method.aggregate, method.between):
+            raise ValueError(
+                f"train.soft_length = {self.train.soft_length} makes rewards negative, and {method.name} divides by their mean: "
+                "set it to 0"
+            )
         if self.stages.balance == "gradient" and not self.stages.measure_every:
             raise ValueError("stages.balance = 'gradient' needs measurements: set stages.measure_every, such as 5")
         if self.eval.rounds and self.eval.pool_size > self.eval.candidates:

@@ -12,7 +12,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from paragator.core.errors import UsageError  # noqa: E402
-from paragator.training.objective import LossSettings, k3, loss, merge  # noqa: E402
+from paragator.training.objective import LossSettings, Reference, k3, loss, merge  # noqa: E402
 from paragator.training.packed import collate, log_probs  # noqa: E402
 from paragator.training.rows import Branch, Tree, pack  # noqa: E402
 
@@ -166,8 +166,7 @@ def test_whole_loss_and_its_slope_equal_numpy_in_float64() -> None:
         batch.credit,
         LossSettings(clip_low=0.1, clip_high=0.2),
         old_logprobs=batch.sampled_logprobs,
-        reference_logprobs=reference,
-        kl_weight=0.03,
+        reference=Reference(reference, 0.03),
     )
     assert got.item() == pytest.approx(numpy_loss(weights, as_numpy(other), trees, 0.03), abs=1e-6, rel=1e-6)
     assert 0 < stats["clipped"] < 1 and stats["kl"] > 0 and stats["tokens"] == 23
@@ -220,6 +219,69 @@ def test_clipping_cuts_only_moves_that_went_too_far() -> None:
     assert flipped.grad is not None and flipped.grad[[1, 3]].tolist() == [0.0, 0.0] and stats["clipped"] == 0.5
 
 
+def several(seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[float]]:
+    """New, old and sampled log-probabilities of completions of several lengths, and a credit each."""
+    draw = torch.Generator().manual_seed(seed)
+    old = [-torch.rand(length, generator=draw, dtype=torch.float64) * 3 for length in (1, 4, 7, 3)]
+    moved = [o + 0.3 * torch.randn(len(o), generator=draw, dtype=torch.float64) for o in old]
+    sampled = [o + 0.2 * torch.randn(len(o), generator=draw, dtype=torch.float64) for o in old]
+    return moved, old, sampled, torch.randn(4, generator=draw, dtype=torch.float64).tolist()
+
+
+def gspo(new: torch.Tensor, old: torch.Tensor, credit: float, low: float, high: float) -> torch.Tensor:
+    """Equations 5 to 7 of arXiv 2507.18071 for one completion, times its length (the sum over tokens that Dr.GRPO has)."""
+    ratio = (new.sum() - old.sum()).div(len(new)).exp()
+    return -len(new) * torch.min(ratio * credit, ratio.clip(1 - low, 1 + high) * credit)
+
+
+def cispo(new: torch.Tensor, old: torch.Tensor, credit: float, low: float, high: float) -> torch.Tensor:
+    """Equations 4 and 5 of arXiv 2506.13585 for one completion: a clipped, detached weight on the log-probability."""
+    return -((new - old).exp().clip(1 - low, 1 + high).detach() * credit * new).sum()
+
+
+@pytest.mark.parametrize(("ratio", "naive"), [("sequence", gspo), ("cispo", cispo)])
+def test_other_ratios_have_the_slope_of_their_plain_form(ratio: Any, naive: Any) -> None:
+    """Completion by completion, with the importance weight (the sampler's, a completion's for "sequence") beside it."""
+    settings, clipped = LossSettings(0.05, 0.1, 1.1, ratio), 0.0
+    for seed in range(5):
+        new, old, sampled, credit = several(seed)
+        flat = torch.cat(new).requires_grad_()
+        sequences = torch.tensor([i for i, part in enumerate(new) for _ in part])
+        per_token = torch.tensor([credit[i] for i in sequences], dtype=torch.float64)
+        order = torch.randperm(
+            len(flat), generator=torch.Generator().manual_seed(seed)
+        )  # tokens may stand in any order
+        columns = [torch.cat(column)[order] for column in (sampled, old)]
+        total, stats = loss(
+            flat[order], columns[0], per_token[order], settings, old_logprobs=columns[1], sequences=sequences[order]
+        )
+        total.backward()
+        own = [part.clone().requires_grad_() for part in new]
+        for now, then, drawn, worth in zip(own, old, sampled, credit, strict=True):
+            apart = then - drawn
+            weight = (apart.mean() if ratio == "sequence" else apart).exp().clip(max=1.1)
+            if ratio == "sequence":
+                (weight * naive(now, then, worth, 0.05, 0.1)).backward()
+            else:
+                torch.stack(
+                    [w * naive(n[None], t[None], worth, 0.05, 0.1) for w, n, t in zip(weight, now, then, strict=True)]
+                ).sum().backward()
+        expected = torch.cat([part.grad for part in own])  # type: ignore[misc]
+        assert flat.grad is not None and torch.allclose(flat.grad, expected, rtol=1e-12, atol=1e-14)
+        clipped += stats["clipped"]
+        if ratio == "cispo":
+            assert flat.grad.all()  # no token is silenced
+    assert 0 < clipped < 5
+
+
+def test_completions_of_a_row_are_told_apart() -> None:
+    one = Branch((3, 4), (-1.0, -1.0), 0.1)
+    batch = collate(pack([Tree("generate", (1,), (one, one)), Tree("aggregate", (1, 2), (one,))], 100)[0])
+    assert len(batch.sequences.unique()) == 3 and all(
+        len(set(batch.sequences[i : i + 2].tolist())) == 1 for i in (0, 2, 4)
+    )
+
+
 def test_no_credit_and_no_tokens_change_nothing() -> None:
     new = NEW.clone().requires_grad_()
     loss(new, SAMPLED, torch.zeros(4), PLAIN)[0].backward()
@@ -230,12 +292,11 @@ def test_no_credit_and_no_tokens_change_nothing() -> None:
 
 
 def test_any_split_into_micro_batches_is_the_same_loss() -> None:
-    options: dict[str, Any] = {"reference_logprobs": SAMPLED, "kl_weight": torch.tensor([0.1, 0.1, 0.2, 0.2])}
-    whole, stats = loss(NEW, SAMPLED, CREDIT, CAPPED, **options)
+    weight = torch.tensor([0.1, 0.1, 0.2, 0.2])
+    whole, stats = loss(NEW, SAMPLED, CREDIT, CAPPED, reference=Reference(SAMPLED, weight))
     parts = []
     for cut in (slice(0, 1), slice(1, 4)):
-        some = {k: v[cut] for k, v in options.items()}
-        parts.append(loss(NEW[cut], SAMPLED[cut], CREDIT[cut], CAPPED, **some))
+        parts.append(loss(NEW[cut], SAMPLED[cut], CREDIT[cut], CAPPED, reference=Reference(SAMPLED[cut], weight[cut])))
     assert sum(p[0].item() for p in parts) == pytest.approx(whole.item())
     assert merge([p[1] for p in parts]) == pytest.approx(stats)
 

@@ -26,7 +26,7 @@ from paragator.settings import load
 from paragator.tasks import Task
 from paragator.training import balance, checkpoint, packed
 from paragator.training import policy as policy_module
-from paragator.training.credited import constant, credited
+from paragator.training.credited import constant, credited, overlong
 from paragator.training.loop import choose
 from paragator.training.policy import Policy, as_begun
 from paragator.training.recipe import Crediting, Recipe, Schedule
@@ -185,6 +185,29 @@ def test_truncated_rollouts_are_masked_dropped_or_wrong() -> None:
     assert pass_at_1("mask") == pytest.approx([0.5, -0.5, -0.5])
     assert pass_at_1("drop") == pytest.approx([2 / 3, -1 / 3, -1 / 3])
     assert pass_at_1("wrong") == pytest.approx([-0.25, 0.75, -0.25, -0.25])
+
+
+def test_length_costs_reward_in_its_last_share() -> None:
+    """DAPO's equation 13 (arXiv 2503.14476): nothing up to L - C, a line down to -1 at L; where the rollout counts at all."""
+    for most, cache in ((12, 3), (100, 20)):
+        for length in range(1, most + 1):
+            ids = tuple(range(length))
+            cost = overlong(Completion("w", "stop", ids, (-1.0,) * length), most, cache / most)
+            expected = 0.0 if length <= most - cache else (most - cache - length) / cache
+            assert -cost == pytest.approx(expected, abs=1e-12)
+    record = graded([[1.0, 0.0, 0.0, 0.0]])
+    long = Completion("w", "stop", tuple(range(12)), (-1.0,) * 12)
+    changed = replace(record.trace.rounds[0][0], outputs=(long, *record.trace.rounds[0][0].outputs[1:]))
+    record = Graded(replace(record.trace, rounds=((changed,),)), record.grades)
+    assert credits(record, configured())["generate"][0] == pytest.approx(0.5)
+    config = configured("--train.soft_length=0.25", "--method.name=dr_grpo")
+    assert not credits(record, config) and credits(
+        record, configured("--method.name=dr_grpo")
+    )  # 1 - 1 is no better than 0
+    dropped = configured("--train.soft_length=0.25", "--train.truncated=drop", "--method.name=dr_grpo")
+    assert not credits(graded([[1.0, 0.0, 0.0, 0.0]], "length"), dropped)
+    with pytest.raises(UsageError, match=r"train.soft_length = 0.25 makes rewards negative, and max_rl divides"):
+        configured("--train.soft_length=0.25", "--method.name=max_rl")
 
 
 def test_unscored_and_failed_rollouts_leave_the_group() -> None:

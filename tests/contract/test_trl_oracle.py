@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from paragator.training.objective import LossSettings, loss
+from paragator.training.objective import LossSettings, Reference, loss
 from paragator.training.packed import collate, log_probs
 from paragator.training.rows import Branch, Tree, pack
 
@@ -136,8 +136,9 @@ def test_loss_and_gradient_equal_trl(tmp_path: Path, moved: bool, beta: float) -
         batch.credit,
         LossSettings(),
         old_logprobs=batch.sampled_logprobs if moved else None,
-        reference_logprobs=torch.full_like(batch.credit, -3.0) if beta else None,
-        kl_weight=beta / (MAX_COMPLETION * 2 * ROLLOUTS),
+        reference=Reference(torch.full_like(batch.credit, -3.0), beta / (MAX_COMPLETION * 2 * ROLLOUTS))
+        if beta
+        else None,
     )
     got = gradients(model, ours)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-7)

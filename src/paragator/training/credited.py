@@ -45,7 +45,7 @@ def credits(record: Graded, crediting: Crediting) -> Iterator[tuple[int, Group, 
     method, rounds = crediting.method, record.trace.rounds
     rewards = [
         [
-            [reward(o, g, crediting) for o, g in zip(group.outputs, grades, strict=True)]
+            [reward(o, g, crediting, group.stage) for o, g in zip(group.outputs, grades, strict=True)]
             for group, grades in zip(groups, round_grades, strict=True)
         ]
         for groups, round_grades in zip(rounds, record.grades, strict=True)
@@ -76,15 +76,26 @@ def by_pools(
     return [None if mine is None else values.get(i) for i, mine in enumerate(own)]
 
 
-def reward(output: Completion | Failure, grade: Grade | None, crediting: Crediting) -> float | None:
-    """A rollout's reward for its group: None leaves the group (failed, unscored, or truncated or unreadable ones that are dropped)."""
+def reward(output: Completion | Failure, grade: Grade | None, crediting: Crediting, stage: Stage) -> float | None:
+    """A rollout's reward for its group, less what its length costs; None: failed, unscored or dropped."""
     if grade is None or isinstance(output, Failure):
         return None
+    value = grade.reward
     if output.finish_reason == "length" and crediting.truncated != "mask":
-        return None if crediting.truncated == "drop" else 0.0
-    if grade.verdict == "unscored" and grade.reason == UNREAD and crediting.unreadable == "wrong":
-        return 0.0
-    return grade.reward
+        value = None if crediting.truncated == "drop" else 0.0
+    elif grade.verdict == "unscored" and grade.reason == UNREAD and crediting.unreadable == "wrong":
+        value = 0.0
+    return (
+        value if value is None else value - overlong(output, crediting.stages[stage].max_tokens, crediting.soft_length)
+    )
+
+
+def overlong(output: Completion, most: int, share: float) -> float:
+    """0 up to the last `share` of `most` tokens, then rising to 1 at `most` (DAPO's soft overlong punishment, arXiv 2503.14476).
+
+    0 too where the length is not known.
+    """
+    return min(1.0, max(0.0, (output.length or 0) / most - (1 - share)) / share) if share else 0.0
 
 
 def trainable(output: Completion | Failure, truncated: Truncated) -> tuple[tuple[int, ...], tuple[float, ...]] | None:

@@ -10,11 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from paragator.core.errors import UsageError
+
+Ratio = Literal["token", "sequence", "cispo"]
+"""Whose ratio is clipped: a token's (PPO); its completion's, the geometric mean over tokens (GSPO, arXiv 2507.18071); a token's,
+which then only weighs the gradient, so that no token's is cut to 0 (CISPO, arXiv 2506.13585)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +27,14 @@ class LossSettings:
     """What bounds the loss: how far a token's ratio counts, and its importance weight.
 
     clip_low, clip_high  the ratio to the policy before the updates counts between 1 - clip_low and 1 + clip_high
+    ratio                see `Ratio`; importance weights are a completion's too where it is "sequence"
     weight_cap           cap of the weight policy / sampler; None takes no weight, right when the engine is the trainer
     """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
     weight_cap: float | None = None
+    ratio: Ratio = "token"
 
     def __post_init__(self) -> None:
         low, high, cap = self.clip_low, self.clip_high, self.weight_cap
@@ -37,6 +44,14 @@ class LossSettings:
             raise UsageError(f"clip_low = {low}, clip_high = {high}: use 0 <= clip_low <= 1 and 0 <= clip_high")
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The frozen policy's log-probabilities [B], and the KL coefficient times the same constant as in the credit, per token."""
+
+    logprobs: Tensor
+    weight: Tensor | float
+
+
 def loss(
     logprobs: Tensor,
     sampled_logprobs: Tensor,
@@ -44,37 +59,47 @@ def loss(
     settings: LossSettings,
     *,
     old_logprobs: Tensor | None = None,
-    reference_logprobs: Tensor | None = None,
-    kl_weight: Tensor | float = 0.0,
+    reference: Reference | None = None,
+    sequences: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the loss (a scalar sum, to be minimised) and its statistics. Per-token tensors are [B]; units are nats.
 
     ratio r = exp(logprobs - old), weight w = min(exp(old - sampled), weight_cap), and per token
-    -w * min(r * credit, clip(r, 1 - clip_low, 1 + clip_high) * credit) + kl_weight * k3(reference, logprobs),
+    -w * min(r * credit, clip(r, 1 - clip_low, 1 + clip_high) * credit) + reference.weight * k3(reference, logprobs),
     k3 = exp(d) - d - 1 with d = reference - logprobs, an estimate of KL(policy || reference).
 
     old_logprobs  the policy before this batch's first update. None is the policy as it is now, detached: right for one
                   update per batch, and then r = 1 in value. For several updates pass what the trainer computed
                   first, or `sampled_logprobs` where engine and trainer are the same.
-    kl_weight     KL coefficient times the same constant 1 / (maximum length x rollouts) as in the credit, per token.
+    sequences     [B], which completion a token is of, from 0; needed where `settings.ratio` is "sequence". Every token then has
+                  its completion's r and w, exp of the mean log-ratio. The sum over tokens stays (GSPO divides it by the
+                  completion's length: ours does not, as Dr.GRPO does not).
 
-    Statistics are token means except "tokens": ratio, clipped (share whose gradient is cut), weight, truncated (share),
+    With "cispo" a token's term is -w * detach(clip(r)) * credit * (1 + logprobs - detach(logprobs)).
+
+    Statistics are token means except "tokens": ratio, clipped (share cut, by cispo bounded), weight, truncated (share),
     mismatch (k3 estimate of KL(sampling policy || policy)), kl (to the reference; 0 without one).
     """
     low, high = 1 - settings.clip_low, 1 + settings.clip_high
     now = logprobs.detach()
     old = now if old_logprobs is None else old_logprobs
-    ratio = torch.exp(logprobs - old)
+    whose = sequences if settings.ratio == "sequence" else None
+    ratio = torch.exp(shared(logprobs - old, whose))
     clipped = ratio.clamp(low, high)
-    surrogate = torch.minimum(ratio * credit, clipped * credit)
-    raw = torch.exp(old - sampled_logprobs)
+    if settings.ratio == "cispo":
+        surrogate = clipped.detach() * credit * (1 + logprobs - now)
+    else:
+        surrogate = torch.minimum(ratio * credit, clipped * credit)
+    raw = torch.exp(shared(old - sampled_logprobs, whose))
     weight = torch.ones_like(raw) if settings.weight_cap is None else raw.clamp(max=settings.weight_cap)
     total = -(weight * surrogate).sum()
     kl = torch.zeros_like(now)
-    if reference_logprobs is not None:
-        kl = k3(reference_logprobs - logprobs)
-        total = total + (kl_weight * kl).sum()
+    if reference is not None:
+        kl = k3(reference.logprobs - logprobs)
+        total = total + (reference.weight * kl).sum()
     cut = ((ratio > high) & (credit > 0)) | ((ratio < low) & (credit < 0))
+    if settings.ratio == "cispo":
+        cut = ratio != clipped
     columns = {
         "ratio": ratio,
         "clipped": cut,
@@ -86,6 +111,16 @@ def loss(
     sums = torch.stack([column.detach().double().sum() for column in columns.values()])
     means = (sums / max(1, logprobs.numel())).tolist()
     return total, {**dict(zip(columns, means, strict=True)), "tokens": float(logprobs.numel())}
+
+
+def shared(log_ratio: Tensor, sequences: Tensor | None) -> Tensor:
+    """Each token's completion's mean [B]; as it is without `sequences`."""
+    if sequences is None or not len(log_ratio):
+        return log_ratio
+    count = int(sequences.max()) + 1
+    sums = log_ratio.new_zeros(count).index_add(0, sequences, log_ratio)
+    sizes = log_ratio.new_zeros(count).index_add(0, sequences, torch.ones_like(log_ratio))
+    return (sums / sizes.clamp(min=1))[sequences]
 
 
 def k3(log_ratio: Tensor) -> Tensor:

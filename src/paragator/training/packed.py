@@ -51,6 +51,12 @@ class Batch:
     trees: Tensor
     branches: Tensor
 
+    @property
+    def sequences(self) -> Tensor:
+        """[B]: which completion of the row a branch token is of, from 0."""
+        found: Tensor = torch.stack([self.trees, self.branches]).unique(dim=1, return_inverse=True)[1]
+        return found
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         values = ((f.name, getattr(self, f.name)) for f in fields(self))

@@ -229,8 +229,10 @@ class Policy:
             batch.credit,
             settings.loss,
             old_logprobs=old,
-            reference_logprobs=reference,
-            kl_weight=settings.kl * constants[batch.stages],
+            reference=None
+            if reference is None
+            else objective.Reference(reference, settings.kl * constants[batch.stages]),
+            sequences=batch.sequences if settings.loss.ratio == "sequence" else None,
         )
         now = logprobs.detach()
         parts = (batch.credit, batch.sampled_logprobs, now, (now - batch.sampled_logprobs).exp(), value.detach())

@@ -36,6 +36,7 @@ class Crediting:
 
     candidates  N, the rollouts of a problem and round
     keep_idle   rollouts without credit are trained on too, for the KL
+    soft_length  the last share of a stage's longest completion, in which a reward falls by up to 1
     """
 
     method: Method
@@ -45,6 +46,7 @@ class Crediting:
     truncated: Truncated = "mask"
     unreadable: Unreadable = "wrong"
     keep_idle: bool = False
+    soft_length: float = 0.0
 
     @classmethod
     def from_config(cls, config: Config) -> Crediting:
@@ -59,6 +61,7 @@ class Crediting:
             config.train.truncated,
             config.train.unreadable,
             config.train.kl > 0,
+            config.train.soft_length,
         )
 
 
@@ -176,7 +179,7 @@ class PolicySettings:
         train = config.train
         corrected = config.engine.kind == "vllm"  # another program samples, with log-probabilities of its own
         return cls(
-            loss=LossSettings(train.clip_low, train.clip_high, train.weight_cap if corrected else None),
+            loss=LossSettings(train.clip_low, train.clip_high, train.weight_cap if corrected else None, train.ratio),
             optimizer=config.optimizer,
             temperature={"generate": config.generate.temperature, "aggregate": config.aggregate.temperature},
             steps=train.steps,
