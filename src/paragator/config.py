@@ -25,8 +25,9 @@ class ModelConfig(Section):
     """"embedded" (ships with the package), a local directory, or a hub id."""
     revision: str | None = None
     """Hub revision, for a hub id."""
-    template: Literal["compact", "chat"] = "compact"
-    """Prompt templates: "compact" for the embedded model, "chat" for instruction-tuned ones."""
+    template: Literal["compact", "chat", "compact-select", "chat-select"] = "compact"
+    """Prompt templates: "compact" for the embedded model, "chat" for instruction-tuned ones; with "-select" an aggregation names one
+    attempt, which is then its solution."""
     candidate_prompt: str | None = None
     """Replaces the candidate template; holds {problem}."""
     aggregation_prompt: str | None = None
@@ -338,6 +339,7 @@ class Config(Section):
             candidates=self.rollout.candidates,
             pools=self.rollout.pools,
             recorded=self.method.recorded is not None,
+            shown=self.rollout.pool_size if self.model.templates().names else None,
         )
         if refusal:
             raise ValueError(refusal)

@@ -53,6 +53,8 @@ def test_the_table() -> None:
         Method("paragator_rounds", generate="pass@k", aggregate="pass@1", rounds=2, between="pass@k"),
         Method("max_rl", generate="relative", aggregate="pass@1"),
         Method("spiral", generate="sets", aggregate="pass@1"),
+        Method("selection", aggregate="pass@1", names=True),
+        Method("pairwise", generate="pass@1", aggregate="pass@1", names=True, shown=2),
     ]
     assert list(METHODS) == [method.name for method in METHODS.values()]
     assert [name for name in METHODS if not METHODS[name].trains] == ["base"]
@@ -85,7 +87,7 @@ def test_a_method_that_cannot_be(message: str) -> None:
 
 # ---- what a method demands of a config -------------------------------------------------------------------------------
 
-ROOM: dict[str, Any] = {"k": 4, "candidates": 16, "pools": 2, "recorded": True}
+ROOM: dict[str, Any] = {"k": 4, "candidates": 16, "pools": 2, "recorded": True, "shown": 2}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -114,6 +116,15 @@ def test_an_outcome_needs_several_pools_and_an_offline_method_recorded_ones() ->
     assert list(refused.values()) == [
         "method.recorded is not set: offline_aggregation needs the file that `paragator sample` wrote"
     ]
+
+
+def test_naming_an_attempt_needs_a_prompt_that_asks_for_it_and_of_two_where_two_are_compared() -> None:
+    refused = {name for name in METHODS if METHODS[name].refusal(**{**ROOM, "shown": None})}
+    assert refused == {"selection", "pairwise"}
+    assert "rollout.pool_size = 4: pairwise shows 2" in str(METHODS["pairwise"].refusal(**{**ROOM, "shown": 4}))
+    with pytest.raises(UsageError, match=r"model.template: selection needs a prompt that asks for a label"):
+        load(Config, None, ["--method.name=selection"])
+    assert load(Config, None, ["--method.name=selection", "--model.template=chat-select"]).model.templates().names
 
 
 @pytest.mark.parametrize(
@@ -145,7 +156,7 @@ def test_a_config_can_name_each_of_the_table_and_what_is_registered() -> None:
 def test_an_unknown_name_is_told_what_comes_close() -> None:
     with pytest.raises(UsageError, match=r"^'paragatr' is not a method; did you mean paragator"):
         method_named("paragatr")
-    with pytest.raises(UsageError, match=r"^'zzz' is not a method; known: base, dr_grpo, .*spiral$"):
+    with pytest.raises(UsageError, match=r"^'zzz' is not a method; known: base, dr_grpo, .*pairwise$"):
         method_named("zzz")
 
 
@@ -259,7 +270,7 @@ def test_what_it_gives_is_checked(answer: Any, message: str) -> None:
 
 # ---- nothing else asks for a name ------------------------------------------------------------------------------------
 
-WORDS_TOO = {"base", "paragator", "max_rl", "spiral"}
+WORDS_TOO = {"base", "paragator", "max_rl", "spiral", "selection", "pairwise"}
 """Names that are ordinary words here as well: they may be written, but nothing may be compared with them."""
 MAY_SAY = ("core/methods.py", "config.py", "cli/")
 """The table, the config's default, and the command line's help."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from paragator.core.errors import UsageError
-from paragator.core.prompts import COMPACT
+from paragator.core.prompts import CHAT_SELECT, COMPACT, COMPACT_SELECT
 from paragator.core.scaffold import Scaffold, derive, run
 from paragator.core.types import Completion, Failure, Group, Plan, Problem, Prompt, Stage, Trace, population
 
@@ -111,6 +111,26 @@ def test_an_aggregation_sees_its_pool_in_the_order_recorded() -> None:
             assert group.stage == "aggregate"
             assert group.prompt == COMPACT.for_aggregation(PROBLEM, [solutions[i].text for i in group.pool])
             assert group.prompt_ids == (1, 2)
+
+
+def test_an_aggregation_that_names_an_attempt_has_its_text() -> None:
+    """By the order in which the attempts are shown; the last name counts, and none is no solution."""
+    said = ["A right use A use C", "Best: B", "use D", "use C", "user B"]
+
+    async def engine(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
+        texts = said if stage == "aggregate" else [f"s{i}" for i in range(n)]
+        return Group(prompt, tuple(Completion(text) for text in texts), stage=stage)
+
+    plan = Plan(candidates=6, rounds=1, pool_size=3, aggregations=5)
+    for templates, names in (
+        (COMPACT_SELECT, ["C", "", "", "C", ""]),
+        (replace(CHAT_SELECT, chat=False), ["", "B", "", "", ""]),
+    ):
+        trace = asyncio.run(run(PROBLEM, engine, Scaffold(plan, templates)))
+        (group,) = trace.rounds[1]
+        shown = [trace.population(0)[place].text for place in group.pool]
+        assert [one.text for one in group.completions] == [name and shown["ABC".index(name)] for name in names]
+        assert [one.thinking for one in group.completions] == said
 
 
 def test_every_one_of_the_population_sees_its_own_subset() -> None:

@@ -53,6 +53,7 @@ class Method:
     source     "online" samples the candidates; "offline" takes recorded ones, which are not trained on
     rounds     of aggregation in a training step
     between    the credit of aggregations from which a further round draws its pools
+    names      aggregations name one of the attempts instead of writing a solution; `shown` of them where it needs so many
     """
 
     name: str
@@ -61,6 +62,8 @@ class Method:
     source: Literal["online", "offline"] = "online"
     rounds: int = 1
     between: Scheme | None = None
+    names: bool = False
+    shown: int | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -137,8 +140,8 @@ class Method:
                 raise UsageError(f"{asks} {value} to an unscored rollout (reward None); give it 0")
         return found
 
-    def refusal(self, *, k: int, candidates: int, pools: int, recorded: bool) -> str | None:
-        """Why a run cannot train by this method, in one line; None where it can."""
+    def refusal(self, *, k: int, candidates: int, pools: int, recorded: bool, shown: int | None = None) -> str | None:
+        """Why a run cannot train by this method, in one line; None where it can. `shown` is m where the prompt asks for a name."""
         aggregations = candidates // pools  # of one pool: a credit group
         if k >= candidates and "pass@k" in (self.generate, self.aggregate, self.between):
             return (
@@ -152,6 +155,10 @@ class Method:
             )
         if pools == 1 and self.generate in OF_POOLS:
             return f"rollout.pools = 1: {self.name} compares candidates by the pools that hold them; take several"
+        if self.names and shown is None:
+            return f"model.template: {self.name} needs a prompt that asks for a label; set 'compact-select' or 'chat-select'"
+        if self.shown not in (None, shown):
+            return f"rollout.pool_size = {shown}: {self.name} shows {self.shown} attempts; set it so"
         if not recorded and self.source == "offline":
             return f"method.recorded is not set: {self.name} needs the file that `paragator sample` wrote"
         return None
@@ -172,6 +179,9 @@ METHODS: dict[str, Method] = {
         # rivals of pass@k for the generator
         Method("max_rl", "relative", "pass@1"),
         Method("spiral", "sets", "pass@1"),
+        # rivals of aggregation: the model names the best candidate, or the better one of two
+        Method("selection", None, "pass@1", names=True),
+        Method("pairwise", "pass@1", "pass@1", names=True, shown=2),
     )
 }
 
@@ -192,7 +202,7 @@ def definition(method: Method) -> tuple[object, ...]:
     """What tells methods of one name apart."""
     schemes = (method.generate, method.aggregate, method.between)
     named = ((getattr(s, "__module__", None), getattr(s, "__qualname__", s)) if callable(s) else s for s in schemes)
-    return (*named, method.source, method.rounds)
+    return (*named, method.source, method.rounds, method.names, method.shown)
 
 
 def method_named(name: str) -> Method:

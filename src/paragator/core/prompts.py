@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paragator.core.errors import UsageError
 from paragator.core.types import Problem, Prompt
@@ -19,12 +20,15 @@ class Templates:
     aggregation  holds {problem} and {attempts}
     attempt      holds {attempt}, and may hold {label} (A, B, ...) or {number} (1, 2, ...)
     chat         send as a user message through the model's chat template
+    names        where an aggregation names one attempt by its label instead of writing a solution: the expression that finds
+                 it, as its first group; "" where it writes one
     """
 
     candidate: str
     aggregation: str
     attempt: str
     chat: bool = False
+    names: str = ""
 
     def __post_init__(self) -> None:
         for name, needed in (
@@ -46,6 +50,12 @@ class Templates:
             for i, text in enumerate(attempts)
         ]
         return Prompt(fill(self.aggregation, {"problem": problem.text, "attempts": "".join(blocks)}), self.chat)
+
+    def named(self, text: str, attempts: Sequence[str]) -> str:
+        """The attempt that a text names, by the last label in it; "" where it names none of those shown."""
+        found = re.findall(self.names, text)
+        place = LABELS.find(found[-1]) if found else -1
+        return attempts[place] if 0 <= place < len(attempts) else ""
 
 
 def fill(template: str, values: dict[str, str]) -> str:
@@ -83,4 +93,18 @@ CHAT = Templates(
 )
 """For instruction-tuned models."""
 
-BUILTIN = {"compact": COMPACT, "chat": CHAT}
+COMPACT_SELECT = replace(COMPACT, names=r"\buse ([A-Z])\b")
+"""For small models whose review ends in "use B"."""
+CHAT_SELECT = replace(
+    CHAT,
+    aggregation=(
+        "{problem}\n\nSeveral independent attempts at this problem follow, each with its letter.\n\n{attempts}"
+        "Check each of them step by step, then decide which one is most likely correct and complete. "
+        "End with a line of the form\nBest: LETTER"
+    ),
+    attempt="<attempt {label}>\n{attempt}\n</attempt>\n\n",
+    names=r"Best\W{0,8}([A-Z])\b",
+)
+"""Aggregations that name the best attempt."""
+
+BUILTIN = {"compact": COMPACT, "chat": CHAT, "compact-select": COMPACT_SELECT, "chat-select": CHAT_SELECT}

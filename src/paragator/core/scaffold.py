@@ -67,8 +67,19 @@ async def aggregate(
         failed = (Failure(packed.misfit),) * share
         return Answered(Group(packed.prompt, failed, stage="aggregate", reductions=packed.reductions))
     group = await sample(packed.prompt, share, stage="aggregate", seed=derive(seed, problem, round_, index))
+    if scaffold.templates.names:
+        group = named(group, scaffold.templates, [dict(pool)[place] for place in packed.pool])
     group = replace(group, prompt=packed.prompt, stage="aggregate", reductions=packed.reductions)
     return Answered(group, packed.pool)
+
+
+def named(group: Group, templates: Templates, shown: Sequence[str]) -> Group:
+    """Completions that name one of the attempts shown, with its text as theirs; what they said is kept as thinking."""
+    outputs = (
+        one if isinstance(one, Failure) else replace(one, text=templates.named(one.text, shown), thinking=one.text)
+        for one in group.outputs
+    )
+    return replace(group, outputs=tuple(outputs))
 
 
 async def drawn(before: Sequence[Future[Answered]], plan: Plan, rng: random.Random) -> list[tuple[int, str]]:

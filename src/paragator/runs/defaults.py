@@ -30,7 +30,7 @@ def suited(config: Config) -> Config:
     if config.engine.kind not in OWN_WEIGHTS or config.model.path == "embedded":
         return config
     context, has_template = shape(config.model)
-    if is_set(config, "model.template") and config.model.template == "compact":
+    if is_set(config, "model.template") and config.model.template.startswith("compact"):
         return config
     if has_template is not False:
         config = with_defaults(config, {"model.template": "chat", "task.style": "words"})
@@ -97,7 +97,7 @@ def solve_config(values: Mapping[str, Any]) -> Config:
 
 def within(config: Config, context: int | None) -> Config:
     """The same with shorter completions, where the context that an engine turned out to have is too small for defaults."""
-    if context is None or config.model.template != "chat":
+    if context is None or not config.model.template.startswith("chat"):
         return config
     long = [stage for stage in ("generate", "aggregate") if 2 * getattr(config, stage).max_tokens > context]
     return with_defaults(config, {f"{stage}.max_tokens": max(1, context // 4) for stage in long})

@@ -95,9 +95,9 @@ def resolve(
     known = facts_of(config, engine)
     if aggregator is not None:
         known = replace(known, fingerprint=f"{known.fingerprint} + {facts_of(config, aggregator).fingerprint}")
-    if config.model.template == "chat" and known.has_chat_template is False:
+    if config.model.template.startswith("chat") and known.has_chat_template is False:
         raise UsageError(
-            f"model.path = {config.model.path!r} has no chat template but model.template = 'chat'; "
+            f"model.path = {config.model.path!r} has no chat template but model.template = {config.model.template!r}; "
             "set model.template = 'compact'"
         )
     for name in ("generate", "aggregate"):
