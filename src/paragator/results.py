@@ -91,12 +91,12 @@ class EvalResult:
         """The same as a pandas DataFrame; UsageError where pandas is not installed."""
         return frame(self.samples())
 
-    def text(self, *, wide: bool = False) -> str:
-        """Accuracy by round in 80 columns; `wide`: all columns, and the tables of cost and of pools where some were shown."""
+    def text(self, *, wide: bool = False, width: int = WIDTH) -> str:
+        """Accuracy by round within a `width`; `wide`: all columns, and the tables of cost and of pools where some were shown."""
         if self.strategies:
             return "\n".join(f"  {line}" for line in self.compared.text().splitlines())
         found = self.table()
-        sheets = [sheet.text(None if wide else WIDTH - 2) for sheet in found.sheets()[: None if wide else 1]]
+        sheets = [sheet.text(None if wide else width - 2) for sheet in found.sheets()[: None if wide else 1]]
         parts = [*sheets, found.note, cut_note(self.traces)]
         return "\n".join(f"  {line}" for part in parts for line in part.splitlines())
 

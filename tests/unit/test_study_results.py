@@ -17,7 +17,7 @@ from fakes import fake_evaluation, fake_metrics
 from paragator.cli.compare import main as compare_main
 from paragator.core.errors import DataError, UsageError
 from paragator.records import append, append_json_lines
-from paragator.report.figures import NEEDS, Numbers
+from paragator.report.figures import NEEDS, FigureData
 from paragator.report.plots import curves
 from paragator.stats.curves import recent, step_at, together
 from paragator.stats.resample import Bootstrapped, holm, over_seeds, problem_counts, resample, seed_weights
@@ -276,8 +276,8 @@ def test_figures_of_a_study_are_those_of_its_written_results(tmp_path: Path) -> 
     """But for what needs traces: votes at equal tokens and recovery."""
     folder, out = make_study(tmp_path / "s", CELLS), tmp_path / "out"
     found = write_results([folder], out)
-    numbers = Numbers.of(found.whole, found.temperatures(), found.trained())
-    own, read = (one.pictures(NEEDS) for one in (numbers, Numbers.read(out)))
+    numbers = FigureData.of(found.whole, found.temperatures(), found.trained())
+    own, read = (one.pictures(NEEDS) for one in (numbers, FigureData.read(out)))
     assert read.pop("recovery") is None and own.pop("recovery") is not None
     for name, picture in own.items():
         again = read[name]

@@ -390,7 +390,7 @@ def test_what_a_tracker_is_told(tmp_path: Path) -> None:
         return None
 
     watched = StepEvents(config, SimpleNamespace(accelerator=tracker), Events(), stopped)  # type: ignore[arg-type]
-    watched.on_step({"step": 3, "seconds": 1.0, "tokens": 9.0})
+    watched.on_step({"step": 3, "seconds": 1.0, "tokens": 9.0}, [])
     (name, settings), step = told
     assert name == "paragator" and step == ({"step": 3, "seconds": 1.0, "tokens": 9.0}, 3)
     assert settings["method.k"] == 4 and settings["optimizer.betas"] == "[0.9, 0.95]"

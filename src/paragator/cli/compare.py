@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
 def figures(paths: list[Path], flags: Namespace) -> int:
     """Write a paper's figures from what the paths hold."""
     from paragator.report.compare import check_folder
-    from paragator.report.figures import Numbers, write_figures
+    from paragator.report.figures import FigureData, write_figures
     from paragator.stats.compare import compare
     from paragator.stats.written import is_written
     from paragator.study.finished import is_study
@@ -100,11 +100,11 @@ def figures(paths: list[Path], flags: Namespace) -> int:
     check_folder(Path(flags.figures))
     if all(map(is_study, paths)):
         found = Results(paths)
-        numbers = Numbers.of(found.whole, found.temperatures(), found.trained())
+        numbers = FigureData.of(found.whole, found.temperatures(), found.trained())
     elif len(paths) == 1 and is_written(paths[0]):
-        numbers = Numbers.read(paths[0])
+        numbers = FigureData.read(paths[0])
     else:
-        numbers = Numbers.of(compare(paths, 4 if flags.k is None else flags.k, flags.label))
+        numbers = FigureData.of(compare(paths, 4 if flags.k is None else flags.k, flags.label))
     written, missing = write_figures(numbers, Path(flags.figures), flags.style or "column")
     if flags.json:
         print(json.dumps({"figures": [str(path) for path in written], "not_drawn": missing}))

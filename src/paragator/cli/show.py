@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
-from typing import Self
+from types import TracebackType
+from typing import Any, Self
 
 from paragator.runs.events import Printing
 
@@ -16,6 +18,8 @@ class Terminal(Printing):
     def __init__(self, what: str = "this step", *, quiet: bool = False, wide: bool = False) -> None:
         super().__init__()
         self.what, self.quiet, self.wide, self.asked = what, quiet, wide, False
+        if sys.stdout.isatty():
+            self.width = shutil.get_terminal_size().columns
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -41,6 +45,6 @@ class Terminal(Printing):
         self.asked = True
         print(f"stopping after {self.what}; Ctrl-C again stops at once", file=sys.stderr)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
         if self.former is not None:
             signal.signal(signal.SIGINT, self.former)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import shlex
@@ -14,15 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paragator.cli.main import parse, run_parser
+from paragator.cli.panel import STAGES, bar, clock, sparkline
 from paragator.core.errors import ParagatorError, UsageError
-from paragator.core.text import printable
+from paragator.core.estimators import mean
+from paragator.core.text import one_line, printable
 from paragator.settings import load
+from paragator.stats.curves import read_metrics, series
 from paragator.study.cells import Study
 from paragator.study.jobs import INTERRUPTED, Job, Runner
 from paragator.study.run import StudyRun
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.panel import Panel
+    from rich.text import Text
 
 EPILOG = """\
 A study that was interrupted is resumed when it is started again: finished runs are left alone (--resume is understood).
@@ -31,7 +36,7 @@ A study that was interrupted is resumed when it is started again: finished runs 
   paragator study configs/study-countdown.toml --jobs 2
   paragator study configs/study-countdown.toml --only paragator:0 --runs /tmp/again     one run again, elsewhere
   paragator compare runs/study-countdown                                               the analysis alone"""
-QUIET_S, REFRESH_HZ = 60.0, 2
+QUIET_S, REFRESH_HZ, SPARK = 60.0, 2, 12
 STYLES = {"waiting": "dim", "running": "yellow", "finished": "green", "failed": "red", "interrupted": "magenta"}
 
 
@@ -50,6 +55,7 @@ def main(arguments: list[str]) -> int:
         return 0
     say = Show(quiet=flags.json)
     runner = prepared.start(flags.jobs, say)
+    say.at_once = runner.at_once
     say.total, chosen = len(runner.jobs), len(prepared.chosen)
     say.text(f"{asked.name}: {chosen} runs, {chosen - say.total} of them finished; {runner.at_once} at once")
     asyncio.run(work(runner, say))
@@ -71,6 +77,7 @@ class Show:
     def __init__(self, *, quiet: bool) -> None:
         self.quiet, self.live = quiet, not quiet and sys.stdout.isatty()
         self.total = self.ended = 0
+        self.at_once = 1
 
     def text(self, line: str) -> None:
         if not self.quiet:
@@ -91,28 +98,75 @@ class Show:
                     self.text(f"[{self.ended}/{self.total}] {job.line()}")
         if self.quiet:
             return
+        from rich.console import Console
         from rich.live import Live
 
-        with Live(get_renderable=lambda: table(jobs), refresh_per_second=REFRESH_HZ) as live:
+        console = Console()
+
+        def drawn() -> Panel:
+            return board(jobs, self.at_once, console.height)
+
+        with Live(console=console, get_renderable=drawn, refresh_per_second=REFRESH_HZ) as live:
             try:
                 await asyncio.Event().wait()
             finally:
                 live.refresh()
 
 
-def table(jobs: Sequence[Job]) -> Table:
-    """One line a run."""
+ORDER = ("running", "failed", "interrupted", "waiting", "finished")
+"""Rows of the panel, what is looked at first."""
+
+
+def board(jobs: Sequence[Job], at_once: int, lines: int = 40) -> Panel:
+    """How far all runs are, then a row a run, as many as there is room for: what it does and the rewards of its training."""
+    from rich.console import Group
+    from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
 
-    out, now = Table.grid(padding=(0, 2)), time.monotonic()
-    for job in jobs:
+    out, now = Table.grid(padding=(0, 1), expand=True), time.monotonic()
+    for _ in range(3):
+        out.add_column(no_wrap=True)
+    out.add_column(no_wrap=True, min_width=2 * SPARK + 1)
+    out.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    shown = sorted(jobs, key=lambda job: ORDER.index(job.status))
+    for job in shown[: max(1, lines - 5)]:
         running = job.status == "running"
         seconds = now - job.started if running else job.seconds
-        last = printable(job.last_line()) if running or job.status == "failed" else ""
-        cells = [job.unit.name, job.status, job.doing if running else "", f"{seconds:,.0f} s" if seconds else "", last]
-        out.add_row(*(Text(cell, style=STYLES[job.status], overflow="ellipsis", no_wrap=True) for cell in cells))
+        last = one_line(job.last_line()) if running or job.status == "failed" else ""
+        cells = [job.unit.name, job.doing if running else job.status, clock(seconds) if seconds else ""]
+        row = [Text(one_line(cell), style=STYLES[job.status]) for cell in cells]
+        out.add_row(*row, rewards(job.unit.folder), Text(last, "dim"))
+    done = [job.seconds for job in jobs if job.status == "finished"]
+    text = ", ".join(f"{n} {name}" for name in ORDER if (n := sum(job.status == name for job in jobs)))
+    if done and len(done) < len(jobs):
+        to_go = sum(max(0.0, mean(done) - (now - job.started if job.status == "running" else 0.0))
+                    for job in jobs if job.status in ("running", "waiting"))  # fmt: skip
+        text += f"  {clock(to_go / max(1, at_once))} left"
+    more = [Text(f"and {len(jobs) - lines + 5} more", "dim")] if len(jobs) > lines - 5 else []
+    head = bar(sum(job.status in ("finished", "failed") for job in jobs) / max(1, len(jobs)), text)
+    return Panel(Group(head, out, *more), title="study", title_align="left", border_style="blue")
+
+
+def rewards(unit: Path) -> Text:
+    """Sparklines of both stages' rewards in a run's training."""
+    from rich.text import Text
+
+    path, out = unit / "train" / "metrics.jsonl", Text()
+    try:
+        lines = known_rewards(path, path.stat().st_size)
+    except (OSError, ParagatorError):
+        return out
+    for key, (_, style) in STAGES.items():
+        out.append(sparkline(lines[key], SPARK).ljust(SPARK) + " ", style)
     return out
+
+
+@functools.lru_cache(maxsize=256)
+def known_rewards(path: Path, size: int) -> dict[str, list[float]]:
+    """The rewards of a run's steps by stage; read again where the file has grown."""
+    rows = read_metrics(path.parent)
+    return {key: series(rows, key)[1] for key in STAGES}
 
 
 async def work(runner: Runner, say: Show) -> None:

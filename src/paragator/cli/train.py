@@ -9,7 +9,7 @@ import signal
 from argparse import Namespace
 
 from paragator.cli.main import INTERRUPTED, parse, run_parser, wide
-from paragator.cli.show import Terminal
+from paragator.cli.panel import terminal
 from paragator.core.errors import ParagatorError, RunError
 from paragator.results import run_json
 from paragator.runs import launch
@@ -35,8 +35,8 @@ def main(arguments: list[str]) -> int:
 
     if launch.processes() > 1:
         say_the_end()
-    with Terminal(quiet=flags.json, wide=flags.wide) as terminal:
-        result = asyncio.run(train(config, resume=flags.resume, overwrite=flags.overwrite, events=terminal))
+    with terminal(quiet=flags.json, wide=flags.wide) as shown:
+        result = asyncio.run(train(config, resume=flags.resume, overwrite=flags.overwrite, events=shown))
     if flags.json:
         print(json.dumps(run_json(result.folder, config.eval.k)))
     return 0 if result.finished else INTERRUPTED
@@ -70,6 +70,8 @@ def say_the_end() -> None:
     from paragator.training.team import Team
 
     def ended(*_: object) -> None:
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h\n")  # the panel hides the cursor
         gone = Team.gone()
         if launch.rank() and 0 in Team.neighbours and 0 not in gone:
             os._exit(1)  # rank 0 says it

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paragator.core.errors import UsageError
 from paragator.report import plots
-from paragator.report.figures import Numbers
+from paragator.report.figures import FigureData
 from paragator.stats.compare import Comparison
 
 WHY = {
@@ -25,7 +25,7 @@ def draw(found: Comparison, out_dir: Path) -> tuple[list[Path], dict[str, str]]:
     UsageError where `out_dir` cannot be written.
     """
     check_folder(out_dir)
-    pictures = {f"{name}.png": (one, WHY[name]) for name, one in Numbers.of(found).pictures(WHY).items()}
+    pictures = {f"{name}.png": (one, WHY[name]) for name, one in FigureData.of(found).pictures(WHY).items()}
     pictures["reward_curves.png"] = (plots.reward_curves(found.metrics()), "no run has a metrics.jsonl with rewards")
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, (data, _) in pictures.items():

@@ -26,7 +26,7 @@ NEEDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class FigureData:
     """What figures are drawn from: tables by row and place (the last being the average), temperatures, metrics a seed."""
 
     tables: Mapping[str, Mapping[str, EvalTable]]
@@ -52,14 +52,14 @@ class Numbers:
         found: Comparison,
         warm: Comparison | None = None,
         metrics: Mapping[str, Sequence[Metrics]] | None = None,
-    ) -> Numbers:
+    ) -> FigureData:
         """Of runs side by side; `warm` and `metrics` where other initial temperatures and training are in folders apart."""
         tables = {row.label: {p: found.tables[i, p] for p in found.places} for i, row in enumerate(found.rows)}
         own = {row.label: [r.metrics for some in row.runs.values() for r in some if r.metrics] for row in found.rows}
         return cls(tables, (warm or found).warmth(), metrics or own, found.main(), found.notes())
 
     @classmethod
-    def read(cls, folder: Path) -> Numbers:
+    def read(cls, folder: Path) -> FigureData:
         """Of the files that a study's analysis wrote."""
         sheets = read_sheets(folder)
         main = [sheet for sheet in sheets if sheet.name == "accuracy"]
@@ -81,7 +81,7 @@ class Numbers:
         return {name: one() for name, one in draw.items() if name in names}
 
 
-def write_figures(numbers: Numbers, out_dir: Path, style: str) -> tuple[list[Path], dict[str, str]]:
+def write_figures(numbers: FigureData, out_dir: Path, style: str) -> tuple[list[Path], dict[str, str]]:
     """Write main.tex, and NAME.pdf, .png and .csv of each figure; the paths, and what each figure that is left out needs."""
     out_dir.mkdir(parents=True, exist_ok=True)
     table = "\n\n".join([*(f"% {note}" for note in numbers.notes), *(sheet.latex() for sheet in numbers.main)])

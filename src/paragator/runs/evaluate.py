@@ -176,7 +176,7 @@ def say_table(found: list[Graded], k: int, tally: Tally) -> None:
     what = f"{tally.name.replace('_', ' ')} training" if "_" in tally.name else tally.name
     problems = len({record.trace.problem.id for record in found})
     tally.events.say(f"{what}: {problems} held-out problems, {tally.seconds:.0f} s")
-    tally.events.say(EvalResult(found, k).text(wide=tally.events.wide))
+    tally.events.say(EvalResult(found, k).text(wide=tally.events.wide, width=tally.events.width))
 
 
 def finished_in(output: Path) -> list[Graded]:
@@ -250,7 +250,7 @@ class Tally:
                 usage.write()
             if time.perf_counter() - said >= EVERY_S:
                 said = time.perf_counter()
-                self.events.say(self.progress().line())
+                self.events.on_progress(self.progress())
 
 
 # ---- the loop ----

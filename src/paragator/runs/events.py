@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from paragator.core.text import printable
 from paragator.records import Graded
+from paragator.results import WIDTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,11 @@ class Progress:
 class Events:
     """What a run calls. These do nothing: override what you want to see.
 
-    wide  whether tables that are said may have more than 80 columns
+    width  columns of the tables that are said
+    wide   whether all tables are said, with all their columns
     """
 
+    width: int = WIDTH
     wide: bool = False
 
     def say(self, line: str) -> None:
@@ -56,8 +59,15 @@ class Events:
     def on_step(self, metrics: Mapping[str, float]) -> None:
         """A training step was taken; its metrics are those of metrics.jsonl."""
 
+    def on_rollouts(self, sampled: Sequence[Graded]) -> None:
+        """What the step sampled, graded; called after `on_step`."""
+
     def on_trace(self, record: Graded, progress: Progress) -> None:
         """An evaluation finished and graded all rounds of one problem."""
+
+    def on_progress(self, progress: Progress) -> None:
+        """How far an evaluation is, every ten seconds."""
+        self.say(progress.line())
 
     def should_stop(self) -> bool:
         """Whether to stop after the step, or the requests, that are under way; the run can then be resumed."""
@@ -83,7 +93,7 @@ class Logged(Events):
     def __init__(self, events: Events, run_dir: Path) -> None:
         logs = run_dir / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        self.events, self.steps, self.wide = events, Steps(), events.wide
+        self.events, self.steps, self.width, self.wide = events, Steps(), events.width, events.wide
         self.file = logs / f"attempt_{len(list(logs.glob('attempt_*'))) + 1}.log"
 
     def write(self, line: str) -> None:
@@ -98,8 +108,15 @@ class Logged(Events):
         self.write(self.steps.line(metrics))
         self.events.on_step(metrics)
 
+    def on_rollouts(self, sampled: Sequence[Graded]) -> None:
+        self.events.on_rollouts(sampled)
+
     def on_trace(self, record: Graded, progress: Progress) -> None:
         self.events.on_trace(record, progress)
+
+    def on_progress(self, progress: Progress) -> None:
+        self.write(progress.line())
+        self.events.on_progress(progress)
 
     def should_stop(self) -> bool:
         return self.events.should_stop()
@@ -114,17 +131,24 @@ class Steps:
     def __init__(self) -> None:
         self.recent: deque[Mapping[str, float]] = deque(maxlen=10)
 
-    def line(self, metrics: Mapping[str, float]) -> str:
-        """The line of one step; call it once a step."""
+    def take(self, metrics: Mapping[str, float]) -> None:
+        """One more step; each is taken once, by this or by `line`."""
         self.recent.append(metrics)
+
+    def left(self) -> float:
+        """Seconds to the end of the run."""
+        last, rate = self.recent[-1], sum(m["seconds"] for m in self.recent) / len(self.recent)
+        return rate * (last["steps"] - last["step"]) + last.get("seconds_after", 0.0)
+
+    def line(self, metrics: Mapping[str, float]) -> str:
+        """The line of one step."""
+        self.take(metrics)
         number, total = int(metrics["step"]), int(metrics["steps"])
-        rate = sum(m["seconds"] for m in self.recent) / len(self.recent)
         parts = [f"step {number}/{total}"]
         for stage in ("generate", "aggregate"):
             seen = [m[f"{stage}/reward"] for m in self.recent if f"{stage}/reward" in m]
             if seen:
                 parts.append(f"{stage} {sum(seen) / len(seen):.3f}")
         tokens = metrics["tokens"] / max(metrics["seconds"], 1e-9)
-        left = rate * (total - number) + metrics.get("seconds_after", 0.0)
-        parts += [f"{tokens:,.0f} tokens/s", f"{metrics['seconds']:.1f} s", f"{left:.0f} s left"]
+        parts += [f"{tokens:,.0f} tokens/s", f"{metrics['seconds']:.1f} s", f"{self.left():.0f} s left"]
         return "  ".join(parts)

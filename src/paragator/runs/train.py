@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -248,8 +248,9 @@ class StepEvents:
             plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
             policy.accelerator.init_trackers("paragator", plain)  # tensorboard takes no other values
 
-    def on_step(self, metrics: Mapping[str, float]) -> None:
+    def on_step(self, metrics: Mapping[str, float], sampled: Sequence[Graded]) -> None:
         self.events.on_step({**metrics, "steps": self.config.train.steps, "seconds_after": self.seconds_after})
+        self.events.on_rollouts(sampled)
         self.after.unlink(missing_ok=True)  # of an earlier end, when train.steps was lower: other weights
         self.track(metrics, int(metrics["step"]))
 

@@ -42,7 +42,7 @@ BAD_STEPS = 3
 class TrainEvents(Protocol):
     """What hears of each step, evaluates the weights now and then, and may end the run after a step."""
 
-    def on_step(self, metrics: Mapping[str, float]) -> None: ...
+    def on_step(self, metrics: Mapping[str, float], sampled: Sequence[records.Graded]) -> None: ...
 
     async def evaluate(self, number: int) -> Mapping[str, Any] | None:
         """The numbers of the weights that a step left, as `EvalTable.to_dict`; None when it was stopped before its end."""
@@ -103,7 +103,7 @@ async def train(
             warnings.warn(f"step {number}: no weight was changed ({why_idle(result.metrics)})", stacklevel=2)
         records.append_json_lines(run_dir / METRICS, [plain(result.metrics)])
         records.append(run_dir / "traces.jsonl", result.records)
-        events.on_step(result.metrics)
+        events.on_step(result.metrics, result.records)
         stopping = events.should_stop()
         if stopping or schedule.is_saved(number, (time.monotonic() - saved_at) / 60):
             await computed(save, policy, run_dir, number, schedule)
