@@ -57,7 +57,7 @@ class Fixed(OpenAI):
     def __init__(self, url: str, tokenizer: Any, length: Callable[[int], int], in_flight: int) -> None:
         super().__init__(url, "policy", sampling=Sampling(1.0, 1), key="", limits=Limits(max_in_flight=in_flight))
         self.tokenizer = tokenizer
-        self.servers = [FixedServer(self.endpoint, self)]
+        self.servers[:] = [FixedServer(self.endpoint, self)]
         self.length, self.requests = length, list[Request]()
 
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:

@@ -226,7 +226,7 @@ class VllmServer(Server):
         if call.path in self.routes:
             self.told.append(call.path)
             return self.refused if self.refused and call.path == "/collective_rpc" else "ok"
-        if call.path == "/v1/completions":
+        if call.path.endswith("/completions"):
             self.asked += 1
             if self.asked == self.die_at:
                 self.stop_listening()

@@ -66,6 +66,8 @@ class EngineConfig(ServerConfig):
     """openai, vllm: longest one attempt may take."""
     total_timeout_s: float = Field(1800, gt=0)
     """openai, vllm: longest a request may take with all its retries; then it is a Failure."""
+    wait_s: float = Field(120, ge=0)
+    """openai, vllm: how long a run waits for a server once none is left; then it ends, and can be resumed."""
     launch: bool = False
     """vllm: start a server for the run, on this machine, and stop it afterwards; else `url` is one that is running."""
     vllm_python: str = ".venv-vllm/bin/python"

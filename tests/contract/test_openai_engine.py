@@ -649,13 +649,14 @@ def test_no_server_is_one_clear_line(host, model):
     assert str(caught.value) == expected
 
 
-def test_a_server_that_ends_is_waited_for_and_then_ends_the_run(serve, monkeypatch):
+def test_a_server_that_ends_is_waited_for_and_then_ends_the_run(serve):
     with running(Server()) as server:
         engine = engine_of(server, total_timeout_s=2.0)
         assert only(ask(engine)).text
     assert only(ask(engine)).reason.endswith("the last: connection refused")
-    monkeypatch.setattr("paragator.engines.http.endpoint.PATIENCE_S", 0.0)
-    with pytest.raises(RunError, match="the server is gone"):
+    engine = engine_of(server, wait_s=0.0)
+    engine.endpoint.heard = 0.0
+    with pytest.raises(RunError, match=r"the server is gone \(for 0 s: connection refused\)"):
         ask(engine)
 
 

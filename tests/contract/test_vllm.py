@@ -45,10 +45,28 @@ OLD = ("/collective_rpc", "/reset_prefix_cache")
 
 @contextmanager
 def fleet(*servers: VllmServer, folder: Path) -> Iterator[VllmEngine]:
-    """An engine over some servers that run until the block ends."""
+    """An engine over some servers that run until the block ends; `told(engine)` is what it said of them."""
     with ExitStack() as stack:
         urls = [stack.enter_context(running(server)).url for server in servers]
-        yield VllmEngine(OpenAI(urls, "policy", sampling=SAMPLING), folder)
+        engine = VllmEngine(OpenAI(urls, "policy", sampling=SAMPLING, limits=Limits(wait_s=0)), folder)
+        engine.engine.fleet.tell = TOLD.append
+        TOLD.clear()
+        yield engine
+
+
+TOLD: list[str] = []
+
+
+def published(engine: VllmEngine, version: int) -> None:
+    """Publish, then end what runs beside it."""
+
+    async def publish() -> None:
+        try:
+            await engine.publish(exported, version)
+        finally:
+            await engine.close()
+
+    asyncio.run(publish())
 
 
 def test_a_version_is_written_whole_and_untied(tmp_path: Path) -> None:
@@ -80,7 +98,7 @@ def test_publishing_reloads_forgets_prefixes_names_the_version_and_keeps_one(tmp
     server = VllmServer()
     with fleet(server, folder=tmp_path) as engine:
         for version in (0, 1):
-            asyncio.run(engine.publish(exported, version))
+            published(engine, version)
     assert engine.version == 1 and [p.name for p in tmp_path.iterdir()] == ["version_1"]
     assert server.weights == server.label == str(tmp_path / "version_1") and not server.paused
     assert server.told[:5] == [*server.routes[:4], "/resume"] and server.told[5] == "/weight_info"
@@ -91,28 +109,70 @@ def test_all_servers_get_a_version_at_once_and_the_step_waits_for_the_last(tmp_p
     slow = VllmServer(latency_s=0.2)
     servers = [VllmServer(), slow, VllmServer()]
     with fleet(*servers, folder=tmp_path) as engine:
-        asyncio.run(engine.publish(exported, 4))
+        published(engine, 4)
         assert {server.label for server in servers} == {str(tmp_path / "version_4")}
-        asyncio.run(engine.publish(exported, 4))
+        published(engine, 4)
     assert [len(server.told) for server in servers] == [6, 6, 6]  # what they have is not sent again
 
 
-def test_a_server_that_reports_another_version_ends_the_run(tmp_path: Path) -> None:
+def test_a_server_that_reports_another_version_is_not_used(tmp_path: Path) -> None:
+    good, deaf = VllmServer(), VllmServer(deaf=True)
+    with fleet(good, deaf, folder=tmp_path) as engine:
+        published(engine, 1)
+    assert engine.engine.fleet.left == engine.engine.servers[:1] and engine.version == 1
+    (line,) = TOLD
+    assert line.startswith(
+        f"engine.url = {deaf.url}: the server is lost (it reports weights 'default' where it was given "
+    )
+    assert line.endswith("; 1 of 2 servers take over")
+
+
+def test_none_that_takes_the_weights_ends_the_run_in_one_line(tmp_path: Path) -> None:
     with (
-        fleet(VllmServer(), VllmServer(deaf=True), folder=tmp_path) as engine,
-        pytest.raises(RunError, match=r"reports weights 'default' where it was given '.*version_1'"),
+        fleet(deaf := VllmServer(deaf=True), folder=tmp_path) as engine,
+        pytest.raises(
+            RunError,
+            match=r"^engine.url: no server is left, for 0 s \(http.*: it reports weights 'default' .*version_1",
+        ),
     ):
-        asyncio.run(engine.publish(exported, 1))
-    assert engine.version is None
+        published(engine, 1)
+    assert engine.version is None and deaf.label == "default"
 
 
-def test_a_server_restarted_between_two_steps_is_noticed(tmp_path: Path) -> None:
+def test_a_server_restarted_between_two_steps_gets_the_weights_like_any_other(tmp_path: Path) -> None:
     server = VllmServer()
     with fleet(server, folder=tmp_path) as engine:
-        asyncio.run(engine.publish(exported, 1))
-        server.label = "default"
-        with pytest.raises(RunError, match="it was restarted, or another run publishes to it"):
-            asyncio.run(engine.publish(exported, 2))
+        published(engine, 1)
+        server.label = server.weights = "default"
+        published(engine, 2)
+    assert server.weights == server.label == str(tmp_path / "version_2") and TOLD == []
+
+
+def test_a_server_that_another_run_publishes_to_is_not_used(tmp_path: Path) -> None:
+    server = VllmServer()
+    with fleet(server, VllmServer(), folder=tmp_path) as engine:
+        published(engine, 1)
+        server.label = "/elsewhere/weights/version_9"
+        published(engine, 2)
+    assert "another run publishes to it; give the run its own" in TOLD[0]
+    assert server.label == "/elsewhere/weights/version_9"
+
+
+def test_an_answer_of_a_server_that_was_restarted_unseen_is_asked_again(tmp_path: Path) -> None:
+    """It answers as ever, but of the weights that it was started with: only its version tells."""
+    restarted, other = VllmServer(), VllmServer()
+    with fleet(restarted, other, folder=tmp_path) as engine:
+        published(engine, 1)
+        restarted.label = "default"
+
+        async def ask() -> None:
+            group = await engine(Prompt("x"), 2, stage="generate", seed=1)
+            assert len(group.completions) == 2
+            await engine.close()
+
+        asyncio.run(ask())
+    assert [len(prompts_of(server)) for server in (restarted, other)] == [1, 1]
+    assert "it reports weights 'default'" in TOLD[0]
 
 
 def test_an_older_vllm_is_told_of_once_and_goes_on(tmp_path: Path) -> None:
@@ -120,7 +180,7 @@ def test_an_older_vllm_is_told_of_once_and_goes_on(tmp_path: Path) -> None:
     with fleet(server, folder=tmp_path) as engine, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for version in (0, 1, 2):
-            asyncio.run(engine.publish(exported, version))
+            published(engine, version)
     assert sum("mismatch_kl alone" in str(w.message) for w in caught) == 1
     assert server.weights == str(tmp_path / "version_2") and server.told == [*OLD] * 3
 
@@ -130,16 +190,16 @@ def test_a_server_without_weight_routes_says_how_to_start_it(tmp_path: Path) -> 
         fleet(VllmServer(routes=()), folder=tmp_path) as engine,
         pytest.raises(UsageError, match="VLLM_SERVER_DEV_MODE=1"),
     ):
-        asyncio.run(engine.publish(exported, 0))
+        published(engine, 0)
 
 
 def test_a_reload_that_fails_is_one_line_and_the_server_goes_on(tmp_path: Path) -> None:
     server = VllmServer(refused=(500, "collective_rpc method failed"))
     with fleet(server, folder=tmp_path) as engine, pytest.raises(RunError) as caught:
-        asyncio.run(engine.publish(exported, 0))
+        published(engine, 0)
     assert str(caught.value) == (
-        f"engine.url = {server.url}: /collective_rpc failed (http 500: collective_rpc method failed); "
-        "start the server again and --resume"
+        f"engine.url: no server is left, for 0 s ({server.url}: /collective_rpc failed "
+        "(http 500: collective_rpc method failed)); start one and --resume"
     )
     assert not server.paused and server.told[-1] == "/resume"
 
@@ -147,15 +207,17 @@ def test_a_reload_that_fails_is_one_line_and_the_server_goes_on(tmp_path: Path) 
 def test_a_server_that_is_gone_when_weights_come(tmp_path: Path) -> None:
     with fleet(VllmServer(), folder=tmp_path) as engine:
         pass
-    with pytest.raises(RunError, match=r"engine.url = http://.*: /pause.* failed \(connection refused\)"):
-        asyncio.run(engine.publish(exported, 0))
+    with pytest.raises(
+        RunError, match=r"no server is left, for 0 s \(http://.*: /pause.* failed \(connection refused\)\)"
+    ):
+        published(engine, 0)
 
 
 def test_no_rollout_spans_two_versions(tmp_path: Path) -> None:
     with fleet(VllmServer(), folder=tmp_path) as engine:
         engine.engine.servers[0].in_flight = 1
         with pytest.raises(RunError, match="1 rollouts are under way"):
-            asyncio.run(engine.publish(exported, 1))
+            published(engine, 1)
         engine.engine.servers[0].in_flight, engine.publishing = 0, True
         with pytest.raises(RunError, match="two versions"):
             asyncio.run(engine(Prompt("x"), 1, stage="generate", seed=0))
@@ -200,11 +262,11 @@ def test_a_busy_server_gets_less(tmp_path: Path) -> None:
 
 
 def test_the_memory_of_homes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paragator.engines.http.openai.MOST_HOMES", 3)
-    engine = OpenAI("http://a/v1")
+    monkeypatch.setattr("paragator.engines.http.fleet.MOST_HOMES", 3)
+    fleet = OpenAI("http://a/v1").fleet
     for i in range(9):
-        engine.home(Prompt(str(i)))
-    assert len(engine.homes) == 3
+        fleet.home(i)
+    assert len(fleet.homes) == 3
 
 
 def test_one_server_named_twice_and_servers_of_two_models() -> None:
@@ -243,11 +305,10 @@ def test_a_server_of_ones_own_that_dies_is_told_with_its_last_words(
     folder.mkdir(parents=True)
     (folder / "api_server.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
-    monkeypatch.setattr("paragator.engines.http.endpoint.PATIENCE_S", 0.2)
 
     async def trial() -> None:
         async with served(sys.executable, tmp_path, tmp_path / "vllm.log") as url:
-            engine = OpenAI(url, "policy", sampling=SAMPLING, limits=Limits(backoff_s=0.01))
+            engine = OpenAI(url, "policy", sampling=SAMPLING, limits=Limits(backoff_s=0.01, wait_s=0.2))
             await engine.connect()
             try:
                 await engine(Prompt("x"), 1, stage="generate", seed=0)

@@ -74,6 +74,7 @@ def trained(cli: Cli, name: str, *servers: Sampler, words: tuple[str, ...] = ())
             "name": name,
             "engine.kind": "vllm",
             "engine.url": json.dumps(urls if len(urls) > 1 else urls[0]),
+            "engine.wait_s": "0.3",
             "train.steps": str(STEPS),
             "train.checkpoint_every": "100",
             "eval.around_training": "false",
@@ -99,11 +100,6 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paragator.engines.http.endpoint.PATIENCE_S", 0.2)
-
-
 def test_two_servers_train_as_one(cli: Cli) -> None:
     both = Sampler(), Sampler()
     run_dir = trained(cli, "two", *both)
@@ -117,17 +113,25 @@ def test_two_servers_train_as_one(cli: Cli) -> None:
     assert_equal_runs(run_dir, trained(cli, "one", Sampler()))
 
 
-def test_a_server_that_dies_leaves_the_last_step_and_resuming_ends_like_an_unbroken_run(cli: Cli) -> None:
+def test_the_other_server_takes_over_from_one_that_dies_and_nothing_else_changes(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
     dying = Sampler(die_at=CALLS + 3)  # of two servers that share the calls: in the third step or so
+    run_dir = trained(cli, "mourning", dying, Sampler())
+    assert f"engine.url = {dying.url}: the server is lost (" in capsys.readouterr().out
+    assert_equal_runs(run_dir, trained(cli, "whole", Sampler()))
+
+
+def test_the_last_server_that_dies_leaves_the_last_step_and_resuming_ends_like_an_unbroken_run(cli: Cli) -> None:
+    dying = Sampler(die_at=2 * CALLS + 3)
     with pytest.raises(RunError) as caught:
-        trained(cli, "broken", dying, Sampler())
+        trained(cli, "broken", dying)
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
-    assert f"engine.url = {dying.url}: the server is gone" in str(caught.value) and "--resume" in str(caught.value)
+    assert f"no server is left, for 0.3 s ({dying.url}: " in str(caught.value) and "--resume" in str(caught.value)
     run_dir = Path("runs/broken")
-    last = rows(run_dir, "metrics.jsonl")[-1]["step"]
-    assert 1 <= last < STEPS
-    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step_{last}"]
-    assert [path.name for path in (run_dir / "weights").iterdir()] == [f"version_{last}"]
+    assert [row["step"] for row in rows(run_dir, "metrics.jsonl")] == [1, 2]
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_2"]
+    assert [path.name for path in (run_dir / "weights").iterdir()] == ["version_2"]
     assert trained(cli, "broken", Sampler(), words=("--resume",)) == run_dir
     assert_equal_runs(run_dir, trained(cli, "whole", Sampler()))
 
@@ -148,7 +152,7 @@ def test_a_server_that_fails_to_load_weights(cli: Cli) -> None:
 
 
 def test_death_in_the_first_step_starts_again(cli: Cli) -> None:
-    with pytest.raises(RunError, match="the server is gone"):
+    with pytest.raises(RunError, match="no server is left"):
         trained(cli, "broken", Sampler(die_at=2))
     run_dir = Path("runs/broken")
     assert not (run_dir / "checkpoints").exists() and not (run_dir / "metrics.jsonl").exists()

@@ -223,7 +223,7 @@ def fitted(config: Config, problems: list[Problem], engine: OpenAI, sample: Samp
     rollout = config.rollout
     kept = Fitted(
         sample,
-        TokenCounter(engine.endpoint, str(engine.model), engine.servers[0].extra_body),
+        TokenCounter(engine, str(engine.model), engine.servers[0].extra_body),
         int(engine.context or 0),
         max_tokens={stage: sampling.max_tokens for stage, sampling in engine.sampling.items()},
         fitting=Fitting(
@@ -314,12 +314,12 @@ async def vllm_engine(
             if not any(word.split("=")[0] == "--dtype" for word in arguments):
                 arguments = [*arguments, "--dtype", policy.precision]  # the trainer's own: its log-probabilities match
             url = await stack.enter_async_context(served(settings.vllm_python, model, log, arguments))
-            settings = settings.model_copy(update={"url": url, "model": NAME})
+            settings = settings.model_copy(update={"url": url, "model": NAME, "wait_s": 0.0})  # nobody starts it again
         engine = servers_of(settings, resolve.samplings(config))
         engine.tokenizer, engine.template_arguments = policy.tokenizer, config.model.template_arguments
         stack.push_async_callback(engine.close)
-        for server in engine.servers:
-            await server.first_model()
+        engine.fleet.tell = say
+        await engine.connect(listed=True)
         remote = VllmEngine(engine, weights.resolve())
         stack.push_async_callback(remote.close)
 

@@ -185,6 +185,7 @@ MAY_CHANGE = {
         "max_in_flight",
         "request_timeout_s",
         "total_timeout_s",
+        "wait_s",
         "price_in",
         "price_out",
         "price_cached",

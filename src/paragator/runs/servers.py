@@ -34,7 +34,7 @@ def servers_of(
         config.model,
         sampling=sampling,
         key=read_key(config, section),
-        limits=Limits(config.max_in_flight, config.request_timeout_s, config.total_timeout_s),
+        limits=Limits(config.max_in_flight, config.request_timeout_s, config.total_timeout_s, wait_s=config.wait_s),
         extra_body={**template, **config.extra_body, **dict.fromkeys(config.omit)},
         prices=Prices(config.price_in, config.price_out, config.price_cached),
     )
@@ -52,8 +52,7 @@ def read_key(config: EngineConfig, section: str = "engine") -> str:
     """The key that a config names: of its file, else of its environment variable; "" where neither is set."""
     if config.key_file is None:
         return environment_key(config.key_env)
-    from paragator.engines.http.client import Secret
-    from paragator.engines.http.endpoint import checked_key
+    from paragator.engines.http.client import Secret, checked_key
 
     where = f"{section}.key_file = {config.key_file}"
     try:
@@ -68,6 +67,6 @@ def read_key(config: EngineConfig, section: str = "engine") -> str:
 
 def environment_key(name: str) -> str:
     """The key in an environment variable; "" where it is not set."""
-    from paragator.engines.http.endpoint import checked_key
+    from paragator.engines.http.client import checked_key
 
     return checked_key(os.environ.get(name, "").strip(), f"the environment variable {name}")

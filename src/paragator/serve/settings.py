@@ -9,8 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from paragator.core.errors import UsageError
-from paragator.engines.http.client import LOOPBACK, Secret
-from paragator.engines.http.endpoint import checked_key
+from paragator.engines.http.client import LOOPBACK, Secret, checked_key
 from paragator.settings import Section
 
 KEY_CHARS = 16

@@ -200,3 +200,32 @@ def why(error: BaseException) -> str:
     if isinstance(error, OSError):
         return (error.strerror or text or "connection failed").lower()
     return f"broken answer: {text}"
+
+
+def checked_key(key: str, where: str) -> Secret:
+    """A key that can be sent; UsageError, which does not show it, for one that cannot."""
+    key = Secret(key)
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageError(f"{where} holds more than a key: it must be one word of ASCII")
+    return key
+
+
+def checked_url(url: str, section: str = "engine") -> str:
+    """A base URL without its last slash; UsageError with a hint for one that cannot work."""
+    url = url.strip().rstrip("/")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise UsageError(f"{section}.url = {url}: {error}; write it as http://localhost:8000/v1") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        guess = url.split("://")[-1] or "localhost:8000/v1"
+        raise UsageError(f"{section}.url = {url}: it must begin with http:// or https://; write http://{guess}")
+    if parts.username is not None:
+        raise UsageError(f"{section}.url holds a user or a key; remove it and set {section}.key_env")
+    if parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
+        raise UsageError(f"{section}.url = {url}: only scheme, host, port and path belong there, in ASCII")
+    for ending in ("/chat/completions", "/completions", "/models"):
+        if url.endswith(ending):
+            raise UsageError(f"{section}.url = {url}: leave out {ending}; write {url.removesuffix(ending)}")
+    return url

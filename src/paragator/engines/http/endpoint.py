@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from paragator.core.errors import RunError, UsageError
-from paragator.engines.http.client import Answer, Broken, Client, Secret, Unreachable
+from paragator.engines.http.client import Answer, Broken, Client, Secret, Unreachable, checked_key, checked_url
 from paragator.engines.http.gate import Gate, Lane, Word
 from paragator.engines.http.replies import EMPTY, GARBLED, MODERATED, TOO_LONG, Trouble, held_in, said_in, trouble_in
 from paragator.engines.journal import Stopped
@@ -28,10 +28,10 @@ REASON_CHARS = 300
 LONGEST_PAUSE_S = 60.0
 LEAST_PAUSE_S = 1.0
 """A server that asks for a shorter pause waits for ours, up to this: retries never become a busy loop."""
-PATIENCE_S = 20.0
-"""A server that answered before and takes no connection for this long has ended."""
-PERSISTENCE = 10
-"""How often it is tried in that time."""
+SILENT_S = 20.0
+"""One of several servers, every attempt at which failed for this long, is lost."""
+RECONNECT_S = 2.0
+"""Pause between attempts to reach a server that takes no connection."""
 GARBAGE = 3
 """A server whose first answers, this many in a row, are garbage is not a server of language models."""
 RETRIED = frozenset({408, 409, 425, 429})
@@ -48,12 +48,27 @@ class Refused(Exception):
         self.status, self.trouble = status, trouble
 
 
-class Again(Exception):
-    """An attempt that failed and may succeed when tried again, after `after` seconds if the server said so."""
+class Nobody(UsageError):
+    """No server answers at a URL; `reason` in a few words."""
 
-    def __init__(self, reason: str, *, after: float | None = None, word: Word = "neither") -> None:
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: no server answers there ({reason}); start it or correct the URL")
+        self.reason = reason
+
+
+class Lost(Exception):
+    """A server that is taken for dead, see fleet.py; its text says why."""
+
+
+class Again(Exception):
+    """An attempt that failed and may succeed when tried again, after `after` seconds if the server said so.
+
+    status  of the answer; 0 without one
+    """
+
+    def __init__(self, reason: str, *, after: float | None = None, word: Word = "neither", status: int = 0) -> None:
         super().__init__(reason)
-        self.after = after
+        self.after, self.status = after, status
         self.word: Word = word
 
 
@@ -65,12 +80,14 @@ class Limits:
     request_timeout_s  longest one attempt may take
     total_timeout_s    longest one request may take with its retries, from its first attempt; then it is a Failure
     backoff_s          longest pause before the first retry; it doubles with each
+    wait_s             how long the run waits for a server that is gone, or for one of several, before it ends
     """
 
     max_in_flight: int = 64
     request_timeout_s: float = 600.0
     total_timeout_s: float = 1800.0
     backoff_s: float = 0.5
+    wait_s: float = 20.0
 
 
 @dataclass(slots=True)
@@ -108,7 +125,9 @@ class Endpoint:
     since        the last request sent when these were enough to end the run; those sent before may still be answered well
     flying       numbers of the requests in flight
     heard        when the server last took a connection
-    lost         since when it takes none; None while it does
+    gone_since   since when it takes none; None while it does
+    watched      one of a fleet: Lost instead of patience
+    failing      since when every attempt failed; None while they do not
     """
 
     url: str
@@ -126,7 +145,9 @@ class Endpoint:
     since: int | None = None
     flying: set[int] = field(default_factory=set, repr=False)
     heard: float | None = None
-    lost: float | None = None
+    gone_since: float | None = None
+    watched: bool = False
+    failing: float | None = None
 
     def __post_init__(self) -> None:
         self.url = checked_url(self.url, self.section)
@@ -169,19 +190,34 @@ class Endpoint:
         self.sent += 1
         self.retries += clock.sent > 1
         word: Word = "neither"
+        start = time.monotonic()
         try:
             found = await self.exchange(path, data, min(self.limits.request_timeout_s, clock.left() or 0), check)
-            word = "fine"
+            word, self.failing = "fine", None
         except Again as error:
             word, self.last_reason = error.word, str(error)
             clock.last = str(error)
+            self.doubt(start, error)
             raise
         except Refused:
-            word = "fine"
+            word, self.failing = "fine", None
             raise
         finally:
             self.gate.leave(ticket, word)
         return found
+
+    def doubt(self, start: float, error: Again) -> None:
+        """Lost where no attempt has succeeded for long; `start` is when the one that failed began. Push-backs are alive."""
+        if not self.watched or error.status in RETRIED:
+            return
+        self.failing = start if self.failing is None else self.failing
+        if (silent_s := time.monotonic() - self.failing) > SILENT_S:
+            raise Lost(f"nothing but failures for {silent_s:.0f} s, the last: {error}")
+
+    def fresh(self) -> None:
+        """Forget what a server that is asked again did before it was lost."""
+        self.failing = self.gone_since = None
+        self.gate.limit = float(self.gate.most)
 
     async def exchange(self, path: str, data: bytes, limit_s: float, check: Callable[[Any], str | None]) -> Any:
         """A good answer to one attempt; else what the answer, or its absence, means."""
@@ -283,7 +319,8 @@ class Endpoint:
         self.bad, self.since = 0, None
         if trouble.after is not None and trouble.after > self.limits.total_timeout_s:
             reason += f"; the server asks to wait {math.ceil(trouble.after)} s"
-        return Again(reason, after=trouble.after, word="pushed back" if status in (429, 503) else "neither")
+        word: Word = "pushed back" if status in (429, 503) else "neither"
+        return Again(reason, after=trouble.after, word=word, status=status)
 
     def refused_key(self, reason: str) -> RunError:
         held = "refuses the key" if self.key else "wants a key, and none is set"
@@ -310,22 +347,24 @@ class Endpoint:
         return min(self.flying, default=self.sent + 1) > self.since
 
     def gone(self, reason: str) -> Exception:
-        """No connection: the caller's mistake if there never was one; a server that ended if there is none for long; else Again."""
+        """No connection: Lost in a fleet; the caller's mistake if there never was one; after `wait_s` RunError; else Again."""
+        if self.watched:
+            return Lost(reason)
         if self.heard is None:
             return self.nobody(reason)
-        now = time.monotonic()
-        self.lost = now if self.lost is None else self.lost
-        if now - self.lost > PATIENCE_S:
+        now, wait_s = time.monotonic(), self.limits.wait_s
+        self.gone_since = now if self.gone_since is None else self.gone_since
+        if now - self.gone_since > wait_s:
             return RunError(
-                f"{self.where}: the server is gone (for {PATIENCE_S:g} s: {reason}); start it again and --resume"
+                f"{self.where}: the server is gone (for {wait_s:g} s: {reason}); start it again and --resume"
             )
-        return Again(reason, after=PATIENCE_S / PERSISTENCE, word="pushed back")
+        return Again(reason, after=min(RECONNECT_S, wait_s / 10), word="pushed back")
 
     def connected(self) -> None:
-        self.heard, self.lost = time.monotonic(), None
+        self.heard, self.gone_since = time.monotonic(), None
 
-    def nobody(self, reason: str) -> UsageError:
-        return UsageError(f"{self.where}: no server answers there ({reason}); start it or correct the URL")
+    def nobody(self, reason: str) -> Nobody:
+        return Nobody(self.where, reason)
 
     def without_key(self, body: bytes) -> bytes:
         """A body as it came without the key; before anything is cut off, which could leave a part of it."""
@@ -342,32 +381,3 @@ class Endpoint:
         line = "".join(char for char in " ".join(text.split()) if char.isprintable())
         line = line.replace(self.key, "***") if self.key else line
         return line if len(line) <= REASON_CHARS - 40 else line[: REASON_CHARS - 41] + "…"
-
-
-def checked_key(key: str, where: str) -> Secret:
-    """A key that can be sent; UsageError, which does not show it, for one that cannot."""
-    key = Secret(key)
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError(f"{where} holds more than a key: it must be one word of ASCII")
-    return key
-
-
-def checked_url(url: str, section: str = "engine") -> str:
-    """A base URL without its last slash; UsageError with a hint for one that cannot work."""
-    url = url.strip().rstrip("/")
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise UsageError(f"{section}.url = {url}: {error}; write it as http://localhost:8000/v1") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        guess = url.split("://")[-1] or "localhost:8000/v1"
-        raise UsageError(f"{section}.url = {url}: it must begin with http:// or https://; write http://{guess}")
-    if parts.username is not None:
-        raise UsageError(f"{section}.url holds a user or a key; remove it and set {section}.key_env")
-    if parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
-        raise UsageError(f"{section}.url = {url}: only scheme, host, port and path belong there, in ASCII")
-    for ending in ("/chat/completions", "/completions", "/models"):
-        if url.endswith(ending):
-            raise UsageError(f"{section}.url = {url}: leave out {ending}; write {url.removesuffix(ending)}")
-    return url

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from paragator.core.errors import UsageError
@@ -51,6 +51,13 @@ def size(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
 
 
+class HasEndpoint(Protocol):
+    """An engine that names a server which any question can go to."""
+
+    @property
+    def endpoint(self) -> Endpoint: ...
+
+
 class TokenCounter:
     """Tokens by the server's /tokenize, at its root; None where it has no such route, or does not answer.
 
@@ -59,11 +66,10 @@ class TokenCounter:
     calls   requests sent
     """
 
-    def __init__(self, endpoint: Endpoint, model: str, extra: Mapping[str, Any] | None = None) -> None:
-        self.endpoint, self.model = endpoint, model
+    def __init__(self, engine: HasEndpoint, model: str, extra: Mapping[str, Any] | None = None) -> None:
+        self.engine, self.model = engine, model
         self.chat = {"add_generation_prompt": True}
         self.chat |= {name: value for name, value in (extra or {}).items() if name.startswith("chat_template")}
-        self.path = urlsplit(endpoint.url).path.removesuffix("/v1") + "/tokenize"
         self.there = True
         self.calls = 0
         self.free = asyncio.Semaphore(AT_ONCE)
@@ -84,12 +90,14 @@ class TokenCounter:
             for attempt in range(ATTEMPTS):
                 if not self.there:
                     return None
+                endpoint = self.engine.endpoint
                 if attempt:
-                    await asyncio.sleep(self.endpoint.limits.backoff_s * 2.0**attempt)
+                    await asyncio.sleep(endpoint.limits.backoff_s * 2.0**attempt)
                 self.calls += 1
+                path = urlsplit(endpoint.url).path.removesuffix("/v1") + "/tokenize"
                 try:
                     async with asyncio.timeout(TIMEOUT_S):
-                        answer = await self.endpoint.client.send("POST", self.path, self.endpoint.headers(), data)
+                        answer = await endpoint.client.send("POST", path, endpoint.headers(), data)
                 except (TimeoutError, Broken, Unreachable):
                     continue
                 if answer.status == 429 or answer.status >= 500:

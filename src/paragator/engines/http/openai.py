@@ -16,7 +16,9 @@ from typing import Any, ClassVar
 from paragator.core.errors import UsageError
 from paragator.core.types import Completion, Failure, Group, Prompt, Stage
 from paragator.engines.encoding import encode, misfit, open_thinking
-from paragator.engines.http.endpoint import Endpoint, Limits, checked_key
+from paragator.engines.http.client import checked_key
+from paragator.engines.http.endpoint import Endpoint, Limits, Nobody, Refused
+from paragator.engines.http.fleet import Fleet
 from paragator.engines.http.server import Asked, Server
 from paragator.engines.sampling import Sampling
 
@@ -24,8 +26,6 @@ __all__ = ["JudgeEngine", "Limits", "OpenAI", "Prices", "Usage"]
 
 KEY_ENV = "OPENAI_API_KEY"
 DEFAULT_SAMPLING, DEFAULT_LIMITS = Sampling(max_tokens=4096), Limits()
-MOST_HOMES = 16_384
-"""Prompts whose server is remembered, so that siblings asked for one by one meet their cached prefix."""
 OURS = frozenset({"messages", "model", "n", "prompt", "stream"})
 """Fields of a request that extra_body may not set."""
 
@@ -81,7 +81,8 @@ class OpenAI:
     section     the config's section that these settings come from, for messages
 
     It may be asked right away, or after `connect`, which finds out early what is wrong. A prompt goes where its siblings
-    went, else to the server with the fewest completions in flight. Sibling i asked on its own has the seed
+    went, else to the server with the fewest completions in flight; the others take over from one of several that dies, see
+    fleet.py. Sibling i asked on its own has the seed
     `random.Random(f"{seed}:{i}").getrandbits(31)`; n at once have sibling 0's, and the server sees to the rest. A refused
     key ends the run (RunError), a server that was never there is a UsageError; whatever else fails is a Failure in the
     group.
@@ -121,61 +122,68 @@ class OpenAI:
         self.prices = prices
         self.tokenizer: Any = None
         self.template_arguments: Mapping[str, Any] = {}
-        self.homes: dict[int, Server] = {}
+        self.fleet = Fleet(self.servers, limits.wait_s, self.trial)
+        if len(self.servers) > 1:
+            self.fleet.watch()
         self._naming = asyncio.Lock()
 
     async def __call__(self, prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         """n samples of one prompt, in order; Failures where a request failed for good."""
         if stage not in self.sampling:
             raise UsageError(f"no sampling settings for stage {stage!r}: this engine has {sorted(self.sampling)}")
-        server = self.home(prompt)
-        server.in_flight += n
-        try:
+        ids = None if self.tokenizer is None else tuple(encode(self.tokenizer, prompt, self.template_arguments))
+        asked = Asked(prompt, ids, stage, self.sampling[stage], seed)
+
+        async def answered(server: Server) -> list[Completion | Failure]:
             if server.model is None:
                 await self._name(server)
-            ids = None if self.tokenizer is None else tuple(encode(self.tokenizer, prompt, self.template_arguments))
-            asked = Asked(prompt, ids, stage, self.sampling[stage], seed)
             if ids is not None and (reason := misfit(len(ids), asked.sampling.max_tokens, server.context)):
-                return Group(prompt, (Failure(reason),) * n, ids, stage)
-            outputs: list[Completion | Failure] = (
-                [await server.one(asked)] if n == 1 else await server.siblings(asked, n)
-            )
-        finally:
-            server.in_flight -= n
+                return [Failure(reason)] * n
+            return [await server.one(asked)] if n == 1 else await server.siblings(asked, n)
+
+        try:
+            outputs = await self.fleet.ask(hash(prompt), n, answered)
+        except Refused as error:
+            outputs = [Failure(str(error))] * n
         if ids is not None and (opened := open_thinking(self.tokenizer, ids)):
             outputs = [replace(o, text=opened + o.text) if isinstance(o, Completion) else o for o in outputs]
         return Group(prompt, tuple(outputs), ids, stage, num_prompt_tokens=asked.prompt_tokens)
 
-    async def connect(self) -> None:
-        """Reach every server and learn the model's name and context; UsageError where that cannot be, and for a model
-        that is not among those that a server lists.
+    async def connect(self, *, listed: bool = False) -> None:
+        """Reach every server and learn the model's name and context; UsageError where none answers, or one cannot be used.
+
+        So for a named model that a server does not list, as far as its list is complete; all must be `listed` in training.
+        One of several servers that does not answer is lost, see fleet.py.
         """
         for server in self.servers:
-            await server.connect()
+            try:
+                await (server.first_model() if listed else server.connect())
+            except Nobody as error:
+                if self.fleet.left == [server]:
+                    raise
+                self.fleet.lose(server, error.reason)
         _ = self.model
 
-    def home(self, prompt: Prompt) -> Server:
-        """Which server a prompt goes to: where its siblings went, else the least busy one, the first of equals."""
-        key = hash(prompt)
-        server = self.homes.pop(key, None) or min(self.servers, key=lambda server: server.in_flight)
-        self.homes[key] = server  # now the youngest
-        if len(self.homes) > MOST_HOMES:
-            del self.homes[next(iter(self.homes))]
-        return server
+    async def trial(self, server: Server) -> None:
+        """Ask a server for one token, to see that it samples."""
+        if server.model is None:
+            await self._name(server)
+            _ = self.model
+        await server.trial(in_tokens=self.tokenizer is not None)
 
     @property
     def endpoint(self) -> Endpoint:
-        """The first server, for questions that any can answer."""
-        return self.servers[0].endpoint
+        """The first server that is not lost, for questions that any can answer."""
+        return (self.fleet.left or self.servers)[0].endpoint
 
     @property
     def model(self) -> str | None:
         """The name that all servers know the model by; UsageError where they have different ones."""
-        names = sorted({str(server.model) for server in self.servers})
+        names = sorted({server.model for server in self.servers if server.model is not None})
         if len(names) > 1:
             where = f"{self.section}.url: the servers serve {', '.join(names)}"
             raise UsageError(f"{where}; set {self.section}.model to a name they share")
-        return self.servers[0].model
+        return names[0] if names else None
 
     @property
     def context(self) -> int | None:
@@ -222,6 +230,7 @@ class OpenAI:
 
     async def close(self) -> None:
         """Close the connections. The engine may be used again."""
+        await self.fleet.close()
         for server in self.servers:
             await server.endpoint.client.close()
 

@@ -86,6 +86,7 @@ class Server:
     without    fields that requests leave out: those of `extra_body` that are None, and those that the server refuses
     in_flight  completions that were asked for and have not come
     answers    completions that came; of them `thoughts` had thinking and no text, `blank` neither
+    lost       why it is not used now, see fleet.py; "" while it is. `jobs` are what it is asked
     """
 
     def __init__(self, endpoint: Endpoint, model: str | None, extra_body: Mapping[str, Any]) -> None:
@@ -99,6 +100,10 @@ class Server:
         self.in_flight = self.prompt_tokens = self.completion_tokens = 0
         self.answers = self.thoughts = self.blank = self.uncounted = 0
         self._limit_field = "max_tokens"
+        self.lost = ""
+        self.jobs: set[asyncio.Task[Any]] = set()
+        self.pings: asyncio.Task[None] | None = None
+        self.revival: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
         """Learn the model's name and context; UsageError for a named model that the server does not have."""
@@ -160,6 +165,15 @@ class Server:
             return (await self._request(asked, 1, seed_of(asked.seed, index)))[0]
         except Refused as error:
             return Failure(str(error))
+
+    async def trial(self, *, in_tokens: bool) -> None:
+        """Ask for one token; any answer is good, Refused where none comes in time."""
+        ids = (0,) if in_tokens else None
+        try:
+            await self._request(Asked(Prompt("1", chat=not in_tokens), ids, "generate", Sampling(1.0, 1), 0), 1, 0)
+        except Refused as error:
+            if not error.status:
+                raise
 
     async def _at_once(self, asked: Asked, n: int) -> list[Completion | Failure]:
         """Up to n siblings from one request; a server that does not take an n is remembered."""

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -25,12 +26,19 @@ from paragator.core.errors import ParagatorError, RunError, UsageError
 from paragator.core.types import Group, Prompt, Stage
 from paragator.engines.encoding import misfit
 from paragator.engines.http.client import Broken, Unreachable
-from paragator.engines.http.endpoint import Endpoint
+from paragator.engines.http.endpoint import Endpoint, Lost
 from paragator.engines.http.openai import OpenAI
+from paragator.engines.http.server import Server
 
 START_TIMEOUT_S = 900.0
 ROUTE_TIMEOUT_S = 600.0
 """Longest wait for a server to finish what it serves, or to load a model."""
+CHECK_TIMEOUT_S = 60.0
+"""Longest wait for a server to say which weights it has."""
+LATE_S = 60.0
+"""How long a server may load weights once another one has them; more where that one took longer."""
+UNSET = "default"
+"""What vLLM calls the weights that it was started with."""
 NAME = "policy"
 LOG_CHARS = 200
 LINGER_S = 3.0
@@ -45,13 +53,20 @@ class VllmEngine:
     engine   the servers in token mode
     folder   where versions of the weights are handed over; the servers read it, so all share this file system
     version  the step whose weights the servers sample from; None before the first `publish`
+    target   its folder
+
+    A server that comes back gets the current weights before it is used. Each answer counts only if its server still
+    reports that version afterwards: one that was restarted reports another, and what it sampled is sampled again.
     """
 
     def __init__(self, engine: OpenAI, folder: Path) -> None:
         self.engine, self.folder = engine, folder
-        self.weights = [Weights(server.endpoint) for server in engine.servers]
+        self.weights = {server: Weights(server.endpoint) for server in engine.servers}
         self.version: int | None = None
+        self.target: Path | None = None
         self.publishing = False
+        engine.fleet.watch()
+        engine.fleet.fit, engine.fleet.confirm = self.fit, self.confirm
 
     @property
     def context(self) -> int | None:
@@ -72,37 +87,75 @@ class VllmEngine:
         return await self.engine(prompt, n, stage=stage, seed=seed)
 
     async def publish(self, export: Export, version: int) -> None:
-        """Write a version atomically and have every server load it; returns when all report it, else RunError."""
+        """Write a version atomically and have the servers load it; those that do not are lost. RunError once none is left."""
         if in_flight := sum(server.in_flight for server in self.engine.servers):
             raise RunError(f"{in_flight} rollouts are under way: weights are published between steps")
         if version == self.version:
             return
         self.publishing = True
         try:
-            target = written(export, self.folder, version)
-            found = await asyncio.gather(*(weights.load(target) for weights in self.weights), return_exceptions=True)
-            for error in found:
-                if error is not None:
-                    raise error
+            self.target = written(export, self.folder, version)
+            await self.load(self.target, self.engine.fleet.left)
+            await self.engine.fleet.some()
             self.version = version
-            self.engine.homes.clear()  # the servers forgot their prefixes
+            self.engine.fleet.homes.clear()  # the servers forgot their prefixes
+            used = {self.target, *(weights.loading for weights in self.weights.values())}
             for old in self.folder.iterdir():
-                if old != target:
+                if old not in used:  # a server that does not find what it is loading dies
                     shutil.rmtree(old, ignore_errors=True)
         finally:
             self.publishing = False
 
+    async def load(self, target: Path, servers: Sequence[Server]) -> None:
+        """Have servers load a folder; once one has it, the others must follow in LATE_S or as much time again."""
+        start, fleet = time.monotonic(), self.engine.fleet
+        late = {asyncio.ensure_future(self.weights[server].load(target)): server for server in servers}
+        limit: float | None = None
+        try:
+            while late:
+                done, _ = await asyncio.wait(late, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    server, error = late.pop(task), task.exception()
+                    if isinstance(error, Lost) or (isinstance(error, UsageError) and self.version is not None):
+                        fleet.lose(server, str(error))
+                    elif error is not None:
+                        raise error
+                    else:
+                        limit = max(LATE_S, time.monotonic() - start)
+                if not done:
+                    for server in late.values():
+                        fleet.lose(server, f"it did not load its weights within {limit:.0f} s of another one")
+                    return
+        finally:
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def fit(self, server: Server) -> None:
+        """Give a server that comes back the current weights, if there are any yet."""
+        if self.target is not None:
+            await self.weights[server].load(self.target)
+
+    async def confirm(self, server: Server) -> None:
+        """Lost where what a server answered so far may be of other weights than the current ones."""
+        weights = self.weights[server]
+        await weights.confirm()
+        if weights.loaded != self.target:
+            raise Lost("its weights are not the current ones")
+
     async def close(self) -> None:
         """Close the connections; the servers keep running."""
-        for weights in self.weights:
-            await weights.admin.client.close()
         await self.engine.close()
+        for weights in self.weights.values():
+            await weights.admin.client.close()
 
 
 class Weights:
-    """The weights of one server, by vLLM's own routes, which are at its root.
+    """The weights of one server, by vLLM's own routes, which are at its root. Raises Lost where it does not do as it is told.
 
-    label  what the server was last told that its weights are called: the folder they came from
+    label    what the server was last told that its weights are called: the folder they came from
+    loading  the folder that it may still be reading
+    loaded   the folder that it has read
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -110,22 +163,28 @@ class Weights:
         self.url = endpoint.url
         self.admin = Endpoint(f"{parts.scheme}://{parts.netloc}", endpoint.key)
         self.label: str | None = None
+        self.loading: Path | None = None
+        self.loaded: Path | None = None
+        self.begun = self.passed = 0
+        self.checking: asyncio.Task[None] | None = None
 
     async def load(self, target: Path) -> None:
         """Load a folder of weights while no request is being served, forget cached prefixes, and see that it is so."""
         await self.admin.client.close()  # vLLM drops what was idle while the trainer computed
-        await self.check()
+        await self.not_shared()
         paused = await self.ask("POST", "/pause?mode=wait") is not None
+        self.loading = target
         try:
             await self.reload(target)
-        except ParagatorError:
+        except (ParagatorError, Lost):
             if paused:
-                with contextlib.suppress(RunError):  # the first error tells more
+                with contextlib.suppress(Lost):  # the first error tells more
                     await self.ask("POST", "/resume")
             raise
         if paused:
             await self.ask("POST", "/resume")
         await self.check()
+        self.loading, self.loaded = None, target
 
     async def reload(self, target: Path) -> None:
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(target)}}
@@ -135,7 +194,7 @@ class Weights:
             )
         forgotten = await self.ask("POST", "/reset_prefix_cache")
         if forgotten is not None and forgotten.get("success") is False:
-            raise RunError(f"engine.url = {self.url}: it serves others while its weights change; give the run its own")
+            raise Lost("it serves others while its weights change; give the run its own")
         if await self.ask("POST", "/update_weight_version", {"new_version": str(target)}) is None:
             warnings.warn(
                 f"engine.url = {self.url}: this vLLM has no weight versions; mismatch_kl alone tells whether a step "
@@ -145,25 +204,55 @@ class Weights:
             return
         self.label = str(target)
 
+    async def not_shared(self) -> None:
+        """Lost while the server has the weights of another run, although it had ours."""
+        found = await self.reported()
+        if self.label and found not in (None, UNSET) and Path(str(found)).parent != Path(self.label).parent:
+            raise Lost(f"it reports weights {found!r}: another run publishes to it; give the run its own")
+
     async def check(self) -> None:
-        """RunError when the server does not report the version that it was last given."""
-        if self.label is None:
-            return
-        found = (await self.ask("GET", "/weight_info") or {}).get("weight_version")
-        if found != self.label:
-            raise RunError(
-                f"engine.url = {self.url}: the server reports weights {found!r} where it was given {self.label!r}: "
-                "it was restarted, or another run publishes to it; give the run a server of its own and --resume"
+        """Lost when the server does not report the version that it was last given."""
+        if self.label is not None and (found := await self.reported()) != self.label:
+            raise Lost(
+                f"it reports weights {found!r} where it was given {self.label!r}: restarted, or another run publishes to it"
             )
 
-    async def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any] | None:
-        """One attempt: the answer's JSON object, {} for another body, None where there is no such route; else RunError."""
-        data = b"" if body is None else json.dumps(body).encode()
+    async def reported(self) -> object:
+        """What the server says that its weights are; asked twice, as vLLM drops idle connections."""
+        if self.label is None:
+            return None
         try:
-            async with asyncio.timeout(ROUTE_TIMEOUT_S):
+            answer = await self.ask("GET", "/weight_info", limit_s=CHECK_TIMEOUT_S)
+        except Lost:
+            answer = await self.ask("GET", "/weight_info", limit_s=CHECK_TIMEOUT_S)
+        return (answer or {}).get("weight_version")
+
+    async def confirm(self) -> None:
+        """A `check` that begins after this call; calls at the same time share one."""
+        begun = self.begun
+        while self.passed <= begun and self.label is not None:
+            if self.checking is None or self.checking.done():
+                self.checking = asyncio.ensure_future(self.next_check())
+                self.checking.add_done_callback(lambda task: task.cancelled() or task.exception())  # looked at
+            await asyncio.shield(self.checking)
+
+    async def next_check(self) -> None:
+        self.begun += 1
+        number = self.begun
+        await self.check()
+        self.passed = number
+
+    async def ask(
+        self, method: str, path: str, body: Mapping[str, object] | None = None, *, limit_s: float | None = None
+    ) -> dict[str, Any] | None:
+        """One attempt: the answer's JSON object, {} for another body, None where there is no such route; else Lost."""
+        data = b"" if body is None else json.dumps(body).encode()
+        limit_s = ROUTE_TIMEOUT_S if limit_s is None else limit_s
+        try:
+            async with asyncio.timeout(limit_s):
                 answer = await self.admin.client.send(method, path, self.admin.headers(), data)
         except TimeoutError:
-            reason = f"no answer within {ROUTE_TIMEOUT_S:.0f} s"
+            reason = f"no answer within {limit_s:.0f} s"
         except (Broken, Unreachable) as error:
             reason = str(error)
         else:
@@ -172,7 +261,7 @@ class Weights:
             if answer.status == 200:
                 return fields_of(answer.body)
             reason = f"http {answer.status}: {self.admin.said(answer.body)}"
-        raise RunError(f"engine.url = {self.url}: {path} failed ({reason}); start the server again and --resume")
+        raise Lost(f"{path} failed ({reason})")
 
 
 def fields_of(body: bytes) -> dict[str, Any]:
