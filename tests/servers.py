@@ -68,6 +68,7 @@ class Server:
     """
 
     model: str = "fake"
+    others: tuple[str, ...] = ()  # models that it lists too
     reply: Reply = boxed_digit
     latency_s: float = 0.0
     faults: float = 0.0
@@ -145,7 +146,10 @@ class Server:
         if call.path == "/v1/models":
             return {
                 "object": "list",
-                "data": [{"id": self.model, "object": "model", "max_model_len": self.max_model_len}],
+                "data": [
+                    {"id": name, "object": "model", "max_model_len": self.max_model_len}
+                    for name in (self.model, *self.others)
+                ],
             }
         if call.path == "/tokenize":
             return {"count": len(prompt_of(call.body).split()), "max_model_len": self.max_model_len}

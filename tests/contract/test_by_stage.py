@@ -79,6 +79,7 @@ def test_both_bills_count_in_a_budget_and_a_resumed_run_asks_nobody_twice(
 
 
 def test_a_model_of_the_same_server_and_one_problem(two: tuple[Server, Server]) -> None:
+    two[0].others = ("small", "large")
     values = {"engine.model": "small", "aggregate.model": "large", "engine.price_out": 1, "aggregate.price_out": 10}
     found = paragator.solve("1 + 1?", two[0].url, plan=paragator.Plan.method(3, 1), config=values)
     assert [body["model"] for body in bodies(two[0])] == ["small"] * 3 + ["large"] * 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,16 +39,16 @@ def suited(config: Config) -> Config:
     return with_lengths(config, min(LOCAL_MAX_TOKENS, (context or 4 * LOCAL_MAX_TOKENS) // 4))
 
 
-def said_of_prompts(config: Config) -> list[str]:
+def say_prompts(config: Config, say: Callable[[str], None]) -> None:
     """How a model of the user's is asked where they left it open: a line for them, or none."""
     if config.engine.kind not in OWN_WEIGHTS or config.model.path == "embedded" or is_set(config, "model.template"):
-        return []
+        return
     _, has_template = shape(config.model)
     known = {True: "with a chat template", False: "without a chat template", None: "of the hub, as yet unread"}
     lengths = " and ".join(f"{stage.max_tokens:,}" for stage in (config.generate, config.aggregate))
-    return [
+    say(
         f"a model {known[has_template]}: model.template = '{config.model.template}', completions of up to {lengths} tokens"
-    ]
+    )
 
 
 def eval_config(values: Mapping[str, Any]) -> Config:

@@ -25,7 +25,7 @@ from paragator.engines.replay import Replay
 from paragator.records import Graded
 from paragator.results import EvalResult
 from paragator.runs import connect, folder, resolve
-from paragator.runs.defaults import said_of_prompts
+from paragator.runs.defaults import say_prompts
 from paragator.runs.events import Events, Logged, Progress
 from paragator.runs.judging import judging
 from paragator.runs.strategies import Plays, file_of, once, reading
@@ -64,8 +64,7 @@ async def evaluate(
     manifest = folder.manifest(config, resolved.facts, len(problems))
     with folder.open_run(config, resume=resume, overwrite=overwrite, manifest=manifest) as run_dir:
         logged = Logged(events or Events(), run_dir)
-        for line in said_of_prompts(config):
-            logged.say(line)
+        say_prompts(config, logged.say)
         plays = [Plays(one, resolve.sizes_of(config)) for one in resolve.strategies_of(config)]
         outputs = [file_of(run_dir, one.named.label) for one in plays] or [run_dir / "eval.jsonl"]
         complete = all(is_complete(output, problems, config.eval.repeats) for output in outputs)

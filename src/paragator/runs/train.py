@@ -16,7 +16,7 @@ from paragator.core.types import Group, Problem, Sample
 from paragator.records import Graded
 from paragator.results import EvalResult, TrainResult
 from paragator.runs import connect, folder, launch, resolve
-from paragator.runs.defaults import said_of_prompts
+from paragator.runs.defaults import say_prompts
 from paragator.runs.evaluate import Evaluation, Tally, measured, say_table
 from paragator.runs.events import Events, Logged
 from paragator.runs.judging import judging
@@ -115,8 +115,7 @@ async def led(
         logged = Logged(events or Events(), run_dir)
         counts = f"{len(data.problems)} training and {len(data.held_out)} held-out problems"
         logged.say(f"{config.name}: method {config.method.name}, {counts}")
-        for line in said_of_prompts(config):
-            logged.say(line)
+        say_prompts(config, logged.say)
         if steps_before != config.train.steps and config.optimizer.schedule != "constant":
             logged.say(RESCHEDULED.format(schedule=config.optimizer.schedule, old=steps_before, new=config.train.steps))
         async with judging(config, resolved.task, run_dir, logged.say) as judged:
