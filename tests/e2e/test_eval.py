@@ -20,7 +20,7 @@ from paragator.engines.http.fitting import estimated_tokens
 from paragator.engines.replay import Replay
 from paragator.runs import folder
 from paragator.runs.connect import Connection
-from paragator.runs.defaults import eval_config, said_of_prompts
+from paragator.runs.defaults import eval_config, say_prompts
 from paragator.runs.evaluate import Tally
 from paragator.runs.events import Events
 
@@ -110,12 +110,15 @@ def test_a_base_model_without_a_chat_template_may_answer_at_length(
         (Path(chat_model) / "config.json").write_text(json.dumps({"max_position_embeddings": context}))
         found = dry(capsys, "--model", chat_model)
         assert (found["model"]["template"], found["aggregate"]["max_tokens"]) == ("compact", length)
-    (line,) = said_of_prompts(eval_config({"model": {"path": chat_model}}))
+    said: list[str] = []
+    say_prompts(eval_config({"model": {"path": chat_model}}), said.append)
+    (line,) = said
     assert line == (
         "a model without a chat template: model.template = 'compact', completions of up to 1,024 and 1,024 tokens"
     )
-    assert not said_of_prompts(eval_config({"model": {"path": chat_model, "template": "compact"}}))
-    assert not said_of_prompts(eval_config({}))
+    say_prompts(eval_config({"model": {"path": chat_model, "template": "compact"}}), said.append)
+    say_prompts(eval_config({}), said.append)
+    assert said == [line]
 
 
 def test_an_evaluation_is_named_by_its_task_and_model(
