@@ -1,4 +1,4 @@
-"""kill -9 at random and aimed moments of a tiny training: `python scripts/kills.py [KILLS] [--seed N]`.
+"""kill -9 at random and aimed moments of a tiny training: `python scripts/kills.py [KILLS] [--ranks 2] [--seed N]`.
 
 A run is killed a few times, resumed each time, and must end in the bytes of a run that nobody disturbed: weights,
 optimiser state, traces, metrics (seconds left out), evaluations, the exported model. After each kill every checkpoint
@@ -7,6 +7,9 @@ schedule, with two updates a step, and the embedded model; all evaluate while tr
 random instant; the others strike in the process itself where most is at stake: around an optimiser step, between the
 files of a checkpoint, before and after the rename that makes it visible, while old ones are removed, in an evaluation,
 in the middle of a line.
+
+With `--ranks 2` each attempt is two processes of one run, either of which is killed; the other has to end by itself. Sums
+in another order round otherwise, so that weights there must agree within 1e-6 (relative L2), in every checkpoint that is kept.
 
 Attempts are forks of one process that has imported everything, so that a kill takes a second and not ten. It needs
 POSIX. Prints a table and exits with 1 where an end differs; that run's folder is kept and named.
@@ -20,18 +23,21 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from safetensors.torch import load_file
+
 from paragator import records
 from paragator.cli.main import run
-from paragator.core.errors import RunError
+from paragator.core.errors import ParagatorError, RunError
 from paragator.report import page
 from paragator.runs import folder
 from paragator.stats.curves import read_metrics
@@ -40,6 +46,10 @@ from paragator.training import checkpoint
 from paragator.training.warmup import WarmupConfig, build_model, build_tokenizer, export
 
 STEPS, INTERVAL, MOST_KILLS = 6, 2, 5
+APART, LIMIT_S = 1e-6, 60.0
+"""How far weights of several ranks may be apart, and within what time all ranks must end after one was killed."""
+RANKED = ("full weights", "lora and kl", "two updates")
+"""Cases of several ranks."""
 CASES = {
     "full weights": [],
     "lora": ["--model.lora_rank=2"],
@@ -76,6 +86,7 @@ IMPORTED_LATE = (
     "paragator.engines.local.transformers",
     "paragator.runs.train",
     "paragator.training.loop",
+    "paragator.training.sharded",
     "peft",
     "transformers.models.llama.modeling_llama",
 )
@@ -152,25 +163,63 @@ def aim(where: str, count: int, after: bool) -> None:
     setattr(owner, last, deadly)
 
 
-def attempt(words: list[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
-    """The process id of a training that has begun in a fork, where `before` was called first."""
-    process = os.fork()
-    if process:
-        return process
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    code = 1
-    try:
-        before()
-        code = run(words)
-    finally:
-        os._exit(code)
+def nothing() -> None:
+    pass
 
 
-def ended(process: int) -> int:
-    """The exit code of a fork, once it has ended; -9 where it was killed."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def attempt(
+    words: list[str], log: Path, ranks: int = 1, victim: int = 0, before: Callable[[], None] = nothing
+) -> list[int]:
+    """The process ids of a training that has begun in forks, in one of which `before` was called first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        if process := os.fork():
+            processes.append(process)
+            continue
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        if ranks > 1:
+            found = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": ranks,
+                "LOCAL_WORLD_SIZE": ranks,
+                "MASTER_PORT": port,
+            }
+            os.environ |= {name: str(value) for name, value in found.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        code = 1
+        try:
+            if rank == victim:
+                before()
+            code = run(words)
+        except ParagatorError as error:
+            print(f"error: {error}", file=sys.stderr)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return processes
+
+
+def ended(processes: Sequence[int]) -> list[int]:
+    """The exit codes of forks, once they have ended; -9 where one was killed. Kills what is left after LIMIT_S."""
+    codes: dict[int, int] = {}
+    failed_at = float("inf")
+    while len(codes) < len(processes):
+        for process in processes:
+            if process not in codes and (found := os.waitpid(process, os.WNOHANG))[0]:
+                codes[process] = os.waitstatus_to_exitcode(found[1])
+                if codes[process]:
+                    failed_at = min(failed_at, time.monotonic())
+        if time.monotonic() - failed_at > LIMIT_S:
+            for process in set(processes) - codes.keys():
+                os.kill(process, signal.SIGKILL)
+            sys.exit(f"processes {sorted(set(processes) - codes.keys())} did not end within {LIMIT_S:g} s of another")
+        time.sleep(0.01)
+    return [codes[process] for process in processes]
 
 
 def harmed(run_dir: Path) -> list[str]:
@@ -198,14 +247,28 @@ def left_by(run_dir: Path) -> dict[str, Any]:
     return found | {name: (run_dir / f"{name}.jsonl").read_bytes() for name in ("eval_before", "eval_after", "evals")}
 
 
+def apart(first: Path, second: Path) -> list[str]:
+    """The files of weights in which two runs are further apart than rounding, or which only one of them has."""
+    names = [{str(p.relative_to(run_dir)) for p in run_dir.rglob("*.safetensors")} for run_dir in (first, second)]
+    found = sorted(names[0] ^ names[1])
+    for name in sorted(names[0] & names[1]):
+        a, b = load_file(first / name), load_file(second / name)
+        difference = sum(float((a[key].double() - b[key].double()).square().sum()) for key in a)
+        size = sum(float(a[key].double().square().sum()) for key in a)
+        if "optimizer" not in name and difference**0.5 > APART * size**0.5:
+            found.append(f"{name} by {(difference / size) ** 0.5:.1e}")
+    return found
+
+
 class Case:
     """One configuration: what it leaves undisturbed, how long that takes, and runs of it that are killed."""
 
-    def __init__(self, name: str, words: list[str], home: Path, rng: Random) -> None:
-        self.name, self.words, self.home, self.rng = name, [*words, f"--runs={home}"], home, rng
+    def __init__(self, name: str, words: list[str], home: Path, rng: Random, ranks: int) -> None:
+        self.name, self.words, self.home, self.rng, self.ranks = name, [*words, f"--runs={home}"], home, rng, ranks
+        self.identical = 0
         start = time.perf_counter()
-        if code := ended(attempt([*self.words, "--name=whole"], home / "log")):
-            sys.exit(f"{name}: an undisturbed run ends with {code}; see {home / 'log'}")
+        if any(codes := ended(attempt([*self.words, "--name=whole"], home / "log", ranks))):
+            sys.exit(f"{name}: an undisturbed run ends with {codes}; see {home / 'log'}")
         self.seconds = time.perf_counter() - start
         self.whole = left_by(home / "whole")
         if not any(row["updated"] for row in self.whole["metrics"]):
@@ -213,27 +276,31 @@ class Case:
 
     def killed(self, most: int) -> tuple[Counter[str], list[str]]:
         """Kills by moment in one run, `most` of them at most, and what differs at its end."""
-        run_dir, kills = self.home / "killed", Counter[str]()
+        run_dir, kills, log = self.home / "killed", Counter[str](), self.home / "log"
         shutil.rmtree(run_dir, ignore_errors=True)
         for _ in range(self.rng.randint(1, most)):
-            words = self.next_words(run_dir)
+            words, victim = self.next_words(run_dir), self.rng.randrange(self.ranks)
             if self.rng.random() < 0.5:
-                moment, process = "random", attempt(words, self.home / "log")
+                moment, processes = "random", attempt(words, log, self.ranks)
                 time.sleep(self.rng.uniform(0.02, self.seconds))
-                os.kill(process, signal.SIGKILL)
+                os.kill(processes[victim], signal.SIGKILL)
             else:
                 moment, count, after = self.rng.choice((*AIMS, "torn")), self.rng.randint(1, 6), self.rng.random() < 0.5
-                process = attempt(words, self.home / "log", lambda: aim(moment, count, after))  # noqa: B023 (a fork)
-            code = ended(process)
-            kills[moment] += code == -signal.SIGKILL  # else it had ended by itself
-            if code > 0:
-                return kills, [f"an attempt ended with {code}"]
+                moment = AIMS[0] if victim else moment  # others do not happen there
+                processes = attempt(words, log, self.ranks, victim, lambda: aim(moment, count, after))  # noqa: B023 (a fork)
+            codes = ended(processes)
+            hit = codes[victim] == -signal.SIGKILL  # else it had ended by itself
+            kills[f"rank {victim}, {moment}" if self.ranks > 1 else moment] += hit
+            if any(code not in (0, -signal.SIGKILL, hit and self.ranks > 1) for code in codes):
+                return kills, [f"an attempt ended with {codes}"]
             if harm := harmed(run_dir):
                 return kills, harm
-        if code := ended(attempt(self.next_words(run_dir), self.home / "log")):
-            return kills, [f"the last attempt ended with {code}"]
+        if any(codes := ended(attempt(self.next_words(run_dir), log, self.ranks))):
+            return kills, [f"the last attempt ended with {codes}"]
         found = left_by(run_dir)
-        return kills, [key for key in sorted(found.keys() | self.whole.keys()) if found.get(key) != self.whole.get(key)]
+        differing = [k for k in sorted(found.keys() | self.whole.keys()) if found.get(k) != self.whole.get(k)]
+        self.identical += not differing
+        return kills, differing if self.ranks == 1 else apart(self.home / "whole", run_dir)
 
     def next_words(self, run_dir: Path) -> list[str]:
         return [*self.words, "--name=killed", *(["--resume"] if folder.is_used(run_dir) else [])]
@@ -242,6 +309,7 @@ class Case:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kills", nargs="?", type=int, default=200)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     for name in IMPORTED_LATE:
@@ -251,9 +319,9 @@ def main() -> int:
     os.chdir(home)
     words, rng = prepared(home), Random(options.seed)
     cases = []
-    for name, more in CASES.items():
+    for name, more in CASES.items() if options.ranks == 1 else [(name, CASES[name]) for name in RANKED]:
         (home / name.replace(" ", "-")).mkdir()
-        cases.append(Case(name, [*words, *more], home / name.replace(" ", "-"), rng))
+        cases.append(Case(name, [*words, *more], home / name.replace(" ", "-"), rng, options.ranks))
     by_case, by_moment, runs = Counter[str](), Counter[str](), Counter[str]()
     while by_case.total() < options.kills:
         case = cases[runs.total() % len(cases)]
@@ -267,7 +335,10 @@ def main() -> int:
             return 1
     for title, counts in (("case", by_case), ("moment", by_moment)):
         print(f"kills by {title}: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
-    print(f"{by_case.total()} kills in {runs.total()} runs: every end identical to an undisturbed run's")
+    print(
+        f"{by_case.total()} kills in {runs.total()} runs: every end that of an undisturbed run, "
+        f"{sum(case.identical for case in cases)} of them in every bit"
+    )
     shutil.rmtree(home)
     return 0
 

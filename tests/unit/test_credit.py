@@ -298,8 +298,9 @@ def test_unscored_rollouts_leave_the_statistics() -> None:
 
 
 def test_reward_mean_warns_and_the_default_does_not() -> None:
-    with pytest.warns(UserWarning, match="pushes pass@1 down"):
+    with pytest.warns(UserWarning, match=r"^pass_at_k with mean='reward' is .* pushes pass@1 down$") as warned:
         pass_at_k(group(4, 2), 2, mean="reward")
+    assert [warning.filename for warning in warned] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pass_at_k(group(4, 2), 2)
@@ -317,9 +318,9 @@ def test_reward_mean_warns_and_the_default_does_not() -> None:
         (lambda: pass_at_k([1.0, math.nan, 0.0], 2), "nan"),
         (lambda: pass_at_1([1.0, math.nan]), "nan"),
         (lambda: max_at_k([1.0, math.inf, 0.0], 2), "inf"),
-        (lambda: pass_at_k([1.0, 0.0], 1, mean="median"), "'median'.*'subset', 'reward'"),  # type: ignore[arg-type]
-        (lambda: pass_at_k([1.0, 0.0], 1, scale="max"), "'max'"),  # type: ignore[arg-type]
-        (lambda: pass_at_1([1.0, 0.0], scale="max"), "'max'"),  # type: ignore[arg-type]
+        (lambda: pass_at_k([1.0, 0.0], 1, mean="median"), "^mean = 'median'.*'subset', 'reward'"),  # type: ignore[arg-type]
+        (lambda: pass_at_k([1.0, 0.0], 1, scale="max"), "^scale = 'max'"),  # type: ignore[arg-type]
+        (lambda: pass_at_1([1.0, 0.0], scale="max"), "^scale = 'max'"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_input_says_what_and_what_to_do(call: Callable[[], object], says: str) -> None:
@@ -338,6 +339,10 @@ def test_max_rl_is_the_relative_distance_from_the_mean() -> None:
 def test_spiral_is_what_pools_with_a_candidate_score_above_all_pools() -> None:
     assert spiral(4, [(0, 1), (1, 2)], [[1, 0, None], [1, 1]]) == [-0.25, 0.0, 0.25, 0.0]
     assert spiral(3, [(0,), (1,)], [[1, 1], [None]]) == [0.0, 0.0, 0.0]  # one scored pool: nothing to compare with
+    assert spiral(2, [(0,)], [[None]]) == [0.0, 0.0]
+    assert spiral(2, [(0,), (1,)], [[0.1], [0.1]]) == [0.0, 0.0]
+    with pytest.raises(ValueError):
+        spiral(2, [(0,), (1,)], [[1]])
     pools = list(itertools.combinations(range(5), 2))
     rewards = [[float((a * b) % 3 == 1), float(a % 2)] for a, b in pools]
     scores = [Fraction(sum(map(Fraction, own)), 2) for own in rewards]  # type: ignore[arg-type]
@@ -353,5 +358,7 @@ def test_outcome_is_the_mean_over_the_pools_that_hold_a_candidate() -> None:
     found = outcome(4, [(0, 1), (1, 2)], [[1, 0, None], [1, 1]])
     assert found == [0.5, 0.75, 1.0, None]
     assert outcome(2, [(0,)], [[None, None]]) == [None, None]
+    with pytest.raises(ValueError):
+        outcome(2, [(0,), (1,)], [[1]])
     with pytest.raises(UsageError, match="reward nan"):
         outcome(1, [(0,)], [[math.nan]])

@@ -88,6 +88,7 @@ def test_majority_ties_count_in_expectation() -> None:
 
 
 def test_a_missing_answer_is_no_vote() -> None:
+    assert majority_at_k([None, None, None], [1.0, 0.0, 0.5], 2) == 0.5
     assert majority_at_k([None, None, None, "7"], [0.0, 0.0, 0.0, 1.0], 4) == 1.0
     assert majority_at_k([None, "7"], [0.0, 1.0], 1) == 0.5
     assert majority_at_k([None, None], [0.0, 0.0], 2) == 0.0
