@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from safetensors.torch import load_file
 
 import idle_steps
 from launched import start
+from paragator.cli import train
 from paragator.core.errors import UsageError
 from paragator.runs import launch
+from paragator.training.team import Team
 
 pytestmark = pytest.mark.e2e
 CONFIG = """
@@ -133,6 +136,39 @@ def test_a_process_that_dies_or_hangs_ends_all_and_the_run_is_resumed(folder: Pa
     steps = [int(path.name[5:]) for path in checkpoints.glob("step_*") if path.name[5:].isdigit()]
     alone(folder, "hit", "--train.steps", str(max(steps) + 1), "--resume")
     assert [row["step"] for row in metrics(folder / "runs" / "hit")] == list(range(1, max(steps) + 2))
+
+
+@pytest.mark.parametrize(
+    ("rank", "gone", "said"),
+    [
+        (1, [0], "error: rank 0 ended or was killed; "),
+        (1, [1], ""),
+        (0, [1], "error: rank 1 ended"),
+        (0, [], "error: the launcher"),
+    ],
+)
+def test_a_launcher_that_ends_all_is_answered_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, rank: int, gone: list[int], said: str
+) -> None:
+    """By rank 0, and by another one only where rank 0 is gone."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    monkeypatch.setattr(Team, "neighbours", {r: dead.pid if r in gone else os.getpid() for r in (0, 1)})
+    for name, value in (("WORLD_SIZE", 2), ("RANK", rank)):
+        monkeypatch.setenv(name, str(value))
+    handlers: list[Any] = []
+    monkeypatch.setattr(signal, "signal", lambda sign, handler: handlers.append(handler))
+    train.say_the_end()
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    lines: list[bytes] = []
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(os, "write", lambda to, line: lines.append(line))
+    with pytest.raises(SystemExit, match="1"):
+        handlers[0]()
+    assert len(lines) == bool(said) and all(line.decode().startswith(said) and b"--resume" in line for line in lines)
 
 
 def test_launches_that_would_start_one_process_or_an_uneven_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
