@@ -377,8 +377,8 @@ def test_pools_are_measured_by_the_same_verdicts() -> None:
 
 
 def test_the_example_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    document = (ROOT / "docs" / "add-a-task.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", document, re.DOTALL)[-1]
+    document = (ROOT / "docs" / "own-task.md").read_text().partition("### What a reward may return")[2]
+    code = re.findall(r"```python\n(.*?)```", document, re.DOTALL)[0]
     (tmp_path / "rewards_of_the_documents.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(sys.path))
