@@ -8,9 +8,9 @@ COPY pyproject.toml constraints.txt README.md LICENSE hatch_build.py ./
 COPY src ./src
 COPY configs ./configs
 RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--extra-index-url $TORCH_INDEX} . \
-    && useradd --create-home user
+    && useradd --create-home --uid 1000 user
 
-USER user
+USER 1000
 WORKDIR /home/user
 ENTRYPOINT ["paragator"]
 CMD ["--help"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import paragator
+from paragator.cli.main import VERBS
 
 pytest.importorskip("hatchling")
 ROOT = Path(__file__).parents[2]
@@ -48,11 +50,32 @@ def test_a_container_file_is_sound(name: str) -> None:
     for line in lines:
         if line[0] == "COPY":
             assert all((ROOT / source).exists() for source in line[1:-1]), line
-    assert [line for line in lines if line[0] == "USER"][-1] != ["USER", "root"]
+    assert [line for line in lines if line[0] == "USER"][-1] not in (["USER", "root"], ["USER", "0"])
     copied = {source for line in lines if line[0] == "COPY" for source in line[1:-1]}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     needed = {Path(f).parts[0] for f in project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]}
     assert needed | {"pyproject.toml", "README.md", "hatch_build.py", "src"} <= copied
+    given = set(re.findall(r"-c (\S+)", joined)) | {"constraints.txt"}
+    assert given <= copied and all((ROOT / file).is_file() for file in given)
+    extras = {extra for found in re.findall(r"\.\[([\w,]+)\]", joined) for extra in found.split(",")}
+    assert extras <= project["project"]["optional-dependencies"].keys()
+    (entry,) = [line for line in lines if line[0] == "ENTRYPOINT"]
+    assert json.loads(entry[1])[0] in project["project"]["scripts"]
+    assert re.findall(r"paragator(?:-cuda)? ([a-z]+) ?(?:quickstart)?$", joined.splitlines()[0])[0] in VERBS
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    """In pages, in the Makefile's own help and in messages."""
+    targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    files = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "src").rglob("*.py"),
+    ]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    named = set(re.findall(r"`make ([a-z0-9]+)`|^    make ([a-z0-9]+)", text, re.MULTILINE))
+    assert {first or second for first, second in named} <= targets
 
 
 def test_the_citation_is_of_this_version() -> None:
