@@ -48,8 +48,8 @@ def servers() -> Any:
 class Evaluation:
     """One evaluation in a folder of its own, in as many attempts as it takes."""
 
-    def __init__(self, folder: Path, server: Any) -> None:
-        self.folder, self.server = folder, server
+    def __init__(self, folder: Path, server: Any, more: str = "--pool-size 3 --pools 2 --rounds 2") -> None:
+        self.folder, self.server, self.more = folder, server, more
         self.run_dir = folder / "runs" / "killed"
         folder.mkdir()
         rows = [{"id": f"q{i}", "problem": f"Digit {i} of which number?", "answer": str(i)} for i in range(10)]
@@ -60,8 +60,8 @@ class Evaluation:
     def start(self) -> subprocess.Popen[bytes]:
         """Begin an attempt, as the leader of a process group of its own."""
         line = (
-            f"eval --name killed --task digits.jsonl --url {self.server.url} --candidates 4 --pool-size 3 --pools 2 "
-            f"--rounds 2 --engine.max_in_flight {IN_FLIGHT}"
+            f"eval --name killed --task digits.jsonl --url {self.server.url} --candidates 4 "
+            f"--engine.max_in_flight {IN_FLIGHT} {self.more}"
         )
         resume = ["--resume"] if (self.run_dir / "config.json").exists() else []
         return subprocess.Popen(
@@ -163,6 +163,32 @@ def test_kill_at_random_instants(tmp_path: Path) -> None:
             assert not (evaluation.run_dir / "calls.jsonl").exists()
     print(f"{kills} kills in {evaluations} evaluations of {CALLS} calls, {again} unfinished calls asked again")
     assert again <= kills * IN_FLIGHT
+
+
+def test_strategies_pay_for_nothing_twice_either(tmp_path: Path) -> None:
+    """Killed once among the second strategy's requests, which are ratings of the candidates that all share."""
+    fake = servers()
+    names = ("majority", "judge", "aggregate_vote:rounds=1")
+    wanted = 10 * (4 + 4 + 4)
+    with fake.running(fake.Server(latency_s=LATENCY_S / 4)) as server:
+        strategies = " ".join(f"--strategy {name}" for name in names)
+        whole, killed = (Evaluation(tmp_path / name, server, strategies) for name in ("whole", "killed"))
+        assert whole.attempt(None)
+        since = len(server.calls)
+        process = killed.start()
+        deadline = time.monotonic() + HANG_S
+        while len(killed.requested(since)) < 60 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert_no_orphans(process.pid)
+        server.settled()
+        finished, resumed = killed.finished(), len(server.calls)
+        assert 60 - IN_FLIGHT <= len(finished) < wanted and killed.attempt(None)
+        assert not finished & set(killed.requested(resumed)), "a finished call was requested again"
+        assert len(killed.requested(resumed)) == wanted - len(finished)
+        for name in ("strategies.json", *(f"strategies/{name.replace(':', '-')}.jsonl" for name in names)):
+            assert (killed.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes()
 
 
 def test_ctrl_c_spends_no_call_twice(tmp_path: Path) -> None:
