@@ -310,8 +310,8 @@ class Config(Section):
     """Seed of every random draw."""
     runs: str = "runs"
     """Where run directories go."""
-    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-    """Trackers that also get the metrics, through Accelerate."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"
+    """A tracker that also gets the metrics, and some rollouts of each step."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     engine: EngineConfig = EngineConfig()

@@ -16,7 +16,7 @@ from paragator import records
 from paragator.core.errors import UsageError
 from paragator.report import page
 from paragator.results import EvalResult, TrainResult
-from paragator.runs import evaluate, events, train
+from paragator.runs import evaluate, events, trackers, train
 from paragator.runs.events import Events
 from paragator.settings import load
 from paragator.stats.curves import best_step
@@ -217,6 +217,26 @@ def jumping_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: real() + 31_536_000 * (-1) ** next(calls))
 
 
+def tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracker that draws from the global generators, keeps what it is handed to change it, and fails at step 2."""
+
+    class Watching:
+        def __init__(self, config: Any, settings: Any) -> None:
+            random.seed(torch.randint(1000, ()).item())
+
+        def numbers(self, values: dict[str, float], step: int) -> None:
+            torch.manual_seed(random.randrange(1000) + step)
+            values.clear()
+            if step == 2:
+                raise OSError("the disk is full")
+
+        def table(self, rows: Any, step: int) -> None:
+            assert len(rows[0]) == len(trackers.COLUMNS)
+
+    monkeypatch.setitem(trackers.TRACKERS, "tensorboard", Watching)
+    monkeypatch.setattr("paragator.runs.resolve.find_spec", lambda name: object())
+
+
 OBSERVERS: dict[str, tuple[tuple[str, ...], Callable[[pytest.MonkeyPatch], None]]] = {
     "evaluation around": (("--eval.around_training", "true"), lambda patch: None),
     "evaluation while training": (("--train.eval_every", "1"), lambda patch: None),
@@ -226,6 +246,7 @@ OBSERVERS: dict[str, tuple[tuple[str, ...], Callable[[pytest.MonkeyPatch], None]
     "no logs": ((), no_logs),
     "global generators": ((), global_generators),
     "clock": ((), jumping_clock),
+    "tracker": (("--tracker", "tensorboard"), tracker),
 }
 
 

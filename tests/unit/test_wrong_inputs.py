@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +21,7 @@ from paragator.core.types import Completion, Grade, Group, Plan, Problem, Prompt
 from paragator.engines.local.loading import facts
 from paragator.records import Graded
 from paragator.results import run_json
-from paragator.runs.events import Events
 from paragator.runs.folder import open_run
-from paragator.runs.train import StepEvents
 from paragator.settings import to_json
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -373,28 +370,6 @@ except SystemExit as error:
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     debug = python(code.replace('"0.9"', '"0.9", "--debug"'), tmp_path)
     assert "Traceback" in debug.stderr and debug.returncode != 0
-
-
-def test_what_a_tracker_is_told(tmp_path: Path) -> None:
-    """Flat settings of plain types (tensorboard takes no others), and each step's metrics at its number."""
-    told: list[Any] = []
-    tracker = SimpleNamespace(
-        init_trackers=lambda name, settings: told.append((name, settings)),
-        log=lambda metrics, step: told.append((metrics, step)),
-    )
-    config = Config.model_validate(
-        {"tracker": "tensorboard", "runs": str(tmp_path), "task": {"fields": {"problem": "q"}}}
-    )
-
-    async def stopped(name: str) -> None:
-        return None
-
-    watched = StepEvents(config, SimpleNamespace(accelerator=tracker), Events(), stopped)  # type: ignore[arg-type]
-    watched.on_step({"step": 3, "seconds": 1.0, "tokens": 9.0}, [])
-    (name, settings), step = told
-    assert name == "paragator" and step == ({"step": 3, "seconds": 1.0, "tokens": 9.0}, 3)
-    assert settings["method.k"] == 4 and settings["optimizer.betas"] == "[0.9, 0.95]"
-    assert all(isinstance(value, bool | int | float | str) for value in settings.values())
 
 
 def test_a_file_as_the_name_of_a_task(

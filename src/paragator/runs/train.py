@@ -20,6 +20,7 @@ from paragator.runs.defaults import say_prompts
 from paragator.runs.evaluate import Evaluation, Tally, measured, say_table
 from paragator.runs.events import Events, Logged
 from paragator.runs.judging import judging
+from paragator.runs.trackers import Tracking
 from paragator.tasks import Task, check_distinct, check_splits
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ async def trained(
         async def around(name: str) -> bool:
             return await measure(name) is not None and not events.should_stop()
 
-        watched, evaluating, finished = StepEvents(config, policy, events, measure), config.eval.around_training, True
+        watched, evaluating, finished = StepEvents(config, events, measure), config.eval.around_training, True
         if evaluating and not (run_dir / "checkpoints").exists():
             finished = await around("eval_before")
         if finished:
@@ -237,21 +238,17 @@ def num_experts(model: Any) -> int:
 class StepEvents:
     """What becomes of a step: events, the tracker where one is set, its evaluation, and none of older weights."""
 
-    def __init__(self, config: Config, policy: Policy, events: Events, measure: Measure) -> None:
-        self.config, self.policy, self.events, self.measure = config, policy, events, measure
+    def __init__(self, config: Config, events: Events, measure: Measure) -> None:
+        self.config, self.events, self.measure = config, events, measure
         self.after = config.run_dir / "eval_after.jsonl"
-        self.tracked = config.tracker != "none"
+        self.tracking = Tracking(config, events.say)
         self.seconds_after = 0.0
-        if self.tracked:
-            settings = folder.flat(config.model_dump(mode="json"))
-            plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
-            policy.accelerator.init_trackers("paragator", plain)  # tensorboard takes no other values
 
     def on_step(self, metrics: Mapping[str, float], sampled: Sequence[Graded]) -> None:
         self.events.on_step({**metrics, "steps": self.config.train.steps, "seconds_after": self.seconds_after})
         self.events.on_rollouts(sampled)
         self.after.unlink(missing_ok=True)  # of an earlier end, when train.steps was lower: other weights
-        self.track(metrics, int(metrics["step"]))
+        self.tracking.step(metrics, int(metrics["step"]), sampled)
 
     async def evaluate(self, number: int) -> dict[str, Any] | None:
         """The held-out problems under the weights of a step, in evals/step_<n>.jsonl, completed where it was begun."""
@@ -263,13 +260,8 @@ class StepEvents:
         means = {f"eval/round_{t}": cell.mean for t, cell in enumerate(table.series("pass_at_1"))}
         shown = "  ".join(f"round {t} {100 * mean:.1f}%" for t, mean in enumerate(means.values()))
         self.events.say(f"evaluation after step {number}: pass@1  {shown}")
-        self.track(means, number)
+        self.tracking.step(means, number)
         return table.to_dict()
-
-    def track(self, values: Mapping[str, float], number: int) -> None:
-        """Hand numbers to the tracker."""
-        if self.tracked:
-            self.policy.accelerator.log(dict(values), step=number)
 
     def should_stop(self) -> bool:
         return self.events.should_stop()
@@ -282,5 +274,4 @@ class StepEvents:
 
     def end(self) -> None:
         """Close the tracker."""
-        if self.tracked:
-            self.policy.accelerator.end_training()
+        self.tracking.close()

@@ -35,7 +35,7 @@ class NotFinite(Exception):
 
 
 class Policy:
-    """Model, optimiser and schedule; Accelerate chooses device and mixed precision, and speaks to trackers.
+    """Model, optimiser and schedule; Accelerate chooses device and mixed precision.
 
     The learner of one process, and a part of that of many. An engine in this process samples from `raw`; `batch_tokens`
     are those of one pass.
@@ -51,8 +51,6 @@ class Policy:
         self.accelerator = Accelerator(
             mixed_precision="bf16" if self.precision == "bfloat16" else "no",
             cpu=str(model.device) == "cpu",
-            log_with=settings.tracker,
-            project_dir=str(settings.folder),
         )
         reference = frozen_reference(model, settings.kl)
         if self.precision == "bfloat16":

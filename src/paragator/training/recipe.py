@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 from paragator.config import Config, OptimizerConfig
@@ -156,7 +155,6 @@ class PolicySettings:
     kl                      weight of the KL to the initial model; 0 keeps no reference
     router_loss             weight of the load-balancing loss of a mixture of experts
     gradient_checkpointing  keep only each layer's input for the backward pass
-    tracker, folder         where Accelerate sends metrics, if anywhere
     """
 
     loss: LossSettings
@@ -171,8 +169,6 @@ class PolicySettings:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
-    tracker: str | None = None
-    folder: Path = Path()
 
     @classmethod
     def from_config(cls, config: Config) -> PolicySettings:
@@ -191,6 +187,4 @@ class PolicySettings:
             precision=train.precision,
             gradient_checkpointing=config.model.gradient_checkpointing,
             compile=train.compile,
-            tracker=None if config.tracker == "none" else config.tracker,
-            folder=config.run_dir,
         )

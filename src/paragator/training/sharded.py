@@ -225,10 +225,7 @@ def follow(team: Team) -> None:
 def joined(kind: type[Kind], team: Team, model: Any, tokenizer: Any, config: Config) -> Kind:
     """A process's part of the policy of a config, its passes as large as the least memory of any allows."""
     team.ready("loaded")
-    settings = PolicySettings.from_config(config)
-    if team.rank:
-        settings = replace(settings, tracker=None)
-    part = kind(model, tokenizer, settings, team, config.train.replicas)
+    part = kind(model, tokenizer, PolicySettings.from_config(config), team, config.train.replicas)
     room = budget_on(part.accelerator.device, model.config, config, part.precision == "bfloat16")
     part.batch_tokens = int(team.least(room))
     if part.raw is not None and config.engine.kind != "transformers":
