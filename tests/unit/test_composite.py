@@ -112,7 +112,7 @@ def test_demonstrations_combine_parts_of_attempts(config: TaskConfig) -> None:
         )
         copied += [any(part == own[i] for own in pool) for i, part in enumerate(whole)]
         combined.append(whole not in pool)
-    assert mean(copied) > 0.8 and mean(combined) > 0.5
+    assert mean(copied) > 0.8 and mean(combined) > 0.2
 
 
 # ---- what combining could reach --------------------------------------------------------------------------------------

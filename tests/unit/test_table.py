@@ -16,6 +16,7 @@ from paragator.core.types import Completion, Failure, Grade, Group, Plan, Proble
 from paragator.records import Graded, decode, encode
 from paragator.results import EvalResult
 from paragator.stats.measures import MEASURES, OF_PARTS, REWARD, Minus, vote_sizes
+from paragator.stats.mending import apart, distance, mending
 from paragator.stats.resample import average, over_seeds, resample
 from paragator.stats.sheet import show_interval
 from paragator.stats.table import EvalTable, table
@@ -126,6 +127,46 @@ def test_pool_diagnostics_are_means_over_pools() -> None:
     assert means(found, "copy_rate")[1] == 0
     copied = record("a", "rwww", "rrww", texts=["r0", " w1 ", "new", "<think>x</think> w2"])
     assert means(table([copied]), "copy_rate")[1] == 3 / 4
+
+
+def test_distance_is_levenshteins() -> None:
+    """Against the table of Wagner and Fischer."""
+    draw = random.Random(5)
+    for _ in range(300):
+        a, b = ([draw.choice("abc") for _ in range(draw.randrange(9))] for _ in range(2))
+        row = list(range(len(b) + 1))
+        for i, x in enumerate(a, 1):
+            above, row[0] = row[0], i
+            for j, y in enumerate(b, 1):
+                above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (x != y))
+        assert distance(a, b) == row[-1]
+
+
+def test_what_an_aggregation_takes_from_attempts() -> None:
+    pool = ["1 + 2 = 3 , 4 + 5 = 9", "1 + 2 = 4 , 4 + 5 = 8"]
+    combined, copied, new = "1+2=3, 4+5=8", pool[0], "9 - 9 = 0"
+    assert mending(pool, [copied]) == {"edits": 0.0, "steps_taken": 1.0, "steps_from_one": 1.0}
+    assert mending(pool, [combined]) | {"edits": 0} == {"edits": 0, "steps_taken": 1.0, "steps_from_one": 0.5}
+    assert mending(pool, ["1 + 2 = 3 , 4 + 5 = 8"])["edits"] == pytest.approx(1 / 11)
+    assert mending(pool, [new])["steps_taken"] == 0.0 and mending(pool, [copied, new])["steps_from_one"] == 0.5
+    assert all(map(math.isnan, mending([" "], [copied]).values())) and math.isnan(apart("a " * 4001, "a"))
+
+
+def test_aggregations_by_right_members_of_their_pool() -> None:
+    found = table(
+        [
+            record("a", "rwww", "rrww"),
+            record("b", "wwww", "rwww"),
+            record("c", "rrrr", "rrrw"),
+            record("d", "?rrr", "rrrr"),
+        ]
+    )
+    assert [(n, cell.mean) for n, cell in found.by_count("by_right") if not math.isnan(cell.mean)] == [
+        (0, 0.25),
+        (1, 0.5),
+        (4, 0.75),
+    ]
+    assert found.to_dict()["by_right"]["1"]["mean"] == 0.5 and "by_right" not in table([record("a", "rw")]).to_dict()
 
 
 def test_repeats_of_a_problem_are_one_cluster() -> None:

@@ -24,6 +24,7 @@ from paragator.core.estimators import (
 from paragator.core.thinking import strip_thinking
 from paragator.core.types import Completion, Grade
 from paragator.records import Graded
+from paragator.stats.mending import mending
 
 Unit = Literal["share", "tokens", "count", "whole", "probability", "reward"]
 Section = Literal["accuracy", "cost", "pools"]
@@ -60,8 +61,13 @@ class RoundView:
     @cached_property
     def texts(self) -> list[str]:
         """A digest of each text without thinking and white space, "" for an empty one: enough to tell copies."""
-        plain = [" ".join(strip_thinking(solution.text).split()) for solution, _ in self.solutions]
+        plain = [" ".join(text.split()) for text in self.plain]
         return [text and hashlib.blake2b(text.encode(errors="replace"), digest_size=16).hexdigest() for text in plain]
+
+    @cached_property
+    def plain(self) -> list[str]:
+        """Each text without thinking."""
+        return [strip_thinking(solution.text) for solution, _ in self.solutions]
 
     @cached_property
     def asked(self) -> int:
@@ -102,6 +108,7 @@ class RoundView:
                     aggregation_right=self.right[own],
                     aggregation_texts=self.texts[own],
                 )
+                | mending([shown.plain[i] for i in group.pool], self.plain[own])
             )
         return {name: mean(one[name] for one in found) for name in found[0]} if found else {}
 
@@ -173,6 +180,9 @@ MEASURES: Mapping[str, Measure] = {
     "destruction": diagnostic("destruction", "destruction"),
     "majority_lost": diagnostic("majority lost", "majority_lost"),
     "copy_rate": diagnostic("copied", "copy_rate"),
+    "edits": diagnostic("edits", "edits"),
+    "steps_taken": diagnostic("steps taken", "steps_taken"),
+    "steps_from_one": diagnostic("steps from one", "steps_from_one"),
 }
 """Every measure, in the order of the columns; docs/metrics.md says what each means."""
 REWARD = "reward"

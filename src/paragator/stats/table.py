@@ -59,9 +59,9 @@ class EvalTable:
         return self.by_count("votes")
 
     def by_count(self, measure: str) -> list[tuple[int, Interval]]:
-        return sorted(
-            ((n, cell) for (name, n, _), cell in self.found.items() if name == measure), key=lambda one: one[0]
-        )
+        """What is known of a number of votes or of right members, by that number."""
+        found = {n: cell for (name, n, _), cell in self.found.items() if name == measure}
+        return sorted(found.items(), key=lambda item: item[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; None for what is NaN, and for an interval without a mean."""
@@ -71,8 +71,10 @@ class EvalTable:
             for minus in DIFFERENCES if t else ():
                 gains = {name: plain(cell) for (name, at, how), cell in self.found.items() if (at, how) == (t, minus)}
                 rounds[-1][f"minus_{minus}"] = gains
-        note = {"note": self.note} if self.note else {}
-        return {"k": self.k, "problems": self.problems, "traces": self.traces, "rounds": rounds, **note}
+        more: dict[str, Any] = {"note": self.note} if self.note else {}
+        if by_right := {str(n): plain(cell) for n, cell in self.by_count("by_right")}:
+            more["by_right"] = by_right
+        return {"k": self.k, "problems": self.problems, "traces": self.traces, "rounds": rounds, **more}
 
     def sheets(self) -> list[Sheet]:
         """Accuracy, cost, and pools by round; the last only where a pool was shown."""

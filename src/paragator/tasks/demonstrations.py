@@ -281,7 +281,9 @@ class Composite(Demonstrator):
     def review(self, rng: Random, pool_size: int, prefer: float = 0.0) -> list[Piece]:
         """An aggregation prompt, and a solution whose parts are copied from one attempt or another."""
         problem, source = self.problem(rng)
-        pool = [[self.part.attempt(part, own, rng)[0] for part, own in source] for _ in range(pool_size)]
+        pool = [
+            [self.part.solution(part, own, rng) for part, own in source] for _ in range(pool_size)
+        ]  # as candidates are
         pieces: list[Piece] = [(f"<bos> {problem.text} \n", 0.0)]
         pieces += [(f"{label} {' , '.join(texts)} \n", 0.0) for label, texts in zip(LABELS, pool, strict=False)]
         solution: list[str] = []
