@@ -193,6 +193,8 @@ class TrainConfig(Section):
     """Optimiser steps."""
     problems: int = Field(16, ge=1)
     """Problems a step."""
+    refill: int = Field(0, ge=0)
+    """Tokens of completions that a step may spend on further problems while fewer than `problems` have credit; 0 is off."""
     distinct_problems: int = Field(4096, ge=1)
     """Distinct training problems; longer training repeats them."""
     truncated: Literal["mask", "drop", "wrong"] = "mask"

@@ -27,7 +27,7 @@ from paragator.tasks import Task
 from paragator.training import balance, checkpoint, packed
 from paragator.training import policy as policy_module
 from paragator.training.credited import constant, credited, overlong
-from paragator.training.loop import choose
+from paragator.training.loop import choose, further
 from paragator.training.policy import Policy, as_begun
 from paragator.training.recipe import Crediting, Recipe, Schedule
 from paragator.training.rows import Branch, Tree, pack
@@ -719,6 +719,40 @@ def test_measuring_changes_no_step_and_compares_credits(make_engine: Any, tokeni
     names = {"generate/grad_norm", "aggregate/grad_norm", "stage_cosine", "generate/credit_cosine"}
     assert measured.keys() - without.keys() == names and all(-1 <= measured[n] <= 1 for n in names if "cosine" in n)
     assert alone.keys() & names == {"generate/grad_norm", "generate/credit_cosine"}
+
+
+@pytest.mark.parametrize("budget", [10**6, 25, 0])
+def test_a_step_is_refilled_until_enough_problems_have_credit(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, budget: int
+) -> None:
+    """Only problems d and f have rewards that differ; as many are added at a time as lack credit, or until tokens are spent."""
+
+    def grade(problem: Problem, texts: Any) -> list[Grade]:
+        live = problem.id in "df"
+        return [Grade("correct" if live and i % 2 else "incorrect") for i, _ in enumerate(texts)]
+
+    async def engine(prompt: Prompt, n: int, *, stage: Any, seed: int) -> Group:
+        return group(tuple(output(i) for i in range(n)), stage)
+
+    config = configured(f"--train.refill={budget}")
+    policy = Spy.from_config(model, tokenizer, config)
+    spare = [Problem(name, f"w{i}") for i, name in enumerate("cdefgh")]
+    recipe, task = Recipe.from_config(config, Packer()), Task("own", lambda *_: [], grade)
+    result = asyncio.run(step(1, PROBLEMS, engine, task, policy, recipe, spare))
+    names = "".join(record.trace.problem.id for record in result.records)
+    assert names == {10**6: "abcdef", 25: "abcd", 0: "ab"}[budget]  # two more, then one at a time
+    assert len(policy.trees) == 2 * len({"d", "f"} & set(names))
+
+
+def test_further_problems_are_others_and_the_same_when_resumed() -> None:
+    problems = [Problem(f"p{i}", "") for i in range(40)]
+    schedule = Schedule(steps=8, problems=3, checkpoint_every=20, seed=0)
+    for number in (1, 20):
+        own, more = choose(problems, number, schedule), further(problems, number, schedule)
+        assert len(more) == 24 and not {p.id for p in own} & {p.id for p in more} and len({p.id for p in more}) == 24
+        assert more == further(problems, number, schedule)
+    assert further(problems, 1, schedule) != further(problems, 2, schedule)
+    assert further(problems[:4], 1, schedule) == [problems[3]]
 
 
 def test_without_updates_the_base_method_only_rolls_out(make_engine: Any, tokenizer: PreTrainedTokenizerFast) -> None:

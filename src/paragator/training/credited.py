@@ -40,6 +40,11 @@ def otherwise(record: Graded, crediting: Crediting, num_problems: int) -> list[T
     return credited(record, replace(crediting, method=method, keep_idle=False), num_problems)
 
 
+def has_credit(record: Graded, crediting: Crediting) -> bool:
+    """Whether some rollout that is trained on has credit other than 0."""
+    return bool(credited(record, replace(crediting, keep_idle=False), 1))
+
+
 def credits(record: Graded, crediting: Crediting) -> Iterator[tuple[int, Group, list[float]]]:
     """(round, group, its rollouts' credit) of every group that the method trains on."""
     method, rounds = crediting.method, record.trace.rounds

@@ -35,6 +35,8 @@ STEP_OF: dict[str, Callable[[dict[str, Any]], int]] = {
     EVALS: lambda row: int(row["step"]),
 }
 """The step of a row of the files that grow with the steps."""
+REFILLS = 8
+"""How many times its own problems a step may add, with `train.refill`."""
 BAD_STEPS = 3
 """Steps in a row in which every rollout failed, before the run stops."""
 
@@ -87,7 +89,8 @@ async def train(
             spent = await sampler.published(number - 1)
             if not await evaluated(run_dir, number - 1, schedule, events):
                 return False
-            result = await step(number, chosen, sampler.sample, task, policy, recipe)
+            spare = further(problems, number, schedule) if recipe.refill else ()
+            result = await step(number, chosen, sampler.sample, task, policy, recipe, spare)
             failed = failed + 1 if math.isnan(result.metrics.get("generate/reward", math.nan)) else 0
             if failed == BAD_STEPS:
                 raise RunError(f"every rollout of {BAD_STEPS} steps failed or is unscored: {why(result.records)}")
@@ -217,6 +220,14 @@ def choose(problems: Sequence[Problem], number: int, schedule: Schedule) -> list
                 Random(f"{schedule.seed}:epoch:{epoch}").shuffle(orders[epoch])
         out.append(problems[orders[epoch][at]])
     return out
+
+
+def further(problems: Sequence[Problem], number: int, schedule: Schedule) -> list[Problem]:
+    """Problems that a step may add to its own: up to REFILLS times as many, drawn from the others by the step alone."""
+    own = {problem.id for problem in choose(problems, number, schedule)}
+    count = min(len(problems), (REFILLS + 1) * schedule.problems)
+    drawn = Random(f"{schedule.seed}:refill:{number}").sample(range(len(problems)), count)
+    return [problems[i] for i in drawn if problems[i].id not in own][: REFILLS * schedule.problems]
 
 
 def plain(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -106,6 +106,7 @@ class Recipe:
 
     scaffold  plan, prompts and packing of a step's rollouts; the seed is the run's, see `at_step`
     recorded  candidates by problem id, which replace those that a step would sample (offline aggregation)
+    refill    completion tokens that a step may spend on further problems while too few have credit; 0 is off
     measure_every  steps between measurements of the stages' gradients; 0 is off
     """
 
@@ -114,6 +115,7 @@ class Recipe:
     schedule: Schedule
     recorded: Mapping[str, Group] = field(default_factory=dict)
     measure_every: int = 0
+    refill: int = 0
 
     @classmethod
     def from_config(cls, config: Config, packer: Packer, recorded: Mapping[str, Group] | None = None) -> Recipe:
@@ -133,7 +135,9 @@ class Recipe:
             train.eval_every,
             Keeping(train.keep_last, train.keep_every, train.keep_best),
         )
-        return cls(Crediting.from_config(config), scaffold, schedule, recorded or {}, config.stages.measure_every)
+        return cls(
+            Crediting.from_config(config), scaffold, schedule, recorded or {}, config.stages.measure_every, train.refill
+        )
 
     def at_step(self, number: int) -> Scaffold:
         """The scaffold with a step's own seed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from paragator.core.errors import RunError
@@ -13,7 +13,7 @@ from paragator.core.types import Group, Problem, Prompt, Sample, Stage
 from paragator.engines.local.compute import computed
 from paragator.records import Graded
 from paragator.tasks import Task, grade_trace
-from paragator.training.credited import constant, credited, otherwise
+from paragator.training.credited import constant, credited, has_credit, otherwise
 from paragator.training.learner import Learner
 from paragator.training.recipe import Recipe
 from paragator.training.rows import STAGES
@@ -29,9 +29,15 @@ class Step:
 
 
 async def step(
-    number: int, problems: Sequence[Problem], sample: Sample, task: Task, learner: Learner, recipe: Recipe
+    number: int,
+    problems: Sequence[Problem],
+    sample: Sample,
+    task: Task,
+    learner: Learner,
+    recipe: Recipe,
+    spare: Sequence[Problem] = (),
 ) -> Step:
-    """THE TRAINING STEP: all problems at once through the scaffold, then the policy's update."""
+    """THE TRAINING STEP: all problems at once through the scaffold, then the policy's update; `spare` ones with `train.refill`."""
     timeline, scaffold, crediting = Timeline(), recipe.at_step(number), recipe.crediting
 
     async def timed(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
@@ -44,6 +50,7 @@ async def step(
             return await grade_trace(task, trace, {"step": number})
 
     records = await together(*map(rolled_out, problems))
+    records += await refilled(records, rolled_out, spare, recipe)
     check_sampled(records, number)
     trees = [tree for record in records for tree in credited(record, crediting, len(problems))]
     constants = {stage: constant(stage, crediting, len(problems)) for stage in STAGES}
@@ -54,6 +61,27 @@ async def step(
             measured = await computed(learner.measure, trees, others)
         stats = await computed(learner.update, trees, number, constants)
     return Step(records, {"step": number, **summary(records, crediting), **measured, **stats, **timeline.seconds()})
+
+
+async def refilled(
+    records: Sequence[Graded],
+    roll_out: Callable[[Problem], Awaitable[Graded]],
+    spare: Sequence[Problem],
+    recipe: Recipe,
+) -> list[Graded]:
+    """Records of further problems: as many at a time as lack credit, until none does or `recipe.refill` tokens are spent."""
+    more: list[Graded] = []
+    while len(more) < len(spare) and sum(map(completion_tokens, more)) < recipe.refill:
+        lacking = len(records) - sum(has_credit(record, recipe.crediting) for record in (*records, *more))
+        if not lacking:
+            break
+        more += await together(*map(roll_out, spare[len(more) : len(more) + lacking]))
+    return more
+
+
+def completion_tokens(record: Graded) -> int:
+    """Tokens of a record's solutions, as far as they are known."""
+    return sum(one.length or 0 for t in range(record.num_rounds) for one in record.trace.population(t))
 
 
 def check_sampled(records: Sequence[Graded], number: int) -> None:
