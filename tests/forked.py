@@ -69,7 +69,7 @@ def become(order: dict[str, Any]) -> None:
         sys.argv = [program, *words]
         command()
         return
-    sys.argv, sys.path[0] = words, ""
+    sys.argv, sys.path[0] = words, str(Path(words[0]).parent) if words[0] != "-c" else ""
     if words[0] == "-c":
         exec(words[1], {"__name__": "__main__"})  # noqa: S102  (our own pages)
     else:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 import re
 import runpy
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from paragator.tasks import check_distinct, check_splits
 from servers import Server, running
 
 ROOT = Path(__file__).parents[2]
+Script = Callable[..., str]
 EXAMPLES, SCRIPTS = ROOT / "examples", ROOT / "scripts"
 
 
@@ -39,17 +43,27 @@ def python_in(document: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / document).read_text(encoding="utf-8"), re.S)
 
 
-def run_script(path: Path, *words: str, cwd: Path) -> str:
-    """What a script prints, run as a user runs it."""
+@pytest.fixture(scope="module")
+def run_script() -> Iterator[Script]:
+    """What a script prints, run by tests/forked.py as a user runs it."""
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(path), *words], capture_output=True, text=True, env=env, cwd=cwd, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    words, pipe = [sys.executable, str(ROOT / "tests" / "forked.py")], subprocess.PIPE
+    with subprocess.Popen(words, env=env, stdin=pipe, stdout=pipe, text=True) as forking:
+        orders, codes = forking.stdin, forking.stdout
+        assert orders and codes
+
+        def run(path: Path, *words: str, cwd: Path) -> str:
+            with tempfile.NamedTemporaryFile("r") as output:
+                order = {"words": ["python", str(path), *words], "folder": str(cwd), "output": output.name}
+                print(json.dumps(order), file=orders, flush=True)
+                assert codes.readline() == "0\n", output.read()
+                return output.read()
+
+        yield run
+        orders.close()
 
 
-def test_an_endpoint_is_evaluated(tmp_path: Path) -> None:
+def test_an_endpoint_is_evaluated(tmp_path: Path, run_script: Script) -> None:
     def reply(prompt: str, seed: int, index: int) -> str:
         number = int(prompt.split()[2])
         return f"\\boxed{{{2 * number + ('attempt' not in prompt) * (index + seed) % 2}}}"
@@ -60,22 +74,22 @@ def test_an_endpoint_is_evaluated(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_texts_are_aggregated(tmp_path: Path) -> None:
+def test_texts_are_aggregated(tmp_path: Path, run_script: Script) -> None:
     printed = run_script(EXAMPLES / "aggregate_texts.py", cwd=tmp_path)
     assert "votes: {" in printed and "answer: " in printed
 
 
-def test_an_own_method_trains(tmp_path: Path) -> None:
+def test_an_own_method_trains(tmp_path: Path, run_script: Script) -> None:
     printed = run_script(EXAMPLES / "own_method.py", cwd=tmp_path)
     assert "runs/own-method: 2 steps, finished" in printed and printed.count("pass@1") >= 2
 
 
-def test_the_own_method_of_the_page_on_algorithms_trains(tmp_path: Path) -> None:
+def test_the_own_method_of_the_page_on_algorithms_trains(tmp_path: Path, run_script: Script) -> None:
     (tmp_path / "page.py").write_text(python_in("algorithm.md")[-1])
     assert "runs/median: 2 steps, finished" in run_script(tmp_path / "page.py", cwd=tmp_path)
 
 
-def test_an_own_task_trains(tmp_path: Path) -> None:
+def test_an_own_task_trains(tmp_path: Path, run_script: Script) -> None:
     assert "runs/own-task: 3 steps, finished" in run_script(EXAMPLES / "own_task.py", cwd=tmp_path)
     run = tmp_path / "runs" / "own-task"
     trained = {record.trace.problem.text for record in paragator.read_traces(run, "traces")}
