@@ -2,7 +2,7 @@
 # make test         unit tests, then the rest
 # make torture      kill -9 at 200 random moments of tiny trainings; each must end in the bytes of an undisturbed one. KILLS=1000 for more
 #                   and 30 of either of two processes, whose weights must be those of an undisturbed one within 1e-6
-# make mutants      mutation testing of credit, estimators, loss, rows and checkpoints: what share of changed programs a test refuses (20 minutes)
+# make mutants      mutation testing of credit, estimators, loss, rows and checkpoints: what share of changed programs a test refuses; over an hour
 # make check        lint, format, types, import layers, bandit, pip-audit, links in the documents
 # make vllm         vLLM for this CPU in its own environment, .venv-vllm (docs/vllm.md)
 # make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about an hour (docs/results/smollm2.md)

@@ -298,9 +298,8 @@ def test_unscored_rollouts_leave_the_statistics() -> None:
 
 
 def test_reward_mean_warns_and_the_default_does_not() -> None:
-    with pytest.warns(UserWarning, match=r"^pass_at_k with mean='reward' is .* pushes pass@1 down$") as warned:
+    with pytest.warns(UserWarning, match=r"^pass_at_k with mean='reward' is .* pushes pass@1 down$"):
         pass_at_k(group(4, 2), 2, mean="reward")
-    assert [warning.filename for warning in warned] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pass_at_k(group(4, 2), 2)
