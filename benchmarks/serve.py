@@ -27,7 +27,7 @@ import aiohttp
 import psutil
 
 ROOT = Path(__file__).parents[1]
-MODEL = "fake@aggregate:n=2,k=2,rounds=1"
+MODEL = "fake@aggregate_vote:n=4,rounds=1"
 MOST_BYTES = 2**30
 
 

@@ -796,6 +796,9 @@ def test_the_limit_halves_once_a_congestion_and_comes_back_by_one():
         assert gate.limit == 8 and gate.inside == 8
         for ticket in tickets[8:]:
             gate.leave(ticket, "neither")
+        for _ in range(32):
+            gate.leave(await gate.enter(), "fine")
+        assert gate.limit == 8
         for _ in range(8):
             gate.leave(await gate.enter(), "fine")
         assert 8.8 < gate.limit < 9.1
@@ -807,6 +810,31 @@ def test_the_limit_halves_once_a_congestion_and_comes_back_by_one():
         assert gate.limit == 16 and gate.inside == 0
 
     asyncio.run(play())
+
+
+def test_faults_that_do_not_depend_on_load_leave_the_limit_high_and_overload_does_not():
+    """A clock of its own: each place answers once a tick, one in seven pushes back; or a server with room for four."""
+
+    def play(pushes: Callable[[int, int], bool], monkeypatch: pytest.MonkeyPatch) -> Gate:
+        now, random_ = [1.0], random.Random(3)
+        monkeypatch.setattr("paragator.engines.http.gate.time.monotonic", lambda: now[0])
+
+        async def ticks() -> Gate:
+            gate = Gate(64)
+            for _ in range(3000):
+                tickets = [await gate.enter() for _ in range(int(gate.limit))]
+                for place, ticket in enumerate(tickets):
+                    gate.leave(ticket, "pushed back" if pushes(place, random_.randrange(7)) else "fine")
+                    now[0] += 1 / len(tickets)
+            return gate
+
+        return asyncio.run(ticks())
+
+    with pytest.MonkeyPatch.context() as patch:
+        gate = play(lambda place, drawn: drawn == 0, patch)
+        assert gate.limit > 32 and 0.05 < gate.usual < 0.3
+        gate = play(lambda place, drawn: place >= 4, patch)
+        assert gate.limit < 6 and gate.usual == 0
 
 
 def test_the_gate_keeps_its_limit_its_order_and_starts_few_a_pass():
