@@ -209,7 +209,7 @@ class VllmServer(Server):
     """
 
     routes: Sequence[str] = (
-        "/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/weight_info", "/resume",
+        "/pause?mode=wait", "/update_weight_version", "/collective_rpc", "/reset_prefix_cache", "/weight_info", "/resume",
     )  # fmt: skip
     refused: tuple[int, str] | None = None
     deaf: bool = False

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mortal import HURRY, Mortal, Trial, trial
+from mortal import HURRY, Learner, Mortal, Trial, trial
+from paragator import records
 from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Completion, Group, Prompt
 from paragator.engines.http.openai import Limits, OpenAI
@@ -21,7 +24,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, seconds)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_run_lives_as_long_as_one_server_and_is_trained_on_right_versions_alone(seed: int) -> None:
     found = asyncio.run(trial(seed))
     assert all(seen == {step - 1} for step, seen in found.learner.seen.items())
@@ -44,6 +47,60 @@ def test_without_the_look_at_versions_a_run_is_trained_on_wrong_ones(monkeypatch
     monkeypatch.setattr(Trial, "some_die", restarted)
     with pytest.raises(AssertionError, match="99"):
         asyncio.run(trial(1))
+
+
+# ---- one step ahead ----
+
+
+@pytest.mark.parametrize("seed", [3])
+def test_one_step_ahead_is_one_version_behind_and_as_robust(seed: int) -> None:
+    found = asyncio.run(trial(seed, ahead=1))
+    assert found.learner.seen[4] == {2}  # trained on weights of step 3, sampled by those of step 2
+
+
+async def ahead(folder: Path, learner: Learner) -> list[dict[str, Any]]:
+    """The metrics of a run one step ahead on a server that lives."""
+    found = Trial(0, ahead=1, servers=[Mortal(latency_s=0.02, model="policy")], learner=learner)
+    await found.servers[0].start()
+    try:
+        await found.run(folder, nothing)
+    finally:
+        found.servers[0].end()
+    return list(records.read_json_lines(folder / "metrics.jsonl"))
+
+
+async def nothing() -> None: ...
+
+
+def test_a_run_ahead_tells_its_staleness_and_saves_what_overlaps(tmp_path: Path) -> None:
+    found = asyncio.run(ahead(tmp_path, learner := Learner()))
+    assert [row["staleness"] for row in found] == [0, 1, 1, 1]
+    assert learner.seen == {1: {0}, 2: {0}, 3: {1}, 4: {2}}
+    for row in found:
+        parts = sum(seconds for name, seconds in row.items() if name.startswith("seconds/"))
+        assert row["seconds"] == pytest.approx(parts - row["overlap"])
+    assert found[0]["overlap"] == pytest.approx(0, abs=1e-3) and all(row["overlap"] > 0 for row in found[1:])
+    assert len({row["step"] for row in found}) == 4
+
+
+def test_a_run_killed_with_a_batch_under_way_samples_it_again_from_the_newest_weights(tmp_path: Path) -> None:
+    """The third update fails while the fourth step's batch is sampled; what was under way leaves no trace."""
+
+    class Failing(Learner):
+        def update(self, trees: Any, step: int, kl_constants: Any) -> dict[str, float]:
+            if step == 3:
+                raise RunError("the power failed")
+            return super().update(trees, step, kl_constants)
+
+    with pytest.raises(RunError, match="the power failed"):
+        asyncio.run(ahead(tmp_path, Failing()))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_2"]
+    found = asyncio.run(ahead(tmp_path, learner := Learner()))
+    assert [(row["step"], row["staleness"]) for row in found] == [(1, 0), (2, 1), (3, 0), (4, 1)]
+    assert learner.seen == {3: {2}, 4: {2}}  # on-policy again, then one behind
+    assert [row["extra"]["step"] for row in records.read_json_lines(tmp_path / "traces.jsonl")] == [
+        step for step in (1, 2, 3, 4) for _ in range(4)
+    ]
 
 
 # ---- evaluation over several servers ----

@@ -113,6 +113,14 @@ def test_two_servers_train_as_one(cli: Cli) -> None:
     assert_equal_runs(run_dir, trained(cli, "one", Sampler()))
 
 
+def test_one_step_ahead_trains_on_the_version_before_and_weighs_it(cli: Cli) -> None:
+    found = rows(trained(cli, "ahead", Sampler(), words=("--train.ahead", "1")), "metrics.jsonl")
+    assert [row["staleness"] for row in found] == [0, 1, 1, 1] and all(row["updated"] == 1 for row in found)
+    assert found[0]["mismatch_kl"] < 1e-9 and found[0]["weight"] == pytest.approx(1, abs=1e-5)
+    for row in found[1:]:
+        assert 1e-8 < row["mismatch_kl"] < 0.1 and row["weight"] != pytest.approx(1, abs=1e-5)
+
+
 def test_the_other_server_takes_over_from_one_that_dies_and_nothing_else_changes(
     cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,6 +206,21 @@ def test_cost_is_hours_times_gpus_times_price() -> None:
         assert 0 <= variant["idle_s"] < variant["seconds"]["step"]
 
 
+def test_one_step_ahead_takes_the_longer_half_where_it_has_gpus_of_its_own() -> None:
+    work = workload(0.5)
+    ahead = replace(work, config=validate(Config, {**work.config.model_dump(), "train": {"ahead": 1, "steps": 10}}))
+    for variant in plan(work, SMALL, Cluster(H100, gpus_train=2, gpus_rollout=2))["variants"]:
+        seconds = variant["seconds"]
+        halves = sampling(seconds) + seconds["grade"], seconds["update"]
+        assert max(halves) - 1e-9 <= variant["ahead"]["step"] - seconds["publish"] < sum(halves)
+        worked = seconds["step"] - variant["idle_s"]
+        assert 0 <= variant["ahead"]["idle_s"] == pytest.approx(variant["ahead"]["step"] - worked)
+    for variant in plan(work, SMALL, Cluster(H100, gpus_train=4))["variants"]:
+        assert variant["ahead"] == {"step": variant["seconds"]["step"], "idle_s": variant["idle_s"]}
+    found = plan(ahead, SMALL, Cluster(H100, gpus_train=2, gpus_rollout=2))
+    assert all(v["hours"] == pytest.approx(10 * v["ahead"]["step"] / 3600) for v in found["variants"])
+
+
 def test_groups_without_signal_cost_no_update() -> None:
     found = plan(replace(workload(), signal={"generate": 0.0, "aggregate": 0.0}), SMALL, Cluster(H100, gpus_train=4))
     assert found["tokens_per_step"]["trained"] == 0

@@ -115,6 +115,9 @@ def show(found: dict[str, Any]) -> None:
         name = "whole step, s" if part == "step" else f"{part}, s"
         table.add_row(name, *(f"{v['seconds'][part]:.2f}" for v in variants), end_section=part == PARTS[-1])
     table.add_row("a GPU idles, s", *(f"{v['idle_s']:.2f}" for v in variants))
+    for ahead, steps in enumerate(([{**v, **v["seconds"]} for v in variants], [v["ahead"] for v in variants])):
+        table.add_row(f"idle, ahead = {ahead}", *(f"{s['idle_s'] / s['step']:.0%} of {s['step']:.1f} s" for s in steps))
+    table.add_section()
     for part in ("rollout", "update"):
         table.add_row(
             f"{part}, PFLOP", *(f"{v['flop'][part] / 1e15:,.4g}" for v in variants), end_section=part == "update"

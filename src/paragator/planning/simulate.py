@@ -117,7 +117,6 @@ def plan(
     workload = replace(workload, config=with_tokens(config, tokens))
     room = room_of(workload, shape, cluster)
     drawn = [groups_of(workload, Random(f"{seed}:{i}")) for i in range(draws)]
-    steps = workload.config.train.steps
     rollouts = {
         name: [sampled(workload, groups, shape, cluster, room["kv_tokens"], name == "barrier") for groups in drawn]
         for name in ("barrier", "pipelined")
@@ -131,7 +130,12 @@ def plan(
         for update, training in updates.items():
             found = [one_step(workload, shape, cluster, *pair) for pair in zip(sampling, training, strict=True)]
             variants.append(
-                {"rollout": rollout, "update": update, **mean_of(found), **run_of(found, steps, cluster, price)}
+                {
+                    "rollout": rollout,
+                    "update": update,
+                    **mean_of(found),
+                    **run_of(found, workload.config, cluster, price),
+                }
             )
     return {
         "parameters": shape.parameters,
@@ -139,7 +143,7 @@ def plan(
         "tokens_per_step": tokens_of(drawn, rollouts["pipelined"], updates),
         "memory": room,
         "variants": variants,
-        "steps": steps,
+        "steps": workload.config.train.steps,
         "seed": seed,
         "draws": draws,
     }
@@ -266,7 +270,10 @@ def batch_flop(shape: Shape, batch: Sequence[UpdateRow], skips: bool, products: 
 
 
 def one_step(workload: Workload, shape: Shape, cluster: Cluster, rollouts: Rollouts, update: Update) -> dict[str, Any]:
-    """Seconds of one step by part, FLOPs by part, and the device-seconds in which nothing ran."""
+    """Seconds of one step by part, FLOPs by part, and the device-seconds in which nothing ran; these with train.ahead = 1 too.
+
+    With it sampling and training coincide, on devices of their own; devices that do both gain nothing.
+    """
     e = cluster.efficiency
     cost = Cost(shape, cluster.hardware, e, cluster.train_parallel)
     solutions = workload.config.rollout.candidates * (1 + (METHODS[workload.config.method.name].aggregate is not None))
@@ -285,9 +292,11 @@ def one_step(workload: Workload, shape: Shape, cluster: Cluster, rollouts: Rollo
     total = sum(seconds.values())
     worked = rollouts.busy_s * cluster.parallel + sum(busy) * cluster.train_parallel
     worked += (update_s - max(busy)) * cluster.gpus_train + seconds["publish"] * cluster.gpus
+    ahead = max(total - update_s - seconds["publish"], update_s) + seconds["publish"] if cluster.gpus_rollout else total
     return {
         "seconds": {**seconds, "step": total},
         "idle_s": total - worked / cluster.gpus,
+        "ahead": {"step": ahead, "idle_s": ahead - worked / cluster.gpus},
         "flop": {"rollout": rollouts.flop, "update": updates * sum(update.flop)},
     }
 
@@ -321,10 +330,11 @@ def mean_of(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run_of(
-    found: Sequence[dict[str, Any]], steps: int, cluster: Cluster, price: float | None
+    found: Sequence[dict[str, Any]], config: Config, cluster: Cluster, price: float | None
 ) -> dict[str, float | None]:
-    """The whole run: hours, GPU-hours, and cost where a price is given."""
-    hours = steps * fmean(row["seconds"]["step"] for row in found) / 3600
+    """The whole run as configured: hours, GPU-hours, and cost where a price is given."""
+    part = "ahead" if config.train.ahead else "seconds"
+    hours = config.train.steps * fmean(row[part]["step"] for row in found) / 3600
     return {
         "hours": hours,
         "gpu_hours": hours * cluster.gpus,

@@ -161,6 +161,7 @@ MAY_CHANGE = {
     "train.keep_best",
     "train.eval_every",
     "train.max_refused",
+    "train.ahead",
     "train.threads",
     "train.backend",
     "train.processes",

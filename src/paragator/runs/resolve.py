@@ -87,6 +87,11 @@ def resolve(
         )
     if training:
         check_hooks(config)
+        if config.train.ahead and config.engine.kind != "vllm":
+            raise UsageError(
+                f"train.ahead = {config.train.ahead} needs engine.kind = 'vllm': a model in this process samples and trains in "
+                "turns; set it to 0"
+            )
     if training and config.train.backend == "ray" and not launched():
         check_ray(config)
     if config.model.lora_rank and find_spec("peft") is None:

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,13 +19,15 @@ from paragator.engines.local.compute import computed
 from paragator.stats.curves import EVALS, METRICS, best_step, read_metrics
 from paragator.tasks import Task
 from paragator.training import checkpoint
+from paragator.training.ahead import Ahead
 from paragator.training.learner import Learner
 from paragator.training.recipe import Keeping, Recipe, Schedule
 from paragator.training.step import step
 from paragator.training.telemetry import why_idle
 
-MISMATCH, OTHER_MODEL = 0.01, 0.5
-"""Mean KL(sampling policy || policy) per token, in nats, above which a step warns, and above which the run stops.
+MISMATCH, STALE_MISMATCH, OTHER_MODEL = 0.01, 0.1, 0.5
+"""Mean KL(sampling policy || policy) per token, in nats, above which a step warns (the second where the policy has taken a step
+since), and above which the run stops.
 
 In this process the embedded model has 1e-13 in float32 and at most 6e-5 under bfloat16's autocast.
 """
@@ -79,40 +81,51 @@ async def train(
     """Take the steps that the run directory does not have yet; False when `events.should_stop()` ended it early.
 
     Each step appends to metrics.jsonl and traces.jsonl; when the schedule says so, when stopped, and when an error ends
-    the run, a checkpoint is written from which a later call continues with the same draws as if nothing had happened.
+    the run, a checkpoint is written from which a later call continues with the same draws as if nothing had happened
+    (with `schedule.ahead` its first batch is sampled again, from the newest weights).
     """
     schedule, failed, saved_at = recipe.schedule, 0, time.monotonic()
     first = await computed(resume, policy, run_dir, schedule) + 1
-    for number in range(first, schedule.steps + 1):
-        chosen, updates = choose(problems, number, schedule), policy.updates
-        try:
-            spent = await sampler.published(number - 1)
-            if not await evaluated(run_dir, number - 1, schedule, events):
+
+    def chosen(number: int) -> tuple[Sequence[Problem], ...]:
+        own = choose(problems, number, schedule)
+        return (own, further(problems, number, schedule)) if recipe.refill else (own,)
+
+    async with aclosing(Ahead(sampler.sample, task, chosen, recipe)) as ahead:
+        for number in range(first, schedule.steps + 1):
+            updates = policy.updates
+            try:
+                await ahead.settled()
+                spent = await sampler.published(number - 1)
+                if not await evaluated(run_dir, number - 1, schedule, events):
+                    return False
+                if schedule.ahead:
+                    result = await ahead.step(number, policy)
+                else:
+                    own, *spare = chosen(number)
+                    result = await step(number, own, sampler.sample, task, policy, recipe, *spare)
+                failed = failed + 1 if math.isnan(result.metrics.get("generate/reward", math.nan)) else 0
+                if failed == BAD_STEPS:
+                    raise RunError(f"every rollout of {BAD_STEPS} steps failed or is unscored: {why(result.records)}")
+            except Exception:
+                if number > first and policy.updates == updates:  # the policy is as the step before left it
+                    with suppress(RunError):  # of weights that are not finite: what is on disk is better
+                        await computed(save, policy, run_dir, number - 1, schedule)
+                raise
+            if sampler.publish:
+                result.metrics.update({"seconds/publish": spent, "seconds": result.metrics["seconds"] + spent})
+            check_mismatch(result.metrics.get("mismatch_kl", 0.0), number, stale=bool(result.metrics.get("staleness")))
+            if recipe.crediting.method.trains and not result.metrics["updated"] and "refused" not in result.metrics:
+                warnings.warn(f"step {number}: no weight was changed ({why_idle(result.metrics)})", stacklevel=2)
+            records.append_json_lines(run_dir / METRICS, [plain(result.metrics)])
+            records.append(run_dir / "traces.jsonl", result.records)
+            events.on_step(result.metrics, result.records)
+            stopping = events.should_stop()
+            if stopping or schedule.is_saved(number, (time.monotonic() - saved_at) / 60):
+                await computed(save, policy, run_dir, number, schedule)
+                saved_at = time.monotonic()
+            if stopping and number < schedule.steps:
                 return False
-            spare = further(problems, number, schedule) if recipe.refill else ()
-            result = await step(number, chosen, sampler.sample, task, policy, recipe, spare)
-            failed = failed + 1 if math.isnan(result.metrics.get("generate/reward", math.nan)) else 0
-            if failed == BAD_STEPS:
-                raise RunError(f"every rollout of {BAD_STEPS} steps failed or is unscored: {why(result.records)}")
-        except Exception:
-            if number > first and policy.updates == updates:  # the policy is as the step before left it
-                with suppress(RunError):  # of weights that are not finite: what is on disk is better
-                    await computed(save, policy, run_dir, number - 1, schedule)
-            raise
-        if sampler.publish:
-            result.metrics.update({"seconds/publish": spent, "seconds": result.metrics["seconds"] + spent})
-        check_mismatch(result.metrics.get("mismatch_kl", 0.0), number)
-        if recipe.crediting.method.trains and not result.metrics["updated"] and "refused" not in result.metrics:
-            warnings.warn(f"step {number}: no weight was changed ({why_idle(result.metrics)})", stacklevel=2)
-        records.append_json_lines(run_dir / METRICS, [plain(result.metrics)])
-        records.append(run_dir / "traces.jsonl", result.records)
-        events.on_step(result.metrics, result.records)
-        stopping = events.should_stop()
-        if stopping or schedule.is_saved(number, (time.monotonic() - saved_at) / 60):
-            await computed(save, policy, run_dir, number, schedule)
-            saved_at = time.monotonic()
-        if stopping and number < schedule.steps:
-            return False
     await sampler.published(schedule.steps)
     return await evaluated(run_dir, schedule.steps, schedule, events)
 
@@ -152,16 +165,16 @@ def export(policy: Learner, run_dir: Path) -> None:
         policy.export(folder)
 
 
-def check_mismatch(mismatch: float, number: int) -> None:
+def check_mismatch(mismatch: float, number: int, *, stale: bool = False) -> None:
     """Warn where the engine's probabilities differ from the policy's; RunError where it must be another model."""
     if mismatch > OTHER_MODEL:
         raise RunError(
             f"step {number}: the engine samples from another model than the trainer's (mismatch {mismatch:.2f} nats a token): "
             "other weights, another temperature, or a model that is computed otherwise there; fix it and --resume"
         )
-    if mismatch > MISMATCH:
+    if mismatch > (most := STALE_MISMATCH if stale else MISMATCH):
         warnings.warn(
-            f"step {number}: mismatch_kl = {mismatch:.4f} between engine and trainer, above {MISMATCH}", stacklevel=2
+            f"step {number}: mismatch_kl = {mismatch:.4f} between engine and trainer, above {most}", stacklevel=2
         )
 
 

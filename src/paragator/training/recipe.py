@@ -79,6 +79,7 @@ class Schedule:
 
     checkpoint_every, checkpoint_minutes  a checkpoint follows the step at which either has passed
     eval_every                            steps between evaluations, each after a checkpoint; 0 is off
+    ahead                                 steps whose rollouts are sampled while an earlier one is trained: 0 or 1
     """
 
     steps: int
@@ -88,6 +89,7 @@ class Schedule:
     checkpoint_minutes: float = 10.0
     eval_every: int = 0
     keeping: Keeping = Keeping()
+    ahead: int = 0
 
     def is_evaluated(self, number: int) -> bool:
         """Whether an evaluation follows a step."""
@@ -134,6 +136,7 @@ class Recipe:
             train.checkpoint_minutes,
             train.eval_every,
             Keeping(train.keep_last, train.keep_every, train.keep_best),
+            train.ahead,
         )
         return cls(
             Crediting.from_config(config), scaffold, schedule, recorded or {}, config.stages.measure_every, train.refill

@@ -1,4 +1,7 @@
-"""One training step: roll out, grade, credit, update. The weights that the next step samples from are the new ones."""
+"""One training step: roll out, grade, credit, update. The weights that the next step samples from are the new ones.
+
+Its two halves stand alone for ahead.py, which samples the next step's rollouts while this one's are trained on.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from paragator.training.credited import constant, credited, has_credit, otherwis
 from paragator.training.learner import Learner
 from paragator.training.recipe import Recipe
 from paragator.training.rows import STAGES
-from paragator.training.telemetry import Timeline, summary
+from paragator.training.telemetry import Timeline, added, summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,16 @@ class Step:
 
     records: list[Graded]
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RolledOut:
+    """A step's first half: graded traces of its `problems` and of spare ones, and the seconds that they took."""
+
+    number: int
+    problems: int
+    records: list[Graded]
+    seconds: dict[str, float]
 
 
 async def step(
@@ -38,29 +51,48 @@ async def step(
     spare: Sequence[Problem] = (),
 ) -> Step:
     """THE TRAINING STEP: all problems at once through the scaffold, then the policy's update; `spare` ones with `train.refill`."""
-    timeline, scaffold, crediting = Timeline(), recipe.at_step(number), recipe.crediting
+    return await trained(await rolled_out(number, problems, sample, task, recipe, spare), learner, recipe)
+
+
+async def rolled_out(
+    number: int,
+    problems: Sequence[Problem],
+    sample: Sample,
+    task: Task,
+    recipe: Recipe,
+    spare: Sequence[Problem] = (),
+) -> RolledOut:
+    """Candidates, pools, aggregations and grades of all problems; none waits for another one."""
+    timeline, scaffold = Timeline(), recipe.at_step(number)
 
     async def timed(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         with timeline.during(stage):
             return await sample(prompt, n, stage=stage, seed=seed)
 
-    async def rolled_out(problem: Problem) -> Graded:
+    async def one(problem: Problem) -> Graded:
         trace = await run(problem, timed, scaffold, candidates=recipe.recorded.get(problem.id))
         with timeline.during("grade"):
             return await grade_trace(task, trace, {"step": number})
 
-    records = await together(*map(rolled_out, problems))
-    records += await refilled(records, rolled_out, spare, recipe)
+    records = await together(*map(one, problems))
+    records += await refilled(records, one, spare, recipe)
     check_sampled(records, number)
-    trees = [tree for record in records for tree in credited(record, crediting, len(problems))]
-    constants = {stage: constant(stage, crediting, len(problems)) for stage in STAGES}
+    return RolledOut(number, len(problems), records, timeline.seconds())
+
+
+async def trained(batch: RolledOut, learner: Learner, recipe: Recipe) -> Step:
+    """Credit, and the policy's update by it."""
+    timeline, crediting, records, count = Timeline(), recipe.crediting, batch.records, batch.problems
+    trees = [tree for record in records for tree in credited(record, crediting, count)]
+    constants = {stage: constant(stage, crediting, count) for stage in STAGES}
     with timeline.during("update"):
         measured: dict[str, float] = {}
-        if recipe.is_measured(number):
-            others = [tree for record in records for tree in otherwise(record, crediting, len(problems))]
+        if recipe.is_measured(batch.number):
+            others = [tree for record in records for tree in otherwise(record, crediting, count)]
             measured = await computed(learner.measure, trees, others)
-        stats = await computed(learner.update, trees, number, constants)
-    return Step(records, {"step": number, **summary(records, crediting), **measured, **stats, **timeline.seconds()})
+        stats = await computed(learner.update, trees, batch.number, constants)
+    seconds = added(batch.seconds, timeline.seconds())
+    return Step(records, {"step": batch.number, **summary(records, crediting), **measured, **stats, **seconds})
 
 
 async def refilled(

@@ -120,3 +120,8 @@ class Timeline:
         """seconds/PART for each part, and their sum."""
         self.charge()
         return {**{f"seconds/{part}": spent for part, spent in self.parts.items()}, "seconds": self.last - self.start}
+
+
+def added(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """The seconds of two timelines."""
+    return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in (*first, *second)}

@@ -187,6 +187,9 @@ class Weights:
         self.loading, self.loaded = None, target
 
     async def reload(self, target: Path) -> None:
+        """Name the version, then load it: a restart in between forgets the name, and `check` finds out."""
+        if await self.ask("POST", "/update_weight_version", {"new_version": str(target)}) is not None:
+            self.label = str(target)
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(target)}}
         if await self.ask("POST", "/collective_rpc", body) is None:
             raise UsageError(
@@ -195,14 +198,12 @@ class Weights:
         forgotten = await self.ask("POST", "/reset_prefix_cache")
         if forgotten is not None and forgotten.get("success") is False:
             raise Lost("it serves others while its weights change; give the run its own")
-        if await self.ask("POST", "/update_weight_version", {"new_version": str(target)}) is None:
+        if self.label is None:
             warnings.warn(
                 f"engine.url = {self.url}: this vLLM has no weight versions; mismatch_kl alone tells whether a step "
                 "was sampled from the weights it was given",
                 stacklevel=2,
             )
-            return
-        self.label = str(target)
 
     async def not_shared(self) -> None:
         """Lost while the server has the weights of another run, although it had ours."""
