@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from typing import Any
 import pytest
 
 from fakes import fake_evaluation, fake_metrics
-from paragator.core.types import Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
+from paragator.core.types import Choice, Completion, Failure, Grade, Group, Plan, Problem, Prompt, Trace
 from paragator.records import Graded, append, append_json_lines
 from paragator.report.page import write_report, write_reports
+from paragator.report.strategies import write_tables
+from paragator.stats.strategies import StrategyTable
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -75,6 +78,15 @@ def make_run(path: Path, gain: float = 0.1, problems: int = 60) -> Path:
     append(path / "eval_after.jsonl", fake_evaluation(gain, problems, seed=1))
     append(path / "traces.jsonl", fake_evaluation(0.05, problems=5))
     return path
+
+
+def with_choice(record: Graded, round_: int) -> Graded:
+    """A strategy's record that answers with the first solution of a round."""
+    choice = Choice(round_, (1.0, *(0.0,) * (len(record.trace.population(round_)) - 1)))
+    rounds = tuple(
+        tuple(replace(g, num_prompt_tokens=9) for g in groups) for groups in record.trace.rounds[: round_ + 1]
+    )
+    return Graded(replace(record.trace, rounds=rounds, choice=choice), record.grades[: round_ + 1])
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +250,16 @@ def test_keyboard_theme_narrow_and_print(browser: Any, watched: Watched, tmp_pat
 
 
 def test_nothing_serious_for_accessibility(watched: Watched, tmp_path: Path) -> None:
-    where = write_report(make_run(tmp_path / "one", problems=12)).as_uri()
+    run, found = make_run(tmp_path / "one", problems=12), fake_evaluation(0.1, 12)
+    played = {
+        name: [with_choice(record, round_) for record in found] for name, round_ in (("majority", 0), ("aggregate", 2))
+    }
+    write_tables(StrategyTable(played), run)
+    where = write_report(run).as_uri()
+    watched.page.goto(where)
+    shown = watched.page.get_by_role("region", name="Strategies, one")
+    assert shown.locator("tbody tr", has_text="aggregate").count() >= 2  # what it costs, what it gains
+    assert shown.locator(".u-legend", has_text="a vote among candidates").is_visible()
     for view in ("overview", "rollouts", "problem&run=one&file=eval_after&n=5&card=1.0"):
         watched.page.goto("about:blank")
         watched.page.goto(f"{where}#view={view}")
@@ -299,6 +320,13 @@ def test_hostile_text_runs_nothing_and_asks_nobody(
               enumerate(("method", "model", "task", "train"))}  # fmt: skip
     (evil / "config.json").write_text(json.dumps({**config, "name": MARKUP[1], MARKUP[2]: MARKUP[3]}))
     (evil / "manifest.json").write_text(json.dumps({"started": MARKUP[4], MARKUP[1]: MARKUP[1]}))
+    cell = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    labelled = {label: {"accuracy": cell, "tokens": {**cell, "mean": 50 + i}} for i, label in enumerate(MARKUP)}
+    rows = [["strategy", MARKUP[5]], *([label, label] for label in MARKUP)]
+    strategies = {"strategies": labelled, "partial": MARKUP[0], "sheets": [{"title": MARKUP[1], "cells": rows}]}
+    (evil / "strategies.json").write_text(
+        json.dumps({**strategies, "notes": MARKUP, "votes": [[9.0, cell], [99.0, None]]})
+    )
     append_json_lines(evil / "metrics.jsonl", [{"step": 1, MARKUP[0]: 1.0, "generate/reward": 0.5}, {"step": 2}])
     where = served[0] if live else write_report(evil).as_uri()
     page = watched.page

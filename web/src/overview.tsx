@@ -188,10 +188,34 @@ export function Overview({ runs, hues, theme, meanings, about }: {
       {runs.slice(0, 4).filter((run) => run.metrics.length).map((run) =>
         <Chart key={`time ${run.key}`} theme={theme} lines={timeline(run)} about={{ title: `Seconds of a step${runs.length > 1 ? `, ${run.key}` : ""}`, x: "step", zero: true, height: 180 }} />)}
     </div></>}
+    {runs.filter((run) => run.strategies?.sheets).map((run) => <Compared key={run.key} run={run} theme={theme} titled={runs.length > 1} />)}
     {runs.map((run) => <Tables key={run.key} run={run} titled={runs.length > 1} />)}
     <h2 id="meanings">What the warnings mean</h2>
     <dl>{names.map((name) => <div key={name} class={name === about ? "aim" : ""} tabIndex={-1}><dt id={`about-${name.replace(/ /g, "-")}`}>{name}</dt><dd>{meanings[name]}</dd></div>)}</dl>
   </>;
+}
+
+/** Strategies: accuracy over all tokens, a vote's curve among them, so that what stands above it beats a vote at equal tokens. */
+function Compared({ run, theme, titled }: { run: Run; theme: string; titled: boolean }) {
+  const { strategies = {}, votes = [], sheets = [], notes = [], partial } = run.strategies!;
+  const line = (label: string, i: number, points: [number, Interval | null][]): Line => {
+    const at = (end: keyof Interval) => points.map(([, c]) => (c && c[end] !== null ? 100 * (c[end] as number) : null));
+    return { label, color: color(i), points: true, x: points.map(([tokens]) => tokens), y: at("mean"), low: at("low"), high: at("high") };
+  };
+  const lines = Object.entries(strategies).filter(([, one]) => one.tokens?.mean)
+    .map(([name, one], i) => line(visible(name), i + 1, [[one.tokens!.mean, one.accuracy ?? null]]));
+  return <section aria-label={`Strategies, ${visible(run.key)}`}>
+    <h2>{titled ? `${visible(run.key)}: strategies` : "Strategies"}</h2>
+    {partial && <p class="notice">Partial: {visible(partial)}</p>}
+    <Chart theme={theme} lines={[{ ...line("a vote among candidates", 0, votes), dash: [6, 4] }, ...lines]}
+      about={{ title: "Accuracy at equal tokens (%)", x: "tokens a problem, prompts included", logX: true, zero: true, note: "What stands above the line beats a vote that costs as much." }} />
+    {sheets.map((sheet) => <div class="scroll" key={sheet.title} tabIndex={0} role="region" aria-label={visible(sheet.title)}><table>
+      <caption>{visible(sheet.title)}</caption>
+      <thead><tr>{sheet.cells[0]!.map((head) => <th key={head} scope="col">{visible(head)}</th>)}</tr></thead>
+      <tbody>{sheet.cells.slice(1).map((row, i) => <tr key={i}><th scope="row">{visible(row[0]!)}</th>{row.slice(1).map((cell, j) => <td key={j}>{cell}</td>)}</tr>)}</tbody>
+    </table></div>)}
+    <p class="soft">{notes.join(" ")}</p>
+  </section>;
 }
 
 /** One row a round, before and after side by side. */

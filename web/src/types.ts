@@ -7,6 +7,11 @@ export interface Evaluation {
   label: string; k: number; problems: number; traces: number; note?: string;
   rounds: RoundNumbers[]; votes: [number, Interval | null][]; sheets: { title: string; cells: string[][] }[];
 }
+/** report/strategies.py: each strategy's accuracy and tokens, and a vote's at every number of candidates. */
+export interface Strategies {
+  partial?: string | null; problems?: number; strategies?: Record<string, Record<string, Interval | null>>;
+  votes?: [number, Interval | null][]; sheets?: { title: string; cells: string[][] }[]; notes?: string[];
+}
 export interface Warning { name: string; text: string }
 export interface RunHead {
   key: string; stamp?: string; name: string; method: string; model: string; task: string; seed: number | null;
@@ -15,7 +20,7 @@ export interface RunHead {
 export interface Run extends RunHead {
   config: Record<string, unknown>; manifest: Record<string, unknown>; metrics: Metric[];
   evals: { step: number; rounds: RoundNumbers[] }[];
-  evaluations: Record<string, Evaluation>; warnings: Warning[];
+  evaluations: Record<string, Evaluation>; strategies?: Strategies; warnings: Warning[];
   sources?: Record<string, Sample>; pending?: string[]; first?: number; epoch?: number;
 }
 export interface Row {

@@ -25,6 +25,8 @@ SOURCES = {
     "traces": "training",
 }
 """Files of graded traces (NAME.jsonl) and what they are of, the one that counts first."""
+STRATEGIES = "strategies.json"
+"""What an evaluation of strategies came to."""
 EVALUATIONS = tuple(name for name in SOURCES if name != "traces")
 
 
@@ -37,6 +39,7 @@ class Contents:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     evals: list[dict[str, Any]] = field(default_factory=list)
+    strategies: Mapping[str, Any] = field(default_factory=dict)
     alarms: list[Alarm] = field(default_factory=list)
 
     @property
@@ -55,7 +58,7 @@ class Contents:
             "task": str(sections["task"].get("name", "")),
             "seed": config.get("seed"),
             "steps": len(self.metrics),
-            "planned": sections["train"].get("steps") if not (self.path / "eval.jsonl").is_file() else None,
+            "planned": sections["train"].get("steps") if "metrics.jsonl" in expected(self.path) else None,
             "started": manifest.get("started"),
         }
 
@@ -67,6 +70,7 @@ def read_contents(run_dir: Path) -> Contents:
     out.manifest = attempt(read_json, run_dir / "manifest.json", out.alarms) or {}
     out.metrics = attempt(lambda path: read_metrics(path.parent), run_dir / "metrics.jsonl", out.alarms) or []
     out.evals = attempt(lambda path: read_metrics(path.parent, EVALS), run_dir / EVALS, out.alarms) or []
+    out.strategies = attempt(read_json, run_dir / STRATEGIES, out.alarms) or {}
     if absent := [name for name in expected(run_dir) if not (run_dir / name).is_file()]:
         out.alarms.append(Alarm("incomplete", f"no {', '.join(absent)} (yet)"))
     return out
@@ -103,6 +107,7 @@ def run_json(found: Contents, tables: Mapping[str, EvalTable]) -> dict[str, Any]
         "metrics": found.metrics,
         "evals": found.evals,
         "evaluations": {name: evaluation_json(name, one) for name, one in tables.items()},
+        "strategies": found.strategies,
         "warnings": warnings(found, tables),
     }
     return dict(finite(cleaned(values)))
@@ -137,7 +142,7 @@ def attempt(load: Callable[[Path], T], path: Path, found: list[Alarm]) -> T | No
 def expected(run_dir: Path) -> tuple[str, ...]:
     """The files that a finished run of this kind, `eval` or `train`, has written."""
     both = ("config.json", "manifest.json")
-    if (run_dir / "eval.jsonl").is_file():
+    if (run_dir / "eval.jsonl").is_file() or (run_dir / "strategies").is_dir():
         return both
     return (*both, "metrics.jsonl", "eval_after.jsonl", "traces.jsonl", "eval_before.jsonl")
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 from paragator.report.canvas import SCREEN, Picture, Style, canvas, token_ticks
+from paragator.report.contents import STRATEGIES
 from paragator.report.plots import draw_line
 from paragator.stats.strategies import StrategyTable
+from paragator.stats.table import plain
 
 
 def accuracy_over_tokens(table: StrategyTable, style: Style = SCREEN) -> Picture | None:
@@ -35,8 +37,12 @@ def write_tables(table: StrategyTable, run_dir: Path, partial: str = "") -> None
     head = f"PARTIAL: {partial}. What follows is of the problems that were finished by then.\n\n" if partial else ""
     (run_dir / "strategies.md").write_text(f"{head}{table.markdown()}\n")
     (run_dir / "strategies.csv").write_text(table.csv())
-    (run_dir / "strategies.json").write_text(
-        json.dumps({**table.to_dict(), "partial": partial or None}, indent=2) + "\n"
-    )
+    shown = {
+        "partial": partial or None,
+        "votes": [[tokens, plain(cell)] for tokens, cell in table.vote_curve() if tokens > 0],
+        "sheets": [{"title": sheet.title, "cells": sheet.cells()} for sheet in table.sheets()],
+        "notes": table.notes(),
+    }
+    (run_dir / STRATEGIES).write_text(json.dumps({**table.to_dict(), **shown}, indent=2) + "\n")
     if picture := accuracy_over_tokens(table):
         (run_dir / "strategies.png").write_bytes(picture.png())

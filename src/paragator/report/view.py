@@ -16,6 +16,7 @@ from paragator.report.alarms import Alarm
 from paragator.report.contents import (
     EVALUATIONS,
     SOURCES,
+    STRATEGIES,
     Contents,
     find_runs,
     finite,
@@ -26,6 +27,7 @@ from paragator.report.contents import (
 from paragator.report.index import Mark, Query, TraceIndex, appended
 from paragator.report.page import HEADERS, page
 from paragator.report.rollouts import Credit, cleaned, crediting, detail
+from paragator.stats.curves import EVALS
 from paragator.stats.table import EvalTable
 
 if TYPE_CHECKING:
@@ -92,7 +94,14 @@ class Followed:
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Size and time of change of what it holds."""
-        names = ("config.json", "manifest.json", "metrics.jsonl", "evals.jsonl", *(f"{name}.jsonl" for name in SOURCES))
+        names = (
+            "config.json",
+            "manifest.json",
+            STRATEGIES,
+            "metrics.jsonl",
+            EVALS,
+            *(f"{name}.jsonl" for name in SOURCES),
+        )
         found = {name: (self.path / name).stat() for name in names if (self.path / name).is_file()}
         return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
 

@@ -96,7 +96,7 @@ async def evaluate(
             logged.say(remark)
         ended = "" if None not in found else budget.spent() or "interrupted"
         if plays:
-            result = compared(config, [one.named.label for one in plays], run_dir, logged, ended)
+            result = compared(config, [one.named.label for one in plays], run_dir, logged, ended, report=report)
         else:
             result = concluded(config, found[0], run_dir, logged, report)
         if not ended:
@@ -147,8 +147,10 @@ def say_usage(run_dir: Path, events: Events) -> dict[str, Any] | None:
     return usage
 
 
-def compared(config: Config, labels: Sequence[str], run_dir: Path, events: Events, ended: str) -> EvalResult:
-    """Say what strategies came to, write their tables and picture, and hand them back; finished requests are kept.
+def compared(
+    config: Config, labels: Sequence[str], run_dir: Path, events: Events, ended: str, *, report: bool
+) -> EvalResult:
+    """Say what strategies came to, write their tables, picture and `report`, and hand them back; finished requests are kept.
 
     A strategy that is not finished is left out; another attempt may add strategies, which share the candidates.
     """
@@ -160,11 +162,14 @@ def compared(config: Config, labels: Sequence[str], run_dir: Path, events: Event
     first = next(iter(done.values()), [])
     result = EvalResult(first, config.eval.k, not ended, run_dir, usage, strategies=done)
     if done:
+        from paragator.report.page import write_report
         from paragator.report.strategies import write_tables
 
         write_tables(result.compared, run_dir, ended)
         events.say(result.compared.text())
         events.say(f"strategies: {run_dir / 'strategies.md'}")
+        if report:
+            events.say(f"report: {write_report(run_dir)}")
     if not ended and (failed := [record for some in done.values() for record in some if record.trace.failure]):
         events.say(f"{len(failed)} traces failed, most by: {main_reason(failed)}; --resume tries them again")
     return result
