@@ -93,6 +93,8 @@ export function Chart({ lines, about, theme }: { lines: Line[]; about: About; th
     plot.current?.destroy();
     shape.current = now;
     plot.current = new uPlot(options(drawn, place.current.clientWidth, about, log), data, place.current);
+    const legend = place.current.querySelector<HTMLElement>(".u-legend");
+    if (legend && legend.scrollHeight > legend.clientHeight) legend.tabIndex = 0;  // it scrolls, by keys too
   });
   useEffect(() => {
     const watch = new ResizeObserver(() => {

@@ -81,6 +81,7 @@ const SMALL: [About, [string, string][]][] = [
   [{ title: "Learning rate", x: "step", zero: true }, [["rate", "lr"]]],
   [{ title: "Loss", x: "step" }, [["loss", "loss"]]],
 ];
+const FEW = 6;  // lines with a band each, with the raw line under a smooth one, or with lines beside them
 const DASHES: (number[] | undefined)[] = [undefined, [6, 4], [2, 3]];
 
 /** Curves of one metric, of each run or of each method with the band from its lowest seed to its highest. */
@@ -90,7 +91,7 @@ function trained(groups: Group[], keys: [string, string][], share: number): Line
     const own = group.runs.map((run) => pick(run.metrics, key)).filter((rows) => rows.length);
     if (own.length === 1) {
       const x = own[0]!.map((row) => row.step), y = own[0]!.map((row) => row[key] as number);
-      const raw: Line[] = share ? [{ label: `${label}, raw`, color: group.hue, x, y, faint: true }] : [];
+      const raw: Line[] = share && groups.length <= FEW ? [{ label: `${label}, raw`, color: group.hue, x, y, faint: true }] : [];
       return [...raw, { label, color: group.hue, dash, x, y: share ? smooth(y, share) : y }];
     }
     const seeds = own.map((rows) => new Map(rows.map((row, j) => [row.step, smooth(rows.map((r) => r[key] as number), share)[j]!])));
@@ -100,32 +101,39 @@ function trained(groups: Group[], keys: [string, string][], share: number): Line
   }));
 }
 
-function byRound(runs: Run[], hues: string[], against: string): Line[] {
-  return runs.flatMap((run, i) => Object.entries(run.evaluations).sort().flatMap(([name, one]): Line[] => {
-    const at = (measure: string) => one.rounds.map((round) => round[measure] as Interval | null);
-    const x = against === "round" ? one.rounds.map((round) => round.round) : at("generated_so_far").map((c) => c?.mean ?? NaN);
-    const label = [runs.length > 1 ? run.key : "", FILES[name]].filter(Boolean).join(" "), known = at("pass_at_1");
-    if (x.some((value) => !Number.isFinite(value))) return [];
-    const scaled = (end: "mean" | "low" | "high") => known.map((c) => c === null || c?.[end] === null ? null : 100 * (c?.[end] as number));
-    const out: Line[] = [{ label, color: hues[i]!, dash: name === "eval_before" ? [6, 4] : undefined, x, y: scaled("mean"), low: scaled("low"), high: scaled("high"), points: true }];
-    const tokens = cell(one, 0, "tokens")?.mean, flat = (c: Interval | null | undefined) => x.map(() => (c ? 100 * c.mean : null));
-    if (name === "eval_before" && run.evaluations.eval_after) return out;
-    if (against === "round") return [...out,
-      { label: `${label}: voting among ${one.k}`, color: hues[i]!, dash: [2, 3], x, y: flat(cell(one, 0, "maj_at_k")) },
-      { label: `${label}: first pass@${one.k}`, color: hues[i]!, dash: [10, 3, 2, 3], x, y: flat(cell(one, 0, "pass_at_k")) }];
-    const votes = one.votes.filter(([, c]) => c);
-    return tokens ? [...out, { label: `${label}: voting among n`, color: hues[i]!, dash: [2, 3], points: true,
-      x: votes.map(([n]) => n * tokens), y: votes.map(([, c]) => 100 * c!.mean) }] : out;
+/** A measure by round (or tokens) of each run with its interval, or of each method: the mean over its runs, from the lowest to the highest. */
+function measured(groups: Group[], name: string, scale: number, against = "round"): Line[] {
+  return groups.flatMap((group) => Object.keys(FILES).sort().flatMap((file): Line[] => {
+    const own = group.runs.map((run) => run.evaluations[file]).filter((one): one is Evaluation => !!one);
+    const rounds = own.length ? [...Array(Math.min(...own.map((one) => one.rounds.length))).keys()] : [];
+    const x = against === "round" ? rounds : rounds.map((t) => mean(own.map((one) => cell(one, t, "generated_so_far")?.mean ?? NaN)));
+    if (!rounds.length || x.some((value) => !Number.isFinite(value))) return [];
+    const cells = rounds.map((t) => own.map((one) => cell(one, t, name)).filter((c): c is Interval => !!c));
+    const part = (of: (some: Interval[]) => number | null) => cells.map((some) => {
+      const value = some.length === own.length ? of(some) : null;
+      return value === null ? null : scale * value;
+    });
+    const ends = own.length === 1 ? { low: part(([c]) => c!.low), high: part(([c]) => c!.high) }
+      : { low: part((some) => Math.min(...some.map((c) => c.mean))), high: part((some) => Math.max(...some.map((c) => c.mean))) };
+    return [{ label: [group.label, FILES[file]].filter(Boolean).join(" "), color: group.hue, dash: file === "eval_before" ? [6, 4] : undefined,
+      points: true, x, y: part((some) => mean(some.map((c) => c.mean))), ...(groups.length > FEW ? {} : ends) }];
   }));
 }
 
-function measured(runs: Run[], hues: string[], name: string, scale = 1): Line[] {
-  return runs.flatMap((run, i) => Object.entries(run.evaluations).sort().map(([file, one]): Line => ({
-    label: [runs.length > 1 ? run.key : "", FILES[file]].filter(Boolean).join(" "), color: hues[i]!, dash: file === "eval_before" ? [6, 4] : undefined,
-    points: true, x: one.rounds.map((round) => round.round), y: one.rounds.map((round) => { const c = round[name] as Interval | null; return c ? scale * c.mean : null; }),
-    low: one.rounds.map((r) => { const c = r[name] as Interval | null; return c && c.low !== null ? scale * c.low : null; }),
-    high: one.rounds.map((r) => { const c = r[name] as Interval | null; return c && c.high !== null ? scale * c.high : null; }),
-  })));
+/** Accuracy, and where runs are few and apart what it is to be compared with: a vote, and the first round's pass@k. */
+function byRound(groups: Group[], against: string): Line[] {
+  const beside = groups.filter(({ runs }) => groups.length <= FEW && runs.length === 1).flatMap(({ label, hue, runs: [run] }): Line[] => {
+    const one = main(run!), tokens = cell(one, 0, "tokens")?.mean;
+    if (!one) return [];
+    const x = one.rounds.map((round) => round.round), flat = (c: Interval | null | undefined) => x.map(() => (c ? 100 * c.mean : null));
+    const named = (what: string) => [label, what].filter(Boolean).join(" "), votes = one.votes.filter(([, c]) => c);
+    if (against === "round") return [
+      { label: named(`voting among ${one.k}`), color: hue, dash: [2, 3], x, y: flat(cell(one, 0, "maj_at_k")) },
+      { label: named(`first pass@${one.k}`), color: hue, dash: [10, 3, 2, 3], x, y: flat(cell(one, 0, "pass_at_k")) }];
+    return tokens ? [{ label: named("voting among n"), color: hue, dash: [2, 3], points: true,
+      x: votes.map(([n]) => n * tokens), y: votes.map(([, c]) => 100 * c!.mean) }] : [];
+  });
+  return [...measured(groups, "pass_at_1", 100, against), ...beside];
 }
 
 /** Held-out pass@1 of the first and the last round while training. */
@@ -155,7 +163,8 @@ export interface Group { label: string; hue: string; runs: Run[] }
 export function Overview({ runs, hues, theme, meanings, about }: {
   runs: Run[]; hues: string[]; theme: string; meanings: Record<string, string>; about: string;
 }) {
-  const [share, setShare] = useState(0.1), [against, setAgainst] = useState("round"), [seeds, setSeeds] = useState(false);
+  const [share, setShare] = useState(0.1), [against, setAgainst] = useState("round"), [asked, setSeeds] = useState<boolean>();
+  const seeds = asked ?? runs.length > FEW;
   const methods = [...new Set(runs.map((run) => run.method))];
   const groups: Group[] = seeds ? methods.map((label, i) => ({ label, hue: color(i), runs: runs.filter((run) => run.method === label) }))
     : runs.map((run, i) => ({ label: runs.length > 1 ? run.key : "", hue: hues[i]!, runs: [run] }));
@@ -172,14 +181,14 @@ export function Overview({ runs, hues, theme, meanings, about }: {
     <div class="grid two">
       {trains && <Chart theme={theme} about={{ title: "Mean reward in training", x: "step", zero: true }}
         lines={trained(groups, [["aggregations", "aggregate/reward"], ["candidates", "generate/reward"]], share)} />}
-      <Chart theme={theme} lines={byRound(runs, hues, against)} about={{ title: against === "round" ? "Accuracy by round (pass@1, %)" : "Accuracy by tokens (pass@1, %)",
+      <Chart theme={theme} lines={byRound(groups, against)} about={{ title: against === "round" ? "Accuracy by round (pass@1, %)" : "Accuracy by tokens (pass@1, %)",
         x: against === "round" ? "round (0: candidates)" : "tokens generated a problem, all rounds so far", whole: against === "round", logX: against !== "round" }} />
     </div>
     <h2>Diversity and length, by round</h2>
     <div class="grid">
       {([["Distinct answers in a pool", "distinct_answers", 1], ["Recovery: all wrong to right (%)", "recovery", 100], ["Destruction: right in the pool, then wrong (%)", "destruction", 100],
         ["Copied from a member (%)", "copy_rate", 100], ["Tokens a solution", "tokens", 1], ["Truncated (%)", "truncated", 100]] as const).map(([title, key, scale]) =>
-        <Chart key={key} theme={theme} lines={measured(runs, hues, key, scale)} about={{ title, x: "round", zero: true, whole: true, height: 180 }} />)}
+        <Chart key={key} theme={theme} lines={measured(groups, key, scale)} about={{ title, x: "round", zero: true, whole: true, height: 180 }} />)}
     </div>
     {trains && <><h2>Training</h2><div class="grid">
       {runs.some((run) => run.evals?.length) && <Chart theme={theme} lines={heldOut(runs, hues)} about={{ title: "Held-out accuracy over training (pass@1, %)", x: "step", zero: true, height: 180 }} />}
