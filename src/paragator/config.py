@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -182,6 +182,9 @@ class RolloutConfig(Section):
     """m: candidates shown to an aggregation."""
     pools: int = Field(1, ge=1)
     """Distinct pools a training round, each with its share of the N aggregations as a credit group."""
+    pool_mix: dict[Literal["none", "mixed", "all"], Annotated[float, Field(ge=0, le=1)]] = Field({})
+    """Shares of a training round's pools without a right member, with some, or with right ones only, where the candidates allow it;
+    the rest is as drawn. {} leaves all as drawn; each candidate that a pool is chosen from is graded twice."""
     strip_thinking: bool = True
     """Show candidates without their thinking."""
     max_prompt_tokens: int | None = Field(None, ge=16)
@@ -354,6 +357,8 @@ class Config(Section):
                 f"train.soft_length = {self.train.soft_length} makes rewards negative, and {method.name} divides by their mean: "
                 "set it to 0"
             )
+        if sum(self.rollout.pool_mix.values()) > 1:
+            raise ValueError(f"rollout.pool_mix = {self.rollout.pool_mix}: its shares sum to more than 1; lower one")
         if self.stages.balance == "gradient" and not self.stages.measure_every:
             raise ValueError("stages.balance = 'gradient' needs measurements: set stages.measure_every, such as 5")
         if self.eval.rounds and self.eval.pool_size > self.eval.candidates:

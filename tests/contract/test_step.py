@@ -623,6 +623,9 @@ def first_word_parity(problem: Problem, texts: Any) -> list[Grade]:
 
 
 TASK = Task("parity", lambda *_: [], first_word_parity)
+TASK_BY_WORD = Task(
+    "by word", lambda *_: [], lambda _, texts: [Grade("correct" if t in ("w0", "w1") else "incorrect") for t in texts]
+)
 PROBLEMS = [Problem("a", "w1 w2"), Problem("b", "w3")]
 
 
@@ -742,6 +745,19 @@ def test_a_step_is_refilled_until_enough_problems_have_credit(
     names = "".join(record.trace.problem.id for record in result.records)
     assert names == {10**6: "abcdef", 25: "abcd", 0: "ab"}[budget]  # two more, then one at a time
     assert len(policy.trees) == 2 * len({"d", "f"} & set(names))
+
+
+def test_pools_are_chosen_by_the_grades_of_candidates(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    async def engine(prompt: Prompt, n: int, *, stage: Any, seed: int) -> Group:
+        return group(tuple(output(i) for i in range(n)), stage)
+
+    for kind, expected in (("none", {0}), ("mixed", {1}), ("all", {2})):
+        config = configured("--rollout.pool_mix={" + kind + " = 1.0}")
+        recipe, policy = Recipe.from_config(config, Packer()), Spy.from_config(model, tokenizer, config)
+        records = asyncio.run(step(1, PROBLEMS, engine, TASK_BY_WORD, policy, recipe)).records
+        assert {sum(r.right(0)[i] == 1 for i in g.pool) for r in records for g in r.trace.rounds[1]} == expected
 
 
 def test_further_problems_are_others_and_the_same_when_resumed() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from asyncio import Future
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from paragator.core.packing import Packer
@@ -13,15 +14,22 @@ from paragator.core.prompts import Templates
 from paragator.core.together import together
 from paragator.core.types import Completion, Failure, Group, Plan, Problem, Prompt, Sample, Trace
 
+Choose = Callable[[Problem, Sequence[str], random.Random], Awaitable[Sequence[int] | None]]
+"""Which of a round's solutions (texts) a pool shows, as their indices in order; None leaves the pool as drawn."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scaffold:
-    """What a run of rounds takes apart from a problem and an engine: how many of what, the prompts, how pools enter them."""
+    """What a run of rounds takes apart from a problem and an engine: how many of what, the prompts, how pools enter them.
+
+    With `choose` (training's curriculum) a pool waits for all solutions of the round before.
+    """
 
     plan: Plan
     templates: Templates
     packer: Packer = field(default_factory=Packer)
     seed: int = 0
+    choose: Choose | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,12 @@ async def aggregate(
     """Draw one pool in random order, show it, and sample its share of the round's aggregations."""
     plan, seed = scaffold.plan, scaffold.seed
     share = plan.aggregations // plan.pools
-    pool = await drawn(before, plan, random.Random(f"{seed}:{problem.id}:{round_}:{index}"))
+    pool = await drawn(before, plan, random.Random(f"{seed}:{problem.id}:{round_}:{index}"), plan.pool_size)
+    if scaffold.choose and len(pool) >= plan.minimum:
+        rng = random.Random(f"{seed}:{problem.id}:{round_}:{index}:choose")
+        everyone = await drawn(before, plan, rng, sys.maxsize)
+        picked = await scaffold.choose(problem, [text for _, text in everyone], rng)
+        pool = pool if picked is None else [everyone[i] for i in picked]
     if len(pool) < plan.minimum:
         return Answered(Group(Prompt(""), (Failure("too few solutions"),) * share, stage="aggregate"))
     packed = scaffold.packer.pack(problem, pool[: plan.pool_size], scaffold.templates)
@@ -82,17 +95,17 @@ def named(group: Group, templates: Templates, shown: Sequence[str]) -> Group:
     return replace(group, outputs=tuple(outputs))
 
 
-async def drawn(before: Sequence[Future[Answered]], plan: Plan, rng: random.Random) -> list[tuple[int, str]]:
-    """A pool's solutions as (place in the round before, text): the first that did not fail, in a random order of places."""
+async def drawn(before: Sequence[Future[Answered]], plan: Plan, rng: random.Random, size: int) -> list[tuple[int, str]]:
+    """`size` solutions as (place in the round before, text): the first that did not fail, in a random order of places."""
     share = len((await before[0]).group.outputs) if len(before) == 1 else plan.aggregations // plan.pools
     places = range(share * len(before))
-    order = rng.sample(places, min(plan.pool_size, len(places)))
+    order = rng.sample(places, min(size, len(places)))
     order += rng.sample(others := [place for place in places if place not in order], len(others))
     pool: list[tuple[int, str]] = []
     for place in order:
         if isinstance(output := (await before[place // share]).group.outputs[place % share], Completion):
             pool.append((place, output.text))
-        if len(pool) >= max(plan.pool_size, plan.minimum):
+        if len(pool) >= max(size, plan.minimum):
             break
     return pool
 

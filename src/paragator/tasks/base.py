@@ -64,6 +64,12 @@ def load_task(config: TaskConfig, *, recorded: bool = False) -> Task:
     return Task(task.name, task.problems, grade, config.correct_from)
 
 
+async def graded(task: Task, problem: Problem, texts: Sequence[str]) -> list[Grade]:
+    """One Grade a text."""
+    found = task.grade(problem, texts)
+    return await found if isinstance(found, Awaitable) else found
+
+
 async def grade_trace(task: Task, trace: Trace, extra: Mapping[str, Any]) -> Graded:
     """A trace, marked with `extra`, and the grade of each of its solutions; failed outputs keep None.
 
@@ -71,8 +77,7 @@ async def grade_trace(task: Task, trace: Trace, extra: Mapping[str, Any]) -> Gra
     """
     rounds = []
     for groups in trace.rounds:
-        found = task.grade(trace.problem, [c.text for group in groups for c in group.completions])
-        grades = iter(await found if isinstance(found, Awaitable) else found)
+        grades = iter(await graded(task, trace.problem, [c.text for group in groups for c in group.completions]))
         rounds.append(tuple(tuple(None if isinstance(o, Failure) else next(grades) for o in g.outputs) for g in groups))
     extra = {**trace.extra, **extra}
     record = Graded(replace(trace, extra=extra), tuple(rounds))

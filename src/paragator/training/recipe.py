@@ -8,6 +8,7 @@ from typing import Literal
 
 from paragator.config import Config, OptimizerConfig
 from paragator.core.methods import CreditSettings, Method
+from paragator.core.mix import Kind
 from paragator.core.packing import Packer
 from paragator.core.scaffold import Scaffold
 from paragator.core.types import Group, Plan, Stage
@@ -109,6 +110,7 @@ class Recipe:
     scaffold  plan, prompts and packing of a step's rollouts; the seed is the run's, see `at_step`
     recorded  candidates by problem id, which replace those that a step would sample (offline aggregation)
     refill    completion tokens that a step may spend on further problems while too few have credit; 0 is off
+    pool_mix  shares of pools by what they hold, see `core.mix`; without any, pools are as drawn
     measure_every  steps between measurements of the stages' gradients; 0 is off
     """
 
@@ -118,6 +120,7 @@ class Recipe:
     recorded: Mapping[str, Group] = field(default_factory=dict)
     measure_every: int = 0
     refill: int = 0
+    pool_mix: Mapping[Kind, float] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: Config, packer: Packer, recorded: Mapping[str, Group] | None = None) -> Recipe:
@@ -139,7 +142,13 @@ class Recipe:
             train.ahead,
         )
         return cls(
-            Crediting.from_config(config), scaffold, schedule, recorded or {}, config.stages.measure_every, train.refill
+            Crediting.from_config(config),
+            scaffold,
+            schedule,
+            recorded or {},
+            config.stages.measure_every,
+            train.refill,
+            config.rollout.pool_mix,
         )
 
     def at_step(self, number: int) -> Scaffold:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 
 from paragator.core.errors import RunError
+from paragator.core.mix import mixed_pool
 from paragator.core.scaffold import run
 from paragator.core.together import together
 from paragator.core.types import Group, Problem, Prompt, Sample, Stage
 from paragator.engines.local.compute import computed
 from paragator.records import Graded
 from paragator.tasks import Task, grade_trace
+from paragator.tasks.base import graded
 from paragator.training.credited import constant, credited, has_credit, otherwise
 from paragator.training.learner import Learner
 from paragator.training.recipe import Recipe
@@ -68,6 +71,14 @@ async def rolled_out(
     async def timed(prompt: Prompt, n: int, *, stage: Stage, seed: int) -> Group:
         with timeline.during(stage):
             return await sample(prompt, n, stage=stage, seed=seed)
+
+    async def choose(problem: Problem, texts: Sequence[str], rng: Random) -> Sequence[int] | None:
+        with timeline.during("grade"):
+            found = [grade.right for grade in await graded(task, problem, texts)]
+        return mixed_pool(found, recipe.scaffold.plan.pool_size, recipe.pool_mix, rng)
+
+    if recipe.pool_mix:
+        scaffold = replace(scaffold, choose=choose)
 
     async def one(problem: Problem) -> Graded:
         trace = await run(problem, timed, scaffold, candidates=recipe.recorded.get(problem.id))
