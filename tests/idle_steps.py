@@ -56,16 +56,16 @@ WORDS = (
 real = loop.step
 
 
-def step(number: int, problems: Any, sample: Any, task: Task, policy: Policy, recipe: Any) -> Awaitable[Any]:
+def step(number: int, problems: Any, sample: Any, task: Task, policy: Policy, *more: Any) -> Awaitable[Any]:
     """A step of training, without signal where `KINDS` says so."""
     if number not in KINDS:
-        return real(number, problems, sample, task, policy, recipe)
+        return real(number, problems, sample, task, policy, *more)
     idle = KINDS[number]
 
     async def changed(prompt: Prompt, n: int, *, stage: Any, seed: int) -> Group:
         return idle.sampled(await sample(prompt, n, stage=stage, seed=seed))
 
-    return real(number, problems, changed, idle.task(task), policy, recipe)
+    return real(number, problems, changed, idle.task(task), policy, *more)
 
 
 def check(run_dir: Path, said: str) -> None:
