@@ -57,6 +57,9 @@ def test_each_stage_has_its_model(two: tuple[Server, Server], strategy: str | No
         assert {group.model for group in record.trace.rounds[0]} == {"cheap"}
         assert {group.model for group in later} == {"strong"}
         assert records.decode(json.loads(json.dumps(records.encode(record)))).trace == record.trace
+    if strategy:
+        kept = json.loads((tmp_path / "r" / "strategies.json").read_text())["strategies"][strategy]["models"]
+        assert kept == {"candidates": ["cheap"], "ratings" if strategy == "judge" else "aggregations": ["strong"]}
     usage = found.usage
     assert usage and usage["model"] == "cheap" and usage["aggregate"]["model"] == "strong"
     assert usage["total"]["calls"] == usage["aggregate"]["total"]["calls"] == 12

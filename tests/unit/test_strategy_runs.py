@@ -286,7 +286,10 @@ def test_differences_are_paired_and_corrected_by_holm() -> None:
     assert set(table.p_values("vote")) <= {"judge", "aggregate"}, "a vote is not compared with itself"
     text = table.text()
     assert "Accuracy - majority" in text and "Holm's p" in text and "12 problems" in text
-    assert table.markdown().count("| strategy |") >= 2 and json.dumps(table.to_dict())
+    found = table.to_dict()
+    assert table.markdown().count("| strategy |") >= 2 and json.loads(json.dumps(found, allow_nan=False)) == found
+    assert [row["tokens"] for row in found["vote"]] == [tokens for tokens, _ in table.vote_curve()]
+    assert found["strategies"]["judge"]["minus_first"]["mean"] == table.gains["judge", "first"].mean
     assert "strategies,,judge,accuracy,share" in table.csv()
 
 

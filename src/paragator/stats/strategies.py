@@ -241,7 +241,9 @@ class StrategyTable:
         return to_csv([every_bound(sheet) for sheet in self.sheets()])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values: all quantities and gains of each strategy with bounds, which models gave what where there are
+        several, and a vote's accuracy over tokens, for a picture at equal tokens.
+        """
         found: dict[str, Any] = {}
         for label in self.labels:
             row: dict[str, Any] = {name: plain(self.intervals[label, name]) for name in QUANTITIES}
@@ -249,8 +251,14 @@ class StrategyTable:
                 if gain := self.gains.get((label, what)):
                     p = self.p_values(what).get(label, NAN)
                     row[f"minus_{what}"] = (plain(gain.interval()) or {}) | {"holm_p": None if math.isnan(p) else p}
-            found[label] = row
-        return {"problems": len(self.problems), "first": self.labels[0], "strategies": found}
+            every = [(what, g.model) for r in self.strategies[label] for what, gs in stages(r).items() for g in gs]
+            named = {what: sorted({m for w, m in every if w == what and m}) for what, _ in every}
+            found[label] = row | {"models": {what: names for what, names in named.items() if names}}
+        vote = [
+            {"tokens": None if math.isnan(tokens) else tokens, "accuracy": plain(one)}
+            for tokens, one in self.vote_curve()
+        ]
+        return {"problems": len(self.problems), "first": self.labels[0], "strategies": found, "vote": vote}
 
     def vote_curve(self) -> list[tuple[float, Interval]]:
         """(all tokens, accuracy) of a vote among 1, 2, ... candidates."""
