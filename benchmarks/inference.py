@@ -1,6 +1,7 @@
 """Aggregation rounds over a benchmark on a real vLLM server: our scaffold against a barrier after every round.
 
     python benchmarks/inference.py --vllm [--full] [--quick] [--repeats 5] [--threads 2]
+    python benchmarks/inference.py --simulated        # `agree` against RSA's loop, see simulated.py
 
 Population inference as in RSA (arXiv 2509.26626): N solutions a problem; in each of T rounds every one of N new
 solutions is asked for with its own random subset of K of the last round's. `rsa` below restates the published loop: a
@@ -34,8 +35,10 @@ HELD = (
 )
 
 
-async def rsa(problems: Sequence[Problem], sample: Sample, plan: Plan, templates: Templates, seed: int) -> None:
-    """Recursive self-aggregation: all problems, a barrier each round."""
+async def rsa(
+    problems: Sequence[Problem], sample: Sample, plan: Plan, templates: Templates, seed: int
+) -> list[list[str]]:
+    """Recursive self-aggregation: all problems, a barrier each round. The last round's texts, a list a problem."""
     n = plan.candidates
     groups = await asyncio.gather(
         *(sample(templates.for_candidate(p), n, stage="generate", seed=derive(seed, p, 0, 0)) for p in problems)
@@ -50,6 +53,7 @@ async def rsa(problems: Sequence[Problem], sample: Sample, plan: Plan, templates
                 calls.append(sample(prompt, 1, stage="aggregate", seed=derive(seed, problem, round_, i)))
         answers = iter(await asyncio.gather(*calls))
         populations = [[next(answers).completions[0].text for _ in range(n)] for _ in problems]
+    return populations
 
 
 async def ours(problems: Sequence[Problem], sample: Sample, plan: Plan, templates: Templates, seed: int) -> None:
@@ -119,9 +123,14 @@ def main() -> int:
     parser = common.parser(__doc__)
     parser.add_argument("--full", action="store_true", help="uniform lengths too")
     parser.add_argument("--vllm", action="store_true", help="needed: says that a vLLM server may be started")
+    parser.add_argument("--simulated", action="store_true", help="agree against RSA's loop over a simulated server")
     flags = parser.parse_args()
+    if flags.simulated:
+        import simulated
+
+        return simulated.main()
     if not flags.vllm:
-        parser.error("nothing to measure without --vllm")
+        parser.error("nothing to measure without --vllm or --simulated")
     common.finish(flags, "inference", asyncio.run(measured(flags)), "requests", "sampled_tokens", "steps", "peer_steps")
     return 0
 
