@@ -87,11 +87,7 @@ def resolve(
         )
     if training:
         check_hooks(config)
-        if config.train.ahead and config.engine.kind != "vllm":
-            raise UsageError(
-                f"train.ahead = {config.train.ahead} needs engine.kind = 'vllm': a model in this process samples and trains in "
-                "turns; set it to 0"
-            )
+        check_ahead(config)
     if training and config.train.backend == "ray" and not launched():
         check_ray(config)
     if config.model.lora_rank and find_spec("peft") is None:
@@ -245,6 +241,15 @@ def check_ray(config: Config) -> None:
         raise UsageError("train.backend = 'ray' is not installed: pip install 'paragator[ray]'")
     if config.train.processes is None:
         raise UsageError("train.backend = 'ray' needs train.processes: how many processes, one a card")
+
+
+def check_ahead(config: Config) -> None:
+    """Refuse to sample while training where one process does both."""
+    if config.train.ahead and config.engine.kind != "vllm":
+        raise UsageError(
+            f"train.ahead = {config.train.ahead} needs engine.kind = 'vllm': a model in this process samples and trains in "
+            "turns; set it to 0"
+        )
 
 
 def check_hooks(config: Config) -> None:
