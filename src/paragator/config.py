@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from paragator.config_servers import ServerConfig
 from paragator.core.errors import UsageError
 from paragator.core.hooks import NamedCredit
 from paragator.core.methods import CreditSettings, Method, method_named
 from paragator.core.prompts import BUILTIN, Templates
+from paragator.server_config import ServerConfig
 from paragator.settings import Section
 from paragator.task_config import Hook
 from paragator.task_config import TaskConfig as TaskConfig

@@ -11,7 +11,6 @@ from typing import Any
 
 from paragator import records
 from paragator.config import Config, EngineConfig, StageConfig
-from paragator.config_servers import ServerConfig
 from paragator.core.errors import DataError, UsageError
 from paragator.core.hooks import function_named, multiplier
 from paragator.core.packing import Packer
@@ -24,6 +23,7 @@ from paragator.engines.sampling import Sampling
 from paragator.runs.folder import OWN_WEIGHTS
 from paragator.runs.launch import launched
 from paragator.runs.servers import judge_engine, servers_of
+from paragator.server_config import ServerConfig
 from paragator.strategies import Named, Sizes, strategy_named
 from paragator.tasks import Task, load_task
 from paragator.tasks.files import is_data_file
