@@ -72,6 +72,11 @@ CASES: list[dict[str, Any]] = [
     {"name": "qwen3 15M, KL", "as": "qwen3 15M", "kl": 0.01},
     {"name": "qwen3 15M, LoRA 8", "as": "qwen3 15M", "lora": 8},
     {"name": "qwen3 15M, group of 2048", "as": "qwen3 15M", "group": 2048},
+    {"name": "embedded, 2 processes", "as": "embedded", "processes": 2},
+    {"name": "qwen3 15M, 2 processes", "as": "qwen3 15M", "processes": 2},
+    {"name": "llama 27M, 2 processes", "as": "llama 27M", "processes": 2},
+    {"name": "qwen3 15M, 2, checkpointing", "as": "qwen3 15M", "processes": 2, "checkpointed": True},
+    {"name": "llama 27M, 2, KL", "as": "llama 27M", "processes": 2, "kl": 0.01},
 ]
 
 
@@ -91,11 +96,12 @@ def measure(name: str) -> dict[str, Any]:
     from paragator.config import Config, ModelConfig
     from paragator.engines.local.loading import add_lora, load_model
     from paragator.settings import validate
-    from paragator.training.memory import Load, from_json, memory
+    from paragator.training.memory import Load, Shards, from_json, memory, part_of
     from paragator.training.policy import Policy
     from paragator.training.rows import Branch, Tree
 
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # the same weights in all processes
     case = case_of(name)
     config = validate(
         Config,
@@ -110,19 +116,21 @@ def measure(name: str) -> dict[str, Any]:
         },
     )
     # every group: a prompt of a fifth, four branches of a fifth each
-    part, groups = case["group"] // 5, 2 * (case["batch"] // case["group"])
+    processes = case.get("processes", 1)
+    part, groups = case["group"] // 5, 2 * processes * (case["batch"] // case["group"])
+    team = joined() if processes > 1 else None
 
     def trained(model: Any, vocabulary: int, part: int, groups: int) -> None:
         rng = random.Random(0)
         ids = [tuple(rng.randrange(vocabulary) for _ in range(part)) for _ in range(5)]
         branches = tuple(Branch(chosen, (-1.0,) * part, 0.001) for chosen in ids[1:])
-        policy = Policy.from_config(model, None, config)
+        policy = policy_of(model, config, team) if team else Policy.from_config(model, None, config)
         for step in (1, 2):
             policy.update([Tree("generate", ids[0], branches)] * groups, step, {"generate": 0.001})
 
     lora = config.model.lora_rank
     for small in small_models(transformers):  # whatever is imported late is imported now
-        trained(add_lora(small, 1) if lora else small, 16, 2, 1)
+        trained(add_lora(small, 1) if lora else small, 16, 2, processes)
     before = resident()
     model = load_model(ModelConfig(device="cpu"))[0] if "kind" not in case else build(transformers, case)
     shape = from_json(model.config.to_dict(), name)
@@ -138,6 +146,10 @@ def measure(name: str) -> dict[str, Any]:
         lora=lora,
         kl=config.train.kl > 0,
     )
+    if team:
+        found = part_of(
+            found, shape, Shards(processes, whole=team.rank == 0), checkpointed=config.model.gradient_checkpointing
+        )
     return {
         "name": name,
         "parameters": count,
@@ -147,7 +159,27 @@ def measure(name: str) -> dict[str, Any]:
         "measured": peak,
         "parts": asdict(found),
         "before": before,
+        "rank": team.rank if team else 0,
     }
+
+
+def joined() -> Any:
+    """The processes of a case, which find each other by the environment."""
+    from paragator.training.team import Team
+
+    team = Team(120.0)
+    team.join()
+    return team
+
+
+def policy_of(model: Any, config: Any, team: Any) -> Any:
+    """This process's part of the policy; rank 0 keeps the whole model as well."""
+    from paragator.training.recipe import PolicySettings
+    from paragator.training.sharded import Shard
+
+    policy = Shard(model, None, PolicySettings.from_config(config), team)
+    policy.batch_tokens = config.train.batch_tokens
+    return policy
 
 
 def resident() -> int:

@@ -52,6 +52,8 @@ MEANT = {
     "output_dir": "runs",
 }
 """What other libraries call a key, and what it is called here."""
+ON = "on"
+"""The table of a config file that holds sections for machines, and the flag that takes one of them."""
 SHIPPED = " or the name of one that ships, such as quickstart (recipes)"
 
 S = TypeVar("S", bound=Section)
@@ -65,9 +67,20 @@ def load(kind: type[S], path: str | Path | None = None, overrides: Sequence[str]
 def read_values(path: str | Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What a TOML file and the overrides of a command line set, by section; UsageError for what cannot be read."""
     values = {} if path is None else read_toml(recipe(Path(path)), "config")
-    for key, text in pairs(overrides):
+    sections, given = values.pop(ON, {}), pairs(overrides)
+    for _, name in (pair for pair in given if pair[0] == ON):
+        if name not in sections:
+            known = ", ".join(sections) or "none"
+            raise UsageError(f"--{ON} {name}: {path or 'no config'} has no section [{ON}.{name}]; known: {known}")
+        values = merged(values, sections[name])
+    for key, text in (pair for pair in given if pair[0] != ON):
         put(values, key.split("."), parse_value(text), key)
     return values
+
+
+def sections(path: str | Path) -> list[str]:
+    """The names that `--on` takes for a config: what it says of machines, each a table [on.NAME] of keys that win."""
+    return list(read_toml(recipe(Path(path)), "config").get(ON, {}))
 
 
 def recipe(path: Path) -> Path:

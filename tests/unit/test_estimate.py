@@ -13,9 +13,11 @@ from paragator.training.memory import (
     HUB,
     MOST_TOKENS,
     Load,
+    Shards,
     budget,
     free_memory,
     memory,
+    part_of,
     shape_of,
     stages,
     with_tokens,
@@ -38,6 +40,21 @@ def test_checkpointing_and_adapters_need_less_and_a_reference_more() -> None:
     assert memory(shape, load, bfloat16=True, checkpointed=True).peak < plain
     assert memory(shape, load, bfloat16=True, checkpointed=False, lora=16).peak < plain
     assert memory(shape, load, bfloat16=True, checkpointed=False, kl=True).peak == plain + 4 * shape.parameters
+
+
+def test_a_shard_holds_its_part_and_what_is_whole_at_a_time() -> None:
+    shape, load = HUB["Qwen/Qwen3-32B"], Load(1, 2048, 4, 512)
+    alone = memory(shape, load, bfloat16=False, checkpointed=True)
+    assert part_of(alone, shape, Shards(1)) is alone
+    parts = [part_of(alone, shape, Shards(count), checkpointed=True) for count in (2, 4, 8, 64)]
+    assert [part.optimiser for part in parts] == [alone.optimiser / count for count in (2, 4, 8, 64)]
+    assert [part.activations for part in parts] == [alone.activations] * 4
+    peaks = [part.peak for part in parts]
+    assert peaks == sorted(peaks, reverse=True) and peaks[-1] == 8 * shape.parameters  # loading is not sharded
+    whole = part_of(alone, shape, Shards(2, whole=True), checkpointed=True)
+    assert whole.peak == parts[0].peak + 4 * shape.parameters
+    casts = [part_of(alone, shape, Shards(64), checkpointed=c, bfloat16=True).weights for c in (True, False)]
+    assert casts[1] - casts[0] > shape.parameters  # copies in bfloat16 of all layers, or of those being computed
 
 
 def test_tokens_of_a_step_are_those_of_the_plan() -> None:

@@ -10,7 +10,7 @@ from paragator.cli.main import parse, parser_for
 from paragator.core.errors import UsageError
 from paragator.runs.defaults import run_config
 from paragator.runs.folder import installed
-from paragator.settings import read_values
+from paragator.settings import ON, read_values, sections
 
 PACKAGES = ("paragator", "torch", "transformers", "accelerate", "reasoning-gym", "peft", "trl")
 
@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> int:
 
     if config:
         found = estimate_here(config, flags.flops, flags.fill)
+        names = [] if any(word.partition("=")[0] == f"--{ON}" for word in rest) else sections(flags.config)
+        found["sections"] = {name: on_machine(flags.config, [*rest, f"--{ON}", name]) for name in names}
     else:
         versions = {name: installed(name) or "not installed" for name in PACKAGES}
         found = {"python": sys.version.split()[0], **versions, **examine()}
@@ -40,6 +42,22 @@ def main(arguments: list[str]) -> int:
         for name, value in found.items():
             print(f"{name:<16} {value}")
     return 0 if config or found["embedded model"] == "ok" else 1
+
+
+def on_machine(path: str, overrides: list[str]) -> dict[str, Any]:
+    """What a config needs on cards, with one of its sections."""
+    from paragator.planning.estimate import estimate
+
+    found = estimate(run_config(read_values(path, overrides)), bfloat16=True, cuda=True, rate=1.0)
+    return {name: found[name] for name in ("processes", "trained_parameters", "memory_bytes", "fits")}
+
+
+def show_sections(found: dict[str, Any]) -> None:
+    """Memory of each section of a config on cards, and which card holds it."""
+    for name, one in found.items():
+        cards = ", ".join(f"{card} {'yes' if fit else 'no'}" for card, fit in one["fits"].items())
+        part = f"{one['memory_bytes']['peak'] / 1e9:.1f} GB a process, {one['processes']} of them"
+        print(f"--on {name}: {one['trained_parameters']:,} trained, {part}; fits a card: {cards}")
 
 
 def show_estimate(found: dict[str, Any]) -> None:
@@ -54,5 +72,6 @@ def show_estimate(found: dict[str, Any]) -> None:
     for part, seconds in found["seconds_per_step"].items():
         print(f"  {part:<12} {seconds:>10.1f} s a step = {found['flops_per_step'][part]:.3g} FLOP / {rate:.3g} FLOP/s")
     print(f"rate: {found['rate_from']}; assumed: {found['assumed']}")
+    show_sections(found["sections"])
     for name, formula in found["formulas"].items():
         print(f"  {name} = {formula}")

@@ -15,14 +15,20 @@ from paragator.training.memory import (
     MOST_TOKENS,
     PROMPT_TOKENS,
     Shape,
+    Shards,
     StageTokens,
     load_of,
     memory_of,
+    part_of,
     shape_of,
     stages,
     with_tokens,
 )
 
+CARDS = {"80 GB": 80e9, "141 GB": 141e9}
+"""Cards that an estimate is held against, in bytes."""
+CONTEXT = 2e9
+"""Bytes of a card that CUDA and the libraries take."""
 FORMULAS = {
     "weights": "4 bytes x parameters (float32), and 2 more for the copies that bfloat16 autocast keeps. "
     "Under LoRA's adapters 4 bytes, with bfloat16 2, but 4 for embeddings and head",
@@ -40,7 +46,13 @@ FORMULAS = {
     "(+ 4 V h with tied embeddings)",
     "peak": "weights + gradients + optimiser + reference + max(activations + working, optimiser's temporaries), which are "
     "8 bytes x the largest matrix on a CPU and 4 bytes x trained parameters on CUDA",
-    "not counted": "the rollout engine (its weights and key-value cache), the libraries themselves, fragmentation, sharding",
+    "sharded": "(train.processes) weights, gradients, optimiser and reference divided by processes / train.replicas, and whole at a "
+    "time: weights and gradients of two layers, of embeddings and of the head; the copies for bfloat16 are not divided, and with "
+    "checkpointing are those of what is whole; rank 0, where it samples itself, 4 bytes x parameters more. At least what rank 0 "
+    "holds when it begins: two times 4 bytes x parameters, and the reference",
+    "fits": "peak + 2 GB for CUDA and the libraries <= the card; with engine.launch less the share that vLLM takes of it "
+    "(--gpu-memory-utilization in engine.vllm_arguments, else its default of 0.9)",
+    "not counted": "servers that run elsewhere, fragmentation",
     "flops": "6 N a trained token (8 N with gradient checkpointing; LoRA 4 N, 6 N) + 2 N more with a KL, 2 N a generated or prefilled "
     "token, N the parameters that a token uses; and for "
     "attention's scores 4 layers q a pass, token and key: half of a prompt, a prompt and its branch; half of all in generation",
@@ -90,7 +102,10 @@ def estimate(
         raise UsageError(f"flops = {rate}, fill = {fill}, prompt = {prompt}: use flops > 0, 0 < fill <= 1, prompt >= 1")
     shape, config = shape_of(config.model), with_tokens(config, tokens)
     full = stages(config, prompt=prompt)
-    found = [memory_of(config, shape, work, tokens, bfloat16, cuda) for work in full if work.trained]
+    shards = Shards((config.train.processes or 1) // config.train.replicas, config.engine.kind == "transformers")
+    alone = [memory_of(config, shape, work, tokens, bfloat16, cuda) for work in full if work.trained]
+    checkpointed = config.model.gradient_checkpointing
+    found = [part_of(one, shape, shards, checkpointed=checkpointed, bfloat16=bfloat16) for one in alone]
     works = stages(config, prompt=prompt, fill=fill)
     work = flops(config, shape, works)
     return {
@@ -98,6 +113,7 @@ def estimate(
         "parameters": shape.parameters,
         "trained_parameters": shape.adapters(config.model.lora_rank) if config.model.lora_rank else shape.parameters,
         "precision": "bfloat16" if bfloat16 else "float32",
+        "processes": config.train.processes or 1,
         "memory_bytes": asdict(max(found, key=lambda m: m.peak)) if found else {},
         "micro_batch": {w.stage: asdict(load_of(w, tokens)) for w in full if w.trained},
         "tokens_per_step": {
@@ -108,4 +124,22 @@ def estimate(
         "seconds_per_step": {name: value / rate for name, value in work.items()},
         "assumed": {"prompt_tokens": prompt, "fill": fill},
         "formulas": FORMULAS,
+        "fits": {card: fits(config, max(m.peak for m in found), size) for card, size in CARDS.items()} if found else {},
     }
+
+
+def fits(config: Config, peak: float, card: float) -> bool:
+    """Whether a card of so many bytes holds a trainer's process, and the server's share where that is on the same card."""
+    return peak + CONTEXT <= card * (1 - server_share(config))
+
+
+def server_share(config: Config) -> float:
+    """The share of the trainer's card that a vLLM takes which the run starts; 0 where it starts none."""
+    if config.engine.kind != "vllm" or not config.engine.launch:
+        return 0.0
+    words = [word for argument in config.engine.vllm_arguments for word in argument.split("=", 1)]
+    flag = "--gpu-memory-utilization"
+    try:
+        return float(words[words.index(flag) + 1]) if flag in words else 0.9
+    except (IndexError, ValueError):
+        raise UsageError(f"engine.vllm_arguments: {flag} needs a share, as in {flag}=0.3") from None

@@ -205,6 +205,32 @@ def memory(
     return Memory(weights, FLOAT * trained, 2 * FLOAT * trained, reference, activations, work, peak)
 
 
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """How a process's part of the policy is held: one of `count` shards, and on rank 0 the `whole` model as well."""
+
+    count: int = 1
+    whole: bool = False
+
+
+def part_of(
+    found: Memory, shape: Shape, shards: Shards, *, checkpointed: bool = False, bfloat16: bool = False
+) -> Memory:
+    """The memory of one process whose weights, gradients and moments are sharded, from that of one alone. See FORMULAS."""
+    if shards.count == 1:
+        return found
+    layer = (shape.parameters - shape.ends) / shape.layers
+    gathered = 2 * layer + shape.ends  # whole at a time: two layers, and embeddings and head throughout
+    held = (found.weights - (2 * shape.parameters if bfloat16 else 0)) / shards.count
+    copies = 2 * (gathered if checkpointed else shape.parameters) if bfloat16 else 0
+    weights = held + copies + FLOAT * gathered + (FLOAT * shape.parameters if shards.whole else 0)
+    gradients = found.gradients / shards.count + FLOAT * gathered
+    optimiser, reference = found.optimiser / shards.count, found.reference / shards.count
+    peak = weights + gradients + optimiser + reference + found.activations + found.working
+    begin = 2 * FLOAT * shape.parameters + found.reference  # rank 0 copies what it loaded before it shards that
+    return Memory(weights, gradients, optimiser, reference, found.activations, found.working, max(peak, begin))
+
+
 def kept(shape: Shape, load: Load, bfloat16: bool, lora: bool, flex: bool) -> tuple[float, float]:
     """Bytes that the forward pass keeps for the backward one: of all layers, and of one."""
     e = 2 if bfloat16 else FLOAT
