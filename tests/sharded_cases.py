@@ -117,7 +117,7 @@ def policy_of(case: Case, team: Any = None) -> Policy:
         precision=case.precision,  # type: ignore[arg-type]
         gradient_checkpointing=case.checkpointing,
         max_refused=1,
-        ratio=3.0 if case.balance else None,
+        stage_ratio=3.0 if case.balance else None,
     )
     if team is None:
         policy = Policy(model, tokenizer, settings)

@@ -313,11 +313,17 @@ def test_a_batch_with_signal_moves_the_policy(model: LlamaForCausalLM, tokenizer
     assert any(not torch.equal(before[n], p) for n, p in policy.raw.named_parameters())
 
 
+@pytest.mark.parametrize("ratio", ["token", "sequence", "cispo"])
 def test_a_second_update_is_clipped_against_the_policy_before_the_first(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ratio: str
 ) -> None:
     """Two updates on one batch are one update, and one by hand whose ratio is taken to where that began."""
-    settings = ("--train.clip_low=0.05", "--train.clip_high=0.01", "--optimizer.max_grad_norm=100")
+    settings = (
+        "--train.clip_low=0.05",
+        "--train.clip_high=0.01",
+        "--optimizer.max_grad_norm=100",
+        f"--train.ratio={ratio}",
+    )
     by_hand = Policy.from_config(copy.deepcopy(model), tokenizer, configured(*settings))
     twice = Policy.from_config(model, tokenizer, configured(*settings, "--train.updates=2"))
     (row,) = pack(TREES, 4096)

@@ -92,7 +92,7 @@ class Policy:
     def measure(self, trees: Sequence[Tree], others: Sequence[Tree]) -> dict[str, float]:
         """Norms and cosines of the stages' gradients, without the KL, each in passes of its own; no weight changes.
 
-        `others` are the candidates under another credit. With `settings.ratio`, further updates scale candidates' credit by
+        `others` are the candidates under another credit. With `settings.stage_ratio`, further updates scale candidates' credit by
         them. Where something is not finite nothing is measured: the update says so.
         """
 
@@ -109,8 +109,8 @@ class Policy:
             return {}
         finally:
             self.optimizer.zero_grad()
-        if self.settings.ratio:
-            self.factor = balance.factor(self.factor, found, self.settings.ratio)
+        if self.settings.stage_ratio:
+            self.factor = balance.factor(self.factor, found, self.settings.stage_ratio)
         return found
 
     def update(self, trees: Sequence[Tree], step: int, kl_constants: Mapping[Stage, float]) -> dict[str, float]:

@@ -167,7 +167,7 @@ class PolicySettings:
     temperature             of each stage's sampling, at which log-probabilities are taken too
     steps, updates          steps of the run (for the learning rate's schedule), and optimiser steps on each one's rollouts
     max_refused             updates that may be skipped because something is not finite, before the run ends
-    ratio                   of the norm of candidates' gradient to that of aggregations'; None leaves both as they are
+    stage_ratio             of the norm of candidates' gradient to that of aggregations'; None leaves both as they are
     kl                      weight of the KL to the initial model; 0 keeps no reference
     router_loss             weight of the load-balancing loss of a mixture of experts
     gradient_checkpointing  keep only each layer's input for the backward pass
@@ -179,7 +179,7 @@ class PolicySettings:
     steps: int
     updates: int = 1
     max_refused: int = 0
-    ratio: float | None = None
+    stage_ratio: float | None = None
     kl: float = 0.0
     router_loss: float = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -197,7 +197,7 @@ class PolicySettings:
             steps=train.steps,
             updates=train.updates,
             max_refused=train.max_refused,
-            ratio=config.stages.ratio if config.stages.balance == "gradient" else None,
+            stage_ratio=config.stages.ratio if config.stages.balance == "gradient" else None,
             kl=train.kl,
             router_loss=train.router_loss,
             precision=train.precision,
