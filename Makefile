@@ -6,6 +6,7 @@
 # make check        lint, format, types, import layers, bandit, pip-audit, links in the documents
 # make vllm         vLLM for this CPU in its own environment, .venv-vllm (docs/vllm.md)
 # make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about an hour (docs/results/smollm2.md)
+# make strategies   SmolLM2-135M on sums: weights, a short cold start, then every strategy over vLLM, compared at equal tokens (docs/results/strategies.md)
 # make weights      only its weights, SmolLM2-135M-Instruct in float32, into models/smollm2-135m
 # make bench        every benchmark with a peer, then docs/performance.md, in under half an hour; with vLLM where `make vllm` was run
 # make page     build the page again from web/ (needs Node 20; the built page is committed)
@@ -23,14 +24,16 @@ CORE := .venv/installed
 DEV := .venv/installed-dev
 DOCS := .venv/installed-docs
 VLLM := .venv-vllm/installed
+VLLM_CPU := VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=2 VLLM_NO_USAGE_STATS=1
 SMOLLM2 := models/smollm2-135m
 CONFIG := configs/quickstart.toml
 BENCH ?= --within 10
 FULL ?=
 KILLS ?= 200
 RANK_KILLS ?= 30
+MORE ?=
 
-.PHONY: help quickstart test torture mutants check vllm weights smollm2 bench page docs clean
+.PHONY: help quickstart test torture mutants check vllm weights smollm2 strategies bench page docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -71,8 +74,12 @@ weights: $(SMOLLM2)/config.json
 
 # Called again after an interruption, it resumes.
 smollm2: $(VLLM) $(SMOLLM2)-arithmetic/config.json
-	@OMP_NUM_THREADS=2 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=2 VLLM_NO_USAGE_STATS=1 $(BIN)/paragator train configs/smollm2.toml $(if $(wildcard runs/smollm2),--resume)
+	@OMP_NUM_THREADS=2 $(VLLM_CPU) $(BIN)/paragator train configs/smollm2.toml $(if $(wildcard runs/smollm2),--resume)
 	@echo "report: $(CURDIR)/runs/smollm2/report.html"
+
+# Called again, it resumes. Another run of one strategy: MORE="--name again --strategy majority:n=8"
+strategies: $(VLLM) $(SMOLLM2)-strategies/config.json
+	@OMP_NUM_THREADS=1 $(VLLM_CPU) $(BIN)/python scripts/eval_vllm.py configs/smollm2-strategies.toml 2 $(MORE)
 
 bench: $(DEV) $(SMOLLM2)/config.json
 	@for name in startup linear "update $(FULL)" "step $(FULL)"; do set -- $$name; $(BIN)/python benchmarks/$$1.py $$2 $(BENCH) || exit 1; done
@@ -127,3 +134,7 @@ $(SMOLLM2)/config.json: | $(CORE)
 $(SMOLLM2)-arithmetic/config.json: | $(SMOLLM2)/config.json $(CORE)
 	@echo "cold start: supervised learning on 960 worked sums (about 10 minutes)"
 	@OMP_NUM_THREADS=2 $(BIN)/python scripts/smollm2_cold_start.py configs/smollm2.toml $(SMOLLM2)
+
+$(SMOLLM2)-strategies/config.json: | $(SMOLLM2)/config.json $(CORE)
+	@echo "cold start: supervised learning on 640 worked sums (about 7 minutes)"
+	@OMP_NUM_THREADS=2 $(BIN)/python scripts/smollm2_cold_start.py configs/smollm2-strategies.toml $(SMOLLM2) --examples 640
