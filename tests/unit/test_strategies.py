@@ -80,6 +80,7 @@ def different(prompt: Prompt, index: int, stage: Stage, seed: int) -> Output:
         ("judge", 6, 0, 6),
         ("judge:n=4,votes=3", 4, 0, 12),
         ("confidence", 6, 0, 0),
+        ("confidence:n=9,warmup=4", 9, 0, 0),
         ("self_certainty:n=5", 5, 0, 0),
         ("agree", 6, 12, 0),
     ],
@@ -260,6 +261,61 @@ def test_confidence_votes_as_a_brute_force_reference_does(keep: float) -> None:
         chosen = {answers[i] for i, weight in enumerate(trace.choice.weights) if weight}
         assert chosen == {max(sums, key=lambda answer: sums[answer])}
         assert trace.choice.scores == pytest.approx(scores)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.9])
+@pytest.mark.parametrize("consensus", [0.6, 0.95])
+def test_confidence_on_line_ends_where_a_brute_force_reference_does(keep: float, consensus: float) -> None:
+    """DeepConf's algorithm 2, token by token: a trace is cut once a group falls below the bar, and then has no answer.
+
+    Ours samples whole traces, in batches of the warm-up's size: the same answer from the same number of them.
+    """
+    import numpy as np
+
+    warmup, n, window = 6, 21, 5
+    rng = random.Random(f"{keep} {consensus}")
+    sizes: Counter[int] = Counter()
+    for _ in range(60):
+        clear = rng.random() < 0.5
+        answers = [rng.choices(["1", "2", "3", ""], [8, 1, 1, 1] if clear else [2, 2, 1, 1])[0] for _ in range(n)]
+        tokens = [[rng.expovariate(0.1) for _ in range(rng.randrange(1, 20))] for _ in range(n)]
+
+        def cut(one: list[float], bar: float) -> bool:
+            """Whether a group of `window` tokens is below the bar at some token; a shorter trace is one group."""
+            ends = range(min(window, len(one)), len(one) + 1)
+            return any(np.mean(one[max(0, end - window) : end]) < bar - 1e-9 for end in ends)
+
+        lowest = [published_confidence(one, "lowest", window) for one in tokens]
+        done, bar, sums = 0, None, dict[str, float]()
+        while done < n and (not sums or max(sums.values()) / sum(sums.values()) < consensus):
+            done, new = min(n, done + warmup), range(done, min(n, done + warmup))
+            if bar is None:
+                valid = [lowest[i] for i in range(done) if answers[i]]
+                bar, new = (float(np.percentile(valid, (1 - keep) * 100)) if valid else None), range(done)
+            for i in new:
+                if bar is not None and answers[i] and not cut(tokens[i], bar):
+                    sums[answers[i]] = sums.get(answers[i], 0.0) + lowest[i]
+
+        feed = iter(range(n))
+
+        def reply(*_: Any, feed: Any = feed, tokens: Any = tokens, answers: Any = answers) -> Output:
+            i = next(feed)
+            return Completion(f"={answers[i]}" if answers[i] else "-", confidences=tuple(tokens[i]))
+
+        settings = f"n={n},warmup={warmup},window={window},keep={keep},consensus={consensus}"
+        trace, engine = play(f"confidence:{settings}", reply)
+        assert trace.choice is not None and count(engine) == {"generate": done}
+        chosen = {answers[i] for i, weight in enumerate(trace.choice.weights) if weight}
+        assert chosen == {max(sums, key=lambda answer: sums[answer])}
+        sizes[done] += 1
+    assert min(sizes) == warmup and max(sizes) == n, "some end at once, some never"
+
+
+def test_confidence_on_line_without_confidences_is_a_vote_over_all() -> None:
+    trace, engine = play("confidence:n=6,warmup=2", lambda *_: "=1")
+    assert count(engine) == {"generate": 6} and trace.choice is not None and trace.choice.why
+    with pytest.raises(UsageError, match="consensus = 1"):
+        strategy_named("confidence:consensus=1.5")
 
 
 def test_borda_votes_are_ranks_to_a_power() -> None:

@@ -29,13 +29,9 @@ def voted(answers: Sequence[str | None], weights: Sequence[float] | None = None)
     """
     if not answers:
         return ()
-    votes: dict[str, list[float]] = {}
-    for answer, weight in zip(answers, weights or [1.0] * len(answers), strict=True):
-        if answer is not None and weight > 0:
-            votes.setdefault(answer, []).append(weight)
-    if not votes:
+    sums = sums_of(answers, weights or [1.0] * len(answers))
+    if not sums:
         return alike(len(answers))
-    sums = {answer: math.fsum(some) for answer, some in votes.items()}
     most = max(sums.values())
     won = [answer for answer, total in sums.items() if math.isclose(total, most, rel_tol=1e-12)]
     voters = [
@@ -45,6 +41,21 @@ def voted(answers: Sequence[str | None], weights: Sequence[float] | None = None)
     return tuple(
         1 / len(won) / voters.count(answer) if answer is not None and answer in won else 0.0 for answer in voters
     )
+
+
+def sums_of(answers: Sequence[str | None], weights: Sequence[float]) -> dict[str, float]:
+    """The weight behind each answer that has some."""
+    votes: dict[str, list[float]] = {}
+    for answer, weight in zip(answers, weights, strict=True):
+        if answer is not None and weight > 0:
+            votes.setdefault(answer, []).append(weight)
+    return {answer: math.fsum(some) for answer, some in votes.items()}
+
+
+def share(answers: Sequence[str | None], weights: Sequence[float]) -> float:
+    """The share of all weight that is behind the answer with the most; 0 where there is none."""
+    sums = sums_of(answers, weights).values()
+    return max(sums) / math.fsum(sums) if sums else 0.0
 
 
 def best(scores: Sequence[float | None]) -> Weights | None:

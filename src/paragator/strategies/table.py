@@ -38,7 +38,7 @@ STRATEGIES: dict[str, Strategy] = {
     "agree": Agree(),
 }
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
-FROM_ONE = frozenset({"n", "k", "window", "votes", "degree", "max_chars"})
+FROM_ONE = frozenset({"n", "k", "window", "votes", "degree", "max_chars", "warmup"})
 """Settings that mean nothing when they are 0."""
 
 
