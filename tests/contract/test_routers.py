@@ -108,6 +108,14 @@ def test_an_update_reports_it_and_the_reference_does_not_count() -> None:
     assert "router_loss" not in Policy(mixtral(), None, SETTINGS).update(trees, 1, {})
 
 
+def test_the_stages_gradients_are_measured_without_it() -> None:
+    trees = [replace(tree, branches=(replace(tree.branches[0], credit=1.0),)) for tree in TREES]
+    with_loss, without = (
+        Policy(mixtral(), None, replace(SETTINGS, router_loss=x)).measure(trees, []) for x in (9.0, 0.0)
+    )
+    assert with_loss == pytest.approx(without)
+
+
 def test_router_noise_does_not_disturb_the_proof() -> None:
     assert Policy(mixtral(router_jitter_noise=0.5).train(), None, replace(SETTINGS, router_loss=0.01)).routers
 

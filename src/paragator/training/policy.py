@@ -90,7 +90,7 @@ class Policy:
         return pack(trees, self.batch_tokens)
 
     def measure(self, trees: Sequence[Tree], others: Sequence[Tree]) -> dict[str, float]:
-        """Norms and cosines of the stages' gradients, without the KL, each in passes of its own; no weight changes.
+        """Norms and cosines of the stages' gradients, without KL and routers' loss, each in passes of its own; no weight changes.
 
         `others` are the candidates under another credit. With `settings.stage_ratio`, further updates scale candidates' credit by
         them. Where something is not finite nothing is measured: the update says so.
@@ -103,11 +103,13 @@ class Policy:
             self.optimizer.zero_grad()
             return found
 
+        routers, self.routers = self.routers, None
         try:
             found = balance.compared(gradient, trees, others)
         except NotFinite:
             return {}
         finally:
+            self.routers = routers
             self.optimizer.zero_grad()
         if self.settings.stage_ratio:
             self.factor = balance.factor(self.factor, found, self.settings.stage_ratio)
