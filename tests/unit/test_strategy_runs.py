@@ -122,6 +122,22 @@ def test_a_stopped_run_says_so_and_is_resumed(tmp_path: Path) -> None:
     assert whole.finished and list(whole.strategies) == NAMES[:3]
 
 
+def test_progress_is_of_the_strategy_that_runs(tmp_path: Path) -> None:
+    """Its own requests and tokens, and the time left by what it is to ask, not by the rounds of the config."""
+    last: dict[str, Any] = {}
+
+    class Seen(Events):
+        def on_trace(self, record: Any, progress: Any) -> None:
+            last[progress.what] = progress
+
+    names = ["majority:n=6", "genselect:n=6", "judge:n=6"]
+    paragator.evaluate(
+        sums(), Scripted(reply), folder=tmp_path / "r", strategy=names, events=Seen(), config={"eval.problems": 5}
+    )
+    assert [(last[name].calls, last[name].sampled) for name in names] == [(30, 1.0), (5, 1.0), (30, 1.0)]
+    assert last["majority:n=6"].tokens == 300
+
+
 def test_records_keep_choices_and_ratings(tmp_path: Path) -> None:
     result = evaluated(Scripted(reply), tmp_path / "run", ["judge"])
     path = tmp_path / "run" / "strategies" / "judge.jsonl"

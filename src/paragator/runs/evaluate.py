@@ -205,6 +205,12 @@ class Tally:
         self.name, self.events, self.connection = name, events, connection
         self.start = time.perf_counter()
         self.finished = self.total = self.taken = self.asked = self.came = 0
+        self.before = self.spent()
+
+    def spent(self) -> tuple[int, int]:
+        """Requests and tokens so far, of this evaluation and those before it."""
+        journals = self.connection.journals if self.connection else ()
+        return sum(one.asked for one in journals), sum(one.tokens for one in journals)
 
     @property
     def seconds(self) -> float:
@@ -232,9 +238,9 @@ class Tally:
         found = Progress(self.name, self.finished, self.total, self.taken, self.seconds, sampled=sampled)
         if self.connection is None:
             return found
-        journals, trouble = self.connection.journals, self.connection.trouble()
-        calls, tokens = sum(one.asked for one in journals), sum(one.tokens for one in journals)
-        return replace(found, trouble=trouble, calls=calls if journals else None, tokens=tokens if journals else None)
+        calls, tokens = (now - before for now, before in zip(self.spent(), self.before, strict=True))
+        known, trouble = bool(self.connection.journals), self.connection.trouble()
+        return replace(found, trouble=trouble, calls=calls if known else None, tokens=tokens if known else None)
 
     @asynccontextmanager
     async def shown(self) -> AsyncIterator[None]:
@@ -299,7 +305,8 @@ async def measured(
     tally.total, tally.finished = len(wanted), len(wanted) - len(left)
     plays, sample = asked.plays.over(sample) if asked.plays else (None, sample)
     plan, counted = asked.scaffold.plan, tally.counting(sample)
-    tally.asked = len(left) * (plan.candidates + plan.rounds * plan.aggregations)
+    each = plays.named.requests(plays.sizes) if plays else plan.candidates + plan.rounds * plan.aggregations
+    tally.asked = len(left) * (each or 0)
     at_once = at_once or AT_ONCE
     sampling, begun = asyncio.Semaphore(at_once), asyncio.Semaphore(2 * at_once)
 
