@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py --vllm [--full] [--quick] [--repeats 5] [--threads 2]
     python benchmarks/inference.py --simulated        # `agree` against RSA's loop, see simulated.py
+    python benchmarks/inference.py --expected         # the same without noise, see expected.py
 
 Population inference as in RSA (arXiv 2509.26626): N solutions a problem; in each of T rounds every one of N new
 solutions is asked for with its own random subset of K of the last round's. `rsa` below restates the published loop: a
@@ -124,13 +125,19 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="uniform lengths too")
     parser.add_argument("--vllm", action="store_true", help="needed: says that a vLLM server may be started")
     parser.add_argument("--simulated", action="store_true", help="agree against RSA's loop over a simulated server")
+    parser.add_argument("--problems", type=int, default=200, help="of the simulation, of each kind")
+    parser.add_argument("--expected", action="store_true", help="the same in expectation, for many settings of agree")
     flags = parser.parse_args()
+    if flags.expected:
+        import expected
+
+        return expected.main()
     if flags.simulated:
         import simulated
 
-        return simulated.main()
+        return simulated.main(flags.problems)
     if not flags.vllm:
-        parser.error("nothing to measure without --vllm or --simulated")
+        parser.error("nothing to measure without --vllm, --simulated or --expected")
     common.finish(flags, "inference", asyncio.run(measured(flags)), "requests", "sampled_tokens", "steps", "peer_steps")
     return 0
 
