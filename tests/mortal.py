@@ -24,9 +24,10 @@ from paragator.config import Config
 from paragator.core.errors import RunError
 from paragator.core.packing import Packer
 from paragator.core.types import Problem
-from paragator.engines.http import endpoint, fleet, vllm
+from paragator.engines.http import endpoint, fleet, vllm, weights
 from paragator.engines.http.openai import Limits, OpenAI
 from paragator.engines.http.vllm import VllmEngine
+from paragator.engines.http.weights import Adapter, Weights
 from paragator.engines.sampling import Sampling
 from paragator.settings import validate
 from paragator.tasks import Task, load_task
@@ -45,8 +46,8 @@ HURRY: dict[str, tuple[Any, float]] = {
     "LONGEST_PAUSE_S": (fleet, 0.2),
     "TRIAL_TIMEOUT_S": (fleet, 1.0),
     "LATE_S": (vllm, 1.0),
-    "CHECK_TIMEOUT_S": (vllm, 1.0),
-    "ROUTE_TIMEOUT_S": (vllm, 1.0),
+    "CHECK_TIMEOUT_S": (weights, 1.0),
+    "ROUTE_TIMEOUT_S": (weights, 1.0),
 }
 """Waits that are tens of seconds for people are one here: more than this process may stand still on a busy machine."""
 
@@ -73,6 +74,7 @@ class Mortal(VllmServer):
     def forget(self, old: str | None = None) -> None:
         """Have the weights that it was started with, or those of an old version."""
         self.weights, self.label, self.paused = old, old or "default", False
+        self.adapters.clear()
 
     def choose(self, call: Call) -> str | tuple[int, str]:
         if self.mood == "hang":
@@ -87,7 +89,8 @@ class Mortal(VllmServer):
 
     def choice(self, body: Any, prompt: str, index: int, chat: bool) -> dict[str, Any]:
         rng = random.Random(f"{prompt}:{body['seed']}:{index}")
-        ids = [int(str(self.weights).rpartition("_")[2]) if self.weights else 99, rng.randrange(100)]
+        held = self.adapters.get(body["model"], self.weights)
+        ids = [int(held.rpartition("_")[2]) if held else 99, rng.randrange(100)]
         text = f"\\boxed{{{rng.randrange(2)}}}"
         told = {"token_logprobs": [-1.0, -1.0]}
         return {"index": index, "finish_reason": "stop", "text": text, "words": 2, "token_ids": ids, "logprobs": told}
@@ -143,7 +146,7 @@ class Learner:
     def close(self) -> None: ...
 
     def export(self, folder: Path) -> None:
-        (folder / "config.json").write_text("{}")
+        (folder / "adapter_config.json").write_text('{"r": 8}')
 
 
 class Quiet:
@@ -163,7 +166,10 @@ class Trial:
 
     seed: int
     ahead: int = 0
-    servers: list[Mortal] = field(default_factory=lambda: [Mortal(latency_s=0.02, model="policy") for _ in range(3)])
+    kind: type[Weights] = Weights
+    servers: list[Mortal] = field(
+        default_factory=lambda: [Mortal(latency_s=0.02, model="policy", max_lora_rank=8) for _ in range(3)]
+    )
     met: Counter[str] = field(default_factory=Counter)
     learner: Learner = field(default_factory=Learner)
     told: list[str] = field(default_factory=list)
@@ -177,7 +183,7 @@ class Trial:
         limits = Limits(request_timeout_s=1.5, total_timeout_s=60, backoff_s=0.02, wait_s=wait_s)
         client = OpenAI([s.url for s in self.servers], "policy", sampling=sampling, key="", limits=limits)
         client.tokenizer, client.fleet.tell = Words(), self.told.append
-        engine = VllmEngine(client, folder / "weights")
+        engine = VllmEngine(client, folder / "weights", self.kind)
 
         async def publish(step: int) -> None:
             await engine.publish(self.learner.export, step)
@@ -246,9 +252,9 @@ def settings(seed: int, folder: Path, ahead: int) -> Config:
     return validate(Config, values)
 
 
-async def trial(seed: int, ahead: int = 0) -> Trial:
+async def trial(seed: int, ahead: int = 0, kind: type[Weights] = Weights) -> Trial:
     """A run while all servers but one come and go; every third one's servers all die, and it is resumed."""
-    found = Trial(seed, ahead)
+    found = Trial(seed, ahead, kind)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         for server in found.servers:
@@ -272,20 +278,20 @@ async def trial(seed: int, ahead: int = 0) -> Trial:
     return found
 
 
-async def several(seeds: Sequence[int], ahead: int) -> list[Trial]:
-    return list(await asyncio.gather(*(trial(seed, ahead) for seed in seeds)))
+async def several(seeds: Sequence[int], ahead: int, kind: type[Weights]) -> list[Trial]:
+    return list(await asyncio.gather(*(trial(seed, ahead, kind) for seed in seeds)))
 
 
 def main(count: int, at_once: int = 5) -> None:
     for name, (module, seconds) in HURRY.items():
         setattr(module, name, seconds)
-    for ahead in (0, 1):
+    for ahead, kind in ((0, Weights), (1, Weights), (0, Adapter)):
         start, met, told = time.monotonic(), Counter[str](), Counter[str]()
         for first in range(0, count, at_once):
-            for found in asyncio.run(several(range(first, min(count, first + at_once)), ahead)):
+            for found in asyncio.run(several(range(first, min(count, first + at_once)), ahead, kind)):
                 met += found.met
                 told += Counter("lost" if "is lost" in line else "back" for line in found.told)
-        shown = f"ahead {ahead}: {count} runs, {time.monotonic() - start:.0f} s; met {dict(met)}; told {dict(told)}"
+        shown = f"{kind.__name__}, ahead {ahead}: {count} runs, {time.monotonic() - start:.0f} s; met {dict(met)}; told {dict(told)}"
         print(shown, flush=True)
 
 

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 FAULTS = ("429", "429-after", "500", "503", "reset", "stall", "truncated", "garbage")
@@ -206,6 +207,8 @@ class VllmServer(Server):
     deaf      ignores /update_weight_version, as if someone else came after
     paused    holds nothing back, only says whether it was resumed
     die_at    completion requests until it is gone: it drops this one, all that follow, and takes no connection any more
+    max_lora_rank  of adapters that may be loaded while it runs; None where it was not started for that
+    adapters  the loaded ones by name, with their folders
     """
 
     routes: Sequence[str] = (
@@ -215,6 +218,8 @@ class VllmServer(Server):
     deaf: bool = False
     paused: bool = False
     die_at: int | None = None
+    max_lora_rank: int | None = None
+    adapters: dict[str, str] = field(default_factory=dict)
     asked: int = 0
     weights: str | None = None
     label: str = "default"
@@ -235,7 +240,30 @@ class VllmServer(Server):
             if self.asked == self.die_at:
                 self.stop_listening()
                 return "reset"
-        return super().choose(call)
+        if self.max_lora_rank is not None and (refused := self.refusal(call)):
+            return refused
+        return "ok" if self.is_lora(call) else super().choose(call)
+
+    def is_lora(self, call: Call) -> bool:
+        return self.max_lora_rank is not None and call.path.endswith("load_lora_adapter")
+
+    def refusal(self, call: Call) -> tuple[int, str] | None:
+        """vLLM's own checks of adapters, in its words."""
+        if call.path.endswith("/completions") and call.body["model"] not in (self.model, *self.adapters):
+            return 404, f"The model `{call.body['model']}` does not exist."
+        if not self.is_lora(call):
+            return None
+        name = call.body["lora_name"]
+        if call.path == "/v1/unload_lora_adapter":
+            return None if name in self.adapters else (404, f"The lora adapter '{name}' cannot be found.")
+        if name in (self.model, *self.adapters):
+            return 400, f"The lora adapter '{name}' has already been loaded."
+        settings = Path(call.body["lora_path"]) / "adapter_config.json"
+        if not settings.is_file():
+            return 404, f"Loading lora {name} failed: No adapter found for {call.body['lora_path']}"
+        if (rank := json.loads(settings.read_text())["r"]) > self.max_lora_rank:
+            return 500, f"LoRA rank {rank} is greater than max_lora_rank {self.max_lora_rank}."
+        return None
 
     def stop_listening(self) -> None:
         """Close once the connections just accepted are served: asyncio (3.11) forgets those, open and unread."""
@@ -245,8 +273,14 @@ class VllmServer(Server):
         loop.call_soon(loop.call_soon, self.listening.close)
 
     def answer(self, call: Call) -> dict[str, Any]:
+        if self.is_lora(call):
+            return self.change(**call.body, load=not call.path.endswith("unload_lora_adapter"))
         if call.path not in self.routes:
-            return super().answer(call)
+            found = super().answer(call)
+            for name, folder in self.adapters.items() if call.path == "/v1/models" else ():
+                found["data"].append({"id": name, "root": folder, "parent": self.model})
+            named = call.body and call.body.get("model")
+            return {**found, "model": named} if named in self.adapters else found
         if call.path in ("/pause?mode=wait", "/resume"):
             self.paused = call.path != "/resume"
         elif call.path == "/collective_rpc":
@@ -256,6 +290,14 @@ class VllmServer(Server):
         elif call.path == "/update_weight_version":
             self.label = self.label if self.deaf else call.body["new_version"]
         return {"weight_version": self.label}
+
+    def change(self, lora_name: str, lora_path: str = "", load: bool = True) -> dict[str, Any]:
+        """Load or unload an adapter."""
+        if load:
+            self.adapters[lora_name] = lora_path
+        else:
+            del self.adapters[lora_name]
+        return {}
 
     def load(self, folder: str) -> None:
         """Take the weights of a folder."""

@@ -70,6 +70,8 @@ class EngineConfig(ServerConfig):
     """openai, vllm: how long a run waits for a server once none is left; then it ends, and can be resumed."""
     launch: bool = False
     """vllm: start a server for the run, on this machine, and stop it afterwards; else `url` is one that is running."""
+    sync: Literal["folder", "adapter"] = "folder"
+    """vllm: how trained weights reach the servers: the whole model in a folder, or with model.lora_rank the adapters alone."""
     vllm_python: str = ".venv-vllm/bin/python"
     """vllm: the interpreter of the environment that holds vLLM (`make vllm`)."""
     vllm_arguments: list[str] = Field(

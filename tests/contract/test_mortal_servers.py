@@ -14,8 +14,9 @@ from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Completion, Group, Prompt
 from paragator.engines.http.openai import Limits, OpenAI
 from paragator.engines.http.vllm import VllmEngine
+from paragator.engines.http.weights import Adapter
 from paragator.engines.sampling import Sampling
-from servers import Server
+from servers import Call, Server
 
 
 @pytest.fixture(autouse=True)
@@ -30,19 +31,39 @@ def test_a_run_lives_as_long_as_one_server_and_is_trained_on_right_versions_alon
     assert all(seen == {step - 1} for step, seen in found.learner.seen.items())
 
 
+def test_adapters_are_as_robust() -> None:
+    found = asyncio.run(trial(1, kind=Adapter))
+    assert all(seen == {step - 1} for step, seen in found.learner.seen.items())
+
+
+def test_without_the_look_at_names_a_run_is_trained_on_wrong_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers as whoever was asked for, although it has other weights."""
+
+    def answer(self: Mortal, call: Call) -> dict[str, Any]:
+        return {**plain(self, call), "model": call.body and call.body.get("model")}
+
+    plain = Mortal.answer
+    monkeypatch.setattr(Mortal, "answer", answer)
+    monkeypatch.setattr(Trial, "some_die", restarted)
+    with pytest.raises(AssertionError, match="99"):
+        asyncio.run(trial(1, kind=Adapter))
+
+
+async def restarted(self: Trial) -> None:
+    """All servers but one forget their weights while they answer."""
+    while True:
+        await asyncio.sleep(0.01)
+        for server in self.servers[1:]:
+            if any(c.path == "/v1/completions" and c.outcome == "pending" for c in server.calls[-9:]):
+                server.forget()
+
+
 def test_without_the_look_at_versions_a_run_is_trained_on_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """That the trials can fail: servers restarted unseen answer as ever."""
 
     async def blind(self: VllmEngine, server: object) -> None: ...
 
     monkeypatch.setattr(VllmEngine, "confirm", blind)
-
-    async def restarted(self: Trial) -> None:
-        while True:
-            await asyncio.sleep(0.01)
-            for server in self.servers[1:]:
-                if any(c.path == "/v1/completions" and c.outcome == "pending" for c in server.calls[-9:]):
-                    server.forget()
 
     monkeypatch.setattr(Trial, "some_die", restarted)
     with pytest.raises(AssertionError, match="99"):

@@ -19,15 +19,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paragator.config import Config
+from paragator.config import Config, ModelConfig
 from paragator.core.errors import RunError, UsageError
 from paragator.core.types import Prompt
 from paragator.engines.http.openai import Limits, OpenAI
 from paragator.engines.http.vllm import VllmEngine, ended, environment, served, written
+from paragator.engines.http.weights import Adapter, Weights
+from paragator.engines.local.loading import add_lora, load_model
 from paragator.engines.sampling import Sampling
 from paragator.runs.connect import training_engine
 from paragator.settings import validate
-from servers import Server, VllmServer, running
+from servers import Call, Server, VllmServer, running
 
 ROOT = Path(__file__).parents[2]
 PYTHON, MODEL = ROOT / ".venv-vllm" / "bin" / "python", ROOT / "models" / "smollm2-135m"
@@ -44,11 +46,11 @@ OLD = ("/collective_rpc", "/reset_prefix_cache")
 
 
 @contextmanager
-def fleet(*servers: VllmServer, folder: Path) -> Iterator[VllmEngine]:
+def fleet(*servers: VllmServer, folder: Path, kind: type[Weights] = Weights) -> Iterator[VllmEngine]:
     """An engine over some servers that run until the block ends; `told(engine)` is what it said of them."""
     with ExitStack() as stack:
         urls = [stack.enter_context(running(server)).url for server in servers]
-        engine = VllmEngine(OpenAI(urls, "policy", sampling=SAMPLING, limits=Limits(wait_s=0)), folder)
+        engine = VllmEngine(OpenAI(urls, "policy", sampling=SAMPLING, limits=Limits(wait_s=0)), folder, kind)
         engine.engine.fleet.tell = TOLD.append
         TOLD.clear()
         yield engine
@@ -221,6 +223,83 @@ def test_no_rollout_spans_two_versions(tmp_path: Path) -> None:
         engine.engine.servers[0].in_flight, engine.publishing = 0, True
         with pytest.raises(RunError, match="two versions"):
             asyncio.run(engine(Prompt("x"), 1, stage="generate", seed=0))
+
+
+# ---- adapters alone --------------------------------------------------------------------------------------------------
+
+
+def adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"r": 12}')
+
+
+def lora_server() -> VllmServer:
+    return VllmServer(model="policy", max_lora_rank=16)
+
+
+def asked_after(engine: VllmEngine, *versions: int, forget: VllmServer | None = None) -> None:
+    """Publish adapters, have a server forget them, and sample."""
+
+    async def ask() -> None:
+        try:
+            for version in versions:
+                await engine.publish(adapter, version)
+            if forget is not None:
+                forget.adapters.clear()
+            group = await engine(Prompt("x"), 2, stage="generate", seed=1)
+            assert len(group.completions) == 2
+        finally:
+            await engine.close()
+
+    asyncio.run(ask())
+
+
+def test_an_adapter_is_loaded_under_its_version_and_asked_for_and_the_older_one_is_unloaded(tmp_path: Path) -> None:
+    server = lora_server()
+    server.adapters["version_1-of-others"] = "/elsewhere/weights/version_1"
+    server.adapters["version_0-before-it-was-resumed"] = str(tmp_path / "version_0")
+    with fleet(server, folder=tmp_path, kind=Adapter) as engine:
+        asked_after(engine, 0, 1)
+    assert list(server.adapters.values()) == ["/elsewhere/weights/version_1", str(tmp_path / "version_1")]
+    assert [path.name for path in tmp_path.iterdir()] == ["version_1"] and not server.told and not TOLD
+    (body,) = (call.body for call in server.calls if call.path == "/v1/completions")
+    assert body["model"] == list(server.adapters)[1] and body["model"].startswith("version_1-")
+
+
+def test_what_a_server_without_its_adapter_was_asked_is_asked_elsewhere(tmp_path: Path) -> None:
+    """It says 404, as for a wrong URL, and that before any good answer."""
+    restarted, other = lora_server(), lora_server()
+    with fleet(restarted, other, folder=tmp_path, kind=Adapter) as engine:
+        asked_after(engine, 3, forget=restarted)
+    assert [len(prompts_of(server)) for server in (restarted, other)] == [1, 1]
+    (line,) = TOLD
+    assert "the server is lost (it has no adapter 'version_3-" in line
+
+
+def test_an_answer_of_anything_but_the_adapter_does_not_count(tmp_path: Path) -> None:
+    class Base(VllmServer):
+        def refusal(self, call: Call) -> tuple[int, str] | None:
+            return None if call.path == "/v1/completions" else super().refusal(call)
+
+    base = Base(model="policy", max_lora_rank=16)
+    with fleet(base, lora_server(), folder=tmp_path, kind=Adapter) as engine:
+        asked_after(engine, 1, forget=base)
+    assert "(it answers as 'policy' where 'version_1-" in TOLD[0]
+
+
+@pytest.mark.parametrize(
+    ("most", "said"),
+    [(None, r"http 404: no such path: /v1/load_lora_adapter"), (8, r"http 500: LoRA rank 12 is greater than.*")],
+)
+def test_a_server_that_takes_no_adapters_says_how_to_start_it(tmp_path: Path, most: int | None, said: str) -> None:
+    with (
+        fleet(VllmServer(model="policy", max_lora_rank=most), folder=tmp_path, kind=Adapter) as engine,
+        pytest.raises(
+            UsageError,
+            match=rf"^engine.url = \S+: the server loads no adapter \({said}\); start vLLM with "
+            r"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora and --max-lora-rank 16, where it can read .*version_0$",
+        ),
+    ):
+        asked_after(engine, 0)
 
 
 # ---- several servers -------------------------------------------------------------------------------------------------
@@ -401,31 +480,34 @@ def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_real_vllm_samples_from_the_published_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Weights, Adapter])
+def test_real_vllm_samples_from_the_published_weights(tmp_path: Path, kind: type[Weights]) -> None:
     """After a publish its log-probabilities are those of the new weights (a tied output layer would keep the old ones)."""
     if not PYTHON.is_file() or not (MODEL / "config.json").is_file():
         pytest.skip("needs `make vllm` and `make weights`")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    base, tokenizer = load_model(ModelConfig(path=str(MODEL), device="cpu"))
+    model = base if kind is Weights else add_lora(base, 8)
     arguments = ["--enforce-eager", "--distributed-executor-backend", "uni", "--dtype", "float32"]
     arguments += ["--max-model-len", "512", "--gpu-memory-utilization", "0.2"]
+    arguments += [] if kind is Weights else ["--enable-lora", "--max-lora-rank", "8"]
 
     def export(folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     async def trial() -> float:
-        first = written(export, tmp_path / "weights", 0)
+        first = MODEL if kind is Adapter else written(export, tmp_path / "weights", 0)
         async with served(str(PYTHON), first, tmp_path / "vllm.log", arguments) as url:
             server = OpenAI(url, "policy", sampling=SAMPLING)
             server.tokenizer = tokenizer
             await server.connect()
-            engine = VllmEngine(server, tmp_path / "weights")
+            engine = VllmEngine(server, tmp_path / "weights", kind)
             with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.mul_(1 + 0.05 * torch.randn_like(parameter))
+                for name, parameter in model.named_parameters():
+                    if kind is Weights:
+                        parameter.mul_(1 + 0.05 * torch.randn_like(parameter))
+                    elif "lora_B" in name:  # 0 as they begin
+                        parameter.copy_(0.05 * torch.randn_like(parameter))
             await engine.publish(export, 1)
             group = await engine(Prompt("What is 3 + 4?", True), 4, stage="generate", seed=1)
             await engine.close()
@@ -444,12 +526,13 @@ def test_real_vllm_samples_from_the_published_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "dtype"), [([], "bfloat16"), (["--dtype=float32"], None), (["--dtype", "half"], None)]
+    ("given", "dtype", "rank"),
+    [([], "bfloat16", 0), (["--dtype=float32"], None, 0), (["--dtype", "half"], None, 0), ([], "bfloat16", 12)],
 )
-def test_a_server_of_ones_own_has_the_trainers_precision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], dtype: str | None
+def test_a_server_of_ones_own_has_the_trainers_precision_and_room_for_its_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], dtype: str | None, rank: int
 ) -> None:
-    """Unless its arguments say another."""
+    """Unless its arguments say another precision."""
     seen: list[str] = []
 
     @asynccontextmanager
@@ -463,11 +546,13 @@ def test_a_server_of_ones_own_has_the_trainers_precision(
         export = staticmethod(exported)
 
     async def begin() -> None:
-        engine = {"kind": "vllm", "launch": True, "vllm_arguments": given}
-        async with training_engine(validate(Config, {"engine": engine}), Stub(), tmp_path, lambda line: None):  # type: ignore[arg-type]
+        engine = {"kind": "vllm", "launch": True, "vllm_arguments": given, "sync": "adapter" if rank else "folder"}
+        config = validate(Config, {"engine": engine, "model": {"lora_rank": rank}})
+        async with training_engine(config, Stub(), tmp_path, lambda line: None):  # type: ignore[arg-type]
             pass
 
     monkeypatch.setattr("paragator.engines.http.vllm.served", stop_here)
     with pytest.raises(RunError, match="seen"):
         asyncio.run(begin())
-    assert seen == given + (["--dtype", dtype] if dtype else [])
+    room = ["--enable-lora", "--max-lora-rank", "16"] if rank else []
+    assert seen == room + given + (["--dtype", dtype] if dtype else [])

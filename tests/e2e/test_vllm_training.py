@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 
 from paragator import records
 from paragator.config import ModelConfig
@@ -111,6 +112,43 @@ def test_two_servers_train_as_one(cli: Cli) -> None:
     assert [path.name for path in (run_dir / "weights").iterdir()] == ["version_4"]
     assert all("seconds/publish" in row for row in records.read_json_lines(run_dir / "metrics.jsonl"))
     assert_equal_runs(run_dir, trained(cli, "one", Sampler()))
+
+
+class AdapterSampler(Sampler):
+    """Of the model that it was started with, under the adapter that a request names."""
+
+    def change(self, lora_name: str, lora_path: str = "", load: bool = True) -> dict[str, Any]:
+        with LOADING:
+            if load and self.policy is None:
+                path = json.loads((Path(lora_path) / "adapter_config.json").read_text())["base_model_name_or_path"]
+                base, self.tokenizer = loading.load_model(ModelConfig(path=path))
+                self.policy = PeftModel.from_pretrained(base, lora_path, lora_name)
+                self.ends = set(loading.end_tokens(base, self.tokenizer))
+            elif load:
+                self.policy.load_adapter(lora_path, lora_name)
+        return super().change(lora_name, lora_path, load)
+
+    def choice(self, body: Any, prompt: str, index: int, chat: bool) -> dict[str, Any]:
+        self.policy.set_adapter(body["model"])
+        return super().choice(body, prompt, index, chat)
+
+
+def test_adapters_alone_train_as_the_merged_model_does(cli: Cli) -> None:
+    rank = ("--model.lora_rank", "4", "--optimizer.lr", "1e-2")
+    one = AdapterSampler(max_lora_rank=8)
+    run_dir = trained(cli, "adapter", one, words=(*rank, "--engine.sync", "adapter"))
+    merged = rows(trained(cli, "merged", Sampler(), words=rank), "metrics.jsonl")
+    for found, other in zip(rows(run_dir, "metrics.jsonl"), merged, strict=True):
+        assert found["mismatch_kl"] < 1e-9 and found["updated"] == 1
+        assert found["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    (name,) = one.adapters
+    assert name.startswith("version_4-") and one.told == []
+    (folder,) = (run_dir / "weights").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 def test_one_step_ahead_trains_on_the_version_before_and_weighs_it(cli: Cli) -> None:

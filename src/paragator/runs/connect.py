@@ -303,16 +303,19 @@ async def vllm_engine(
 ) -> AsyncIterator[tuple[Any, Publish]]:
     """vLLM servers that get the weights after each step; one is started where the config says so."""
     from paragator.engines.http.vllm import NAME, VllmEngine, served, written
+    from paragator.engines.http.weights import Adapter, Weights, rank_for
     from paragator.engines.local.compute import computed_now
 
-    weights, export, settings = run_dir / "weights", partial(computed_now, policy.export), config.engine
+    weights, settings, adapters = run_dir / "weights", config.engine, config.engine.sync == "adapter"
     async with AsyncExitStack() as stack:
         if settings.launch:
             log, arguments = run_dir / "logs" / "vllm.log", settings.vllm_arguments
             say(f"starting vLLM ({settings.vllm_python}); its log is {log}")
-            model = written(export, weights, 0).resolve()
+            model = written(partial(computed_now, policy.export), weights, 0).resolve()  # adapters change nothing yet
             if not any(word.split("=")[0] == "--dtype" for word in arguments):
                 arguments = [*arguments, "--dtype", policy.precision]  # the trainer's own: its log-probabilities match
+            if adapters:
+                arguments = ["--enable-lora", "--max-lora-rank", str(rank_for(config.model.lora_rank)), *arguments]
             url = await stack.enter_async_context(served(settings.vllm_python, model, log, arguments))
             settings = settings.model_copy(update={"url": url, "model": NAME, "wait_s": 0.0})  # nobody starts it again
         engine = servers_of(settings, resolve.samplings(config))
@@ -320,11 +323,11 @@ async def vllm_engine(
         stack.push_async_callback(engine.close)
         engine.fleet.tell = say
         await engine.connect(listed=True)
-        remote = VllmEngine(engine, weights.resolve())
+        remote = VllmEngine(engine, weights.resolve(), Adapter if adapters else Weights)
         stack.push_async_callback(remote.close)
 
         async def publish(step: int) -> None:
-            await remote.publish(export, step)
+            await remote.publish(lambda folder: computed_now(policy.export, folder, adapters), step)
 
         if not (run_dir / "checkpoints").exists():  # an evaluation comes first, of these weights
             await publish(0)

@@ -179,6 +179,7 @@ MAY_CHANGE = {
     for name in (
         "url",
         "launch",
+        "sync",
         "vllm_python",
         "vllm_arguments",
         "key_env",

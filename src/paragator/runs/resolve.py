@@ -88,6 +88,7 @@ def resolve(
     if training:
         check_hooks(config)
         check_ahead(config)
+        check_sync(config)
     if training and config.train.backend == "ray" and not launched():
         check_ray(config)
     if config.model.lora_rank and find_spec("peft") is None:
@@ -249,6 +250,14 @@ def check_ahead(config: Config) -> None:
         raise UsageError(
             f"train.ahead = {config.train.ahead} needs engine.kind = 'vllm': a model in this process samples and trains in "
             "turns; set it to 0"
+        )
+
+
+def check_sync(config: Config) -> None:
+    """Refuse to publish adapters where there are none, or nobody to publish them to."""
+    if config.engine.sync == "adapter" and not (config.model.lora_rank and config.engine.kind == "vllm"):
+        raise UsageError(
+            "engine.sync = 'adapter' needs model.lora_rank above 0 and engine.kind = 'vllm'; else set it to 'folder'"
         )
 
 

@@ -31,8 +31,8 @@ class Learner(Protocol):
     def publish(self) -> None:
         """Bring the model that an engine in this process samples from up to date."""
 
-    def export(self, folder: Path) -> None:
-        """Write the model (adapters merged) and tokenizer as a folder that transformers and vLLM load."""
+    def export(self, folder: Path, adapter: bool = False) -> None:
+        """Write the model (adapters merged) and tokenizer as a folder that transformers and vLLM load; or the adapters alone."""
 
     def close(self) -> None:
         """Let go of other processes, if there are any."""

@@ -276,9 +276,12 @@ class Policy:
     def close(self) -> None:
         """Nothing to do: there are no other processes."""
 
-    def export(self, folder: Path) -> None:
-        """Write the model (adapters merged) and tokenizer as a folder that transformers and vLLM load."""
+    def export(self, folder: Path, adapter: bool = False) -> None:
+        """Write the model (adapters merged) and tokenizer as a folder that transformers and vLLM load; or the adapters alone."""
         model = self.raw
+        if adapter:
+            model.save_pretrained(folder, save_embedding_layers=False)  # "auto" asks the hub
+            return
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).float().merge_and_unload()
         model.save_pretrained(folder)

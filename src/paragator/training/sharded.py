@@ -184,9 +184,9 @@ class Sharded(Shard):
             for name, value in weights.items():
                 own[name].copy_(value)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, adapter: bool = False) -> None:
         self.publish()
-        super().export(folder)
+        super().export(folder, adapter)
 
     def close(self) -> None:
         self.team.close()

@@ -28,7 +28,7 @@ from paragator.engines.http.choices import (
     why_lost,
 )
 from paragator.engines.http.client import Answer
-from paragator.engines.http.endpoint import Again, Endpoint, Refused
+from paragator.engines.http.endpoint import Again, Endpoint, Lost, Refused
 from paragator.engines.http.gate import Lane
 from paragator.engines.http.replies import held_in
 from paragator.engines.sampling import Sampling
@@ -81,6 +81,7 @@ class Server:
     """A server and what is known of it.
 
     model      its name on the server; None until it is asked for the first that it lists
+    adapter    the LoRA adapter of it that requests ask for, see weights.py; Lost where an answer is of anything else
     context    tokens that prompt and completion may have together, where the server tells (vLLM does)
     takes_n    whether it gives n completions at once; False once it turns out not to
     without    fields that requests leave out: those of `extra_body` that are None, and those that the server refuses
@@ -91,6 +92,7 @@ class Server:
 
     def __init__(self, endpoint: Endpoint, model: str | None, extra_body: Mapping[str, Any]) -> None:
         self.endpoint, self.model = endpoint, model
+        self.adapter: str | None = None
         self.extra_body = {name: value for name, value in extra_body.items() if value is not None}
         self.without = {name for name, value in extra_body.items() if value is None}
         self.refused: list[str] = []
@@ -200,8 +202,12 @@ class Server:
                 found = await self.endpoint.post(path, body, checked, lane=lane)
                 break
             except Refused as error:
+                if self.adapter and error.status == 404:
+                    raise Lost(f"it has no adapter {self.adapter!r}, which it was given: restarted") from None
                 if not self._adapted(error, body, training=asked.ids is not None):
                     raise
+        if self.adapter and (named := found.get("model")) != body["model"]:
+            raise Lost(self.endpoint.clean(f"it answers as {named!r} where {self.adapter!r} was asked for"))
         prompt_tokens, tokens = usage_of(found)
         asked.prompt_tokens = prompt_tokens if prompt_tokens is not None else asked.prompt_tokens
         self.prompt_tokens += prompt_tokens or 0
@@ -268,7 +274,7 @@ class Server:
         """The fields of a request."""
         sampling = asked.sampling
         body: dict[str, Any] = {
-            "model": self.model,
+            "model": self.adapter or self.model,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             self._limit_field: sampling.max_tokens,

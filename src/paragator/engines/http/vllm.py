@@ -1,6 +1,7 @@
 """vLLM as the engine of training: exact tokens and log-probabilities out, the policy's weights in after each step.
 
-The server needs VLLM_SERVER_DEV_MODE=1 (its weight routes) and --logprobs-mode processed_logprobs (after temperature).
+The server needs --logprobs-mode processed_logprobs (after temperature), and VLLM_SERVER_DEV_MODE=1 (its weight routes) or,
+for adapters, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora.
 """
 
 from __future__ import annotations
@@ -15,36 +16,27 @@ import signal
 import socket
 import subprocess
 import time
-import warnings
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 from paragator.core.errors import ParagatorError, RunError, UsageError
 from paragator.core.types import Group, Prompt, Stage
 from paragator.engines.encoding import misfit
-from paragator.engines.http.client import Broken, Unreachable
 from paragator.engines.http.endpoint import Endpoint, Lost
 from paragator.engines.http.openai import OpenAI
 from paragator.engines.http.server import Server
+from paragator.engines.http.weights import Weights
 
 START_TIMEOUT_S = 900.0
-ROUTE_TIMEOUT_S = 600.0
-"""Longest wait for a server to finish what it serves, or to load a model."""
-CHECK_TIMEOUT_S = 60.0
-"""Longest wait for a server to say which weights it has."""
 LATE_S = 60.0
 """How long a server may load weights once another one has them; more where that one took longer."""
-UNSET = "default"
-"""What vLLM calls the weights that it was started with."""
 NAME = "policy"
 LOG_CHARS = 200
 LINGER_S = 3.0
 """How long a server that fails may take to end."""
 Export = Callable[[Path], None]
-"""Writes the policy as a folder of safetensors, config and tokenizer."""
+"""Writes the policy as a folder of safetensors, config and tokenizer, or its adapter alone."""
 
 
 class VllmEngine:
@@ -55,13 +47,14 @@ class VllmEngine:
     version  the step whose weights the servers sample from; None before the first `publish`
     target   its folder
 
-    A server that comes back gets the current weights before it is used. Each answer counts only if its server still
-    reports that version afterwards: one that was restarted reports another, and what it sampled is sampled again.
+    `kind` is how a server takes a version. A server that comes back gets the current weights before it is used. Each answer
+    counts only if its server still reports that version afterwards (or, of an adapter, bears its name): what one sampled
+    that was restarted is sampled again.
     """
 
-    def __init__(self, engine: OpenAI, folder: Path) -> None:
+    def __init__(self, engine: OpenAI, folder: Path, kind: type[Weights] = Weights) -> None:
         self.engine, self.folder = engine, folder
-        self.weights = {server: Weights(server.endpoint) for server in engine.servers}
+        self.weights = {server: kind(server) for server in engine.servers}
         self.version: int | None = None
         self.target: Path | None = None
         self.publishing = False
@@ -150,130 +143,6 @@ class VllmEngine:
             await weights.admin.client.close()
 
 
-class Weights:
-    """The weights of one server, by vLLM's own routes, which are at its root. Raises Lost where it does not do as it is told.
-
-    label    what the server was last told that its weights are called: the folder they came from
-    loading  the folder that it may still be reading
-    loaded   the folder that it has read
-    """
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        parts = urlsplit(endpoint.url)
-        self.url = endpoint.url
-        self.admin = Endpoint(f"{parts.scheme}://{parts.netloc}", endpoint.key)
-        self.label: str | None = None
-        self.loading: Path | None = None
-        self.loaded: Path | None = None
-        self.begun = self.passed = 0
-        self.checking: asyncio.Task[None] | None = None
-
-    async def load(self, target: Path) -> None:
-        """Load a folder of weights while no request is being served, forget cached prefixes, and see that it is so."""
-        await self.admin.client.close()  # vLLM drops what was idle while the trainer computed
-        await self.not_shared()
-        paused = await self.ask("POST", "/pause?mode=wait") is not None
-        self.loading = target
-        try:
-            await self.reload(target)
-        except (ParagatorError, Lost):
-            if paused:
-                with contextlib.suppress(Lost):  # the first error tells more
-                    await self.ask("POST", "/resume")
-            raise
-        if paused:
-            await self.ask("POST", "/resume")
-        await self.check()
-        self.loading, self.loaded = None, target
-
-    async def reload(self, target: Path) -> None:
-        """Name the version, then load it: a restart in between forgets the name, and `check` finds out."""
-        if await self.ask("POST", "/update_weight_version", {"new_version": str(target)}) is not None:
-            self.label = str(target)
-        body = {"method": "reload_weights", "kwargs": {"weights_path": str(target)}}
-        if await self.ask("POST", "/collective_rpc", body) is None:
-            raise UsageError(
-                f"engine.url = {self.url}: the server has no /collective_rpc; start vLLM with VLLM_SERVER_DEV_MODE=1"
-            )
-        forgotten = await self.ask("POST", "/reset_prefix_cache")
-        if forgotten is not None and forgotten.get("success") is False:
-            raise Lost("it serves others while its weights change; give the run its own")
-        if self.label is None:
-            warnings.warn(
-                f"engine.url = {self.url}: this vLLM has no weight versions; mismatch_kl alone tells whether a step "
-                "was sampled from the weights it was given",
-                stacklevel=2,
-            )
-
-    async def not_shared(self) -> None:
-        """Lost while the server has the weights of another run, although it had ours."""
-        found = await self.reported()
-        if self.label and found not in (None, UNSET) and Path(str(found)).parent != Path(self.label).parent:
-            raise Lost(f"it reports weights {found!r}: another run publishes to it; give the run its own")
-
-    async def check(self) -> None:
-        """Lost when the server does not report the version that it was last given."""
-        if self.label is not None and (found := await self.reported()) != self.label:
-            raise Lost(
-                f"it reports weights {found!r} where it was given {self.label!r}: restarted, or another run publishes to it"
-            )
-
-    async def reported(self) -> object:
-        """What the server says that its weights are; asked twice, as vLLM drops idle connections."""
-        if self.label is None:
-            return None
-        try:
-            answer = await self.ask("GET", "/weight_info", limit_s=CHECK_TIMEOUT_S)
-        except Lost:
-            answer = await self.ask("GET", "/weight_info", limit_s=CHECK_TIMEOUT_S)
-        return (answer or {}).get("weight_version")
-
-    async def confirm(self) -> None:
-        """A `check` that begins after this call; calls at the same time share one."""
-        begun = self.begun
-        while self.passed <= begun and self.label is not None:
-            if self.checking is None or self.checking.done():
-                self.checking = asyncio.ensure_future(self.next_check())
-                self.checking.add_done_callback(lambda task: task.cancelled() or task.exception())  # looked at
-            await asyncio.shield(self.checking)
-
-    async def next_check(self) -> None:
-        self.begun += 1
-        number = self.begun
-        await self.check()
-        self.passed = number
-
-    async def ask(
-        self, method: str, path: str, body: Mapping[str, object] | None = None, *, limit_s: float | None = None
-    ) -> dict[str, Any] | None:
-        """One attempt: the answer's JSON object, {} for another body, None where there is no such route; else Lost."""
-        data = b"" if body is None else json.dumps(body).encode()
-        limit_s = ROUTE_TIMEOUT_S if limit_s is None else limit_s
-        try:
-            async with asyncio.timeout(limit_s):
-                answer = await self.admin.client.send(method, path, self.admin.headers(), data)
-        except TimeoutError:
-            reason = f"no answer within {limit_s:.0f} s"
-        except (Broken, Unreachable) as error:
-            reason = str(error)
-        else:
-            if answer.status == 404:
-                return None
-            if answer.status == 200:
-                return fields_of(answer.body)
-            reason = f"http {answer.status}: {self.admin.said(answer.body)}"
-        raise Lost(f"{path} failed ({reason})")
-
-
-def fields_of(body: bytes) -> dict[str, Any]:
-    """A JSON object; an empty one for anything else."""
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def written(export: Export, folder: Path, version: int) -> Path:
     """`folder`/version_N, untied, complete or not there."""
     target, temporary = folder / f"version_{version}", folder / f"writing_{version}"
@@ -292,9 +161,10 @@ def untie(folder: Path) -> None:
     vLLM's CPU backend packs that layer when it starts and does not pack it again on a reload of tied weights, so the old
     one would still be used (seen with 0.32: log-probabilities off by 1.5, KL 0.09).
     """
-    config = json.loads((folder / "config.json").read_text())
     file = folder / "model.safetensors"
-    if not config.get("tie_word_embeddings") or not file.is_file():
+    if not file.is_file() or not (config := json.loads((folder / "config.json").read_text())).get(
+        "tie_word_embeddings"
+    ):
         return
     from safetensors.torch import load_file, save_file
 
@@ -342,9 +212,10 @@ async def served(python: str, model: Path, log: Path, arguments: Sequence[str] =
 
 
 def environment(python: str) -> dict[str, str]:
-    """The server's: its weight routes open, and torch's compiler off where it cannot link, below a folder with a space."""
+    """The server's: the routes for its weights open, and torch's compiler off where it cannot link, below a folder with a space."""
     compiler = {"TORCHDYNAMO_DISABLE": "1"} if " " in str(Path(python).absolute()) else {}
-    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **compiler, **os.environ, "VLLM_SERVER_DEV_MODE": "1"}
+    routes = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **compiler, **os.environ, **routes}
 
 
 def ended(server: subprocess.Popen[bytes], log: Path, when: str = "") -> str:
