@@ -28,6 +28,7 @@ from paragator.engines.http.weights import Adapter, Weights
 from paragator.engines.local.loading import add_lora, load_model
 from paragator.engines.sampling import Sampling
 from paragator.runs.connect import training_engine
+from paragator.runs.resolve import resolve
 from paragator.settings import validate
 from servers import Call, Server, VllmServer, running
 
@@ -523,6 +524,13 @@ def test_real_vllm_samples_from_the_published_weights(tmp_path: Path, kind: type
 
     assert asyncio.run(trial()) < 1e-3
     shutil.rmtree(tmp_path / "weights")
+
+
+def test_a_server_of_ones_own_needs_no_url() -> None:
+    engine = {"kind": "vllm", "launch": True, "vllm_python": sys.executable}
+    assert resolve(validate(Config, {"engine": engine, "method": {"k": 2}}), training=True).engine is None
+    with pytest.raises(UsageError, match="not both"):
+        resolve(validate(Config, {"engine": {**engine, "url": "http://a/v1"}}), training=True)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def of_aggregator(config: Config) -> Config:
 
 def engine_of(config: Config, task: Task) -> Any:
     """The engine that a config names, as far as it needs no weights: servers or a recording; None for the others."""
-    if config.engine.kind in ("openai", "vllm"):
+    if config.engine.kind == "openai" or (config.engine.kind == "vllm" and not config.engine.launch):
         servers = servers_of(config.engine, samplings(config), config.model.template_arguments)
         return servers if config.engine.kind == "openai" else None  # vLLM is asked in tokens, once there is a tokenizer
     return recording_of(config, task) if config.engine.kind == "replay" else None
