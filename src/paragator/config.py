@@ -223,7 +223,7 @@ class TrainConfig(Section):
     """What is clipped, off-policy: each token's ratio; its completion's (GSPO; clip_low and clip_high of about 0.0004 then); or each
     token's as a mere weight, which cuts no token's gradient to 0 (CISPO)."""
     weight_cap: float = Field(2.0, gt=0)
-    """vllm: cap of the importance weight policy / sampler of a token (truncated importance sampling)."""
+    """vllm, tinker: cap of the importance weight policy / sampler of a token (truncated importance sampling)."""
     kl: float = Field(0.0, ge=0)
     """Weight of the KL to the initial model (frozen copy, or adapters off); 0 keeps no reference."""
     router_loss: float = Field(0.0, ge=0)
@@ -247,8 +247,11 @@ class TrainConfig(Section):
     """Also kept: the checkpoint whose evaluation (`eval_every`) has the highest pass@1 in the last round."""
     eval_every: int = Field(0, ge=0)
     """Steps between evaluations of the held-out problems while training, each after a checkpoint; 0 is off."""
-    backend: Literal["torch", "ray"] = "torch"
-    """Who starts the processes of a run: torchrun (or nobody, for one process), or a Ray cluster that is running."""
+    backend: Literal["torch", "ray", "tinker"] = "torch"
+    """Who starts the processes of a run: torchrun (or nobody, for one process), or a Ray cluster that is running. "tinker": a
+    service that speaks the Tinker API trains an adapter and samples from it."""
+    tinker_url: str | None = None
+    """tinker: where the service is, such as http://127.0.0.1:8000; None is the hosted one. The key is in TINKER_API_KEY."""
     processes: int | None = Field(None, ge=1)
     """ray: how many processes, each with a card where the cluster has such. torchrun: refused where it started another number."""
     replicas: int = Field(1, ge=1)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from inspect import isawaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from paragator.config import Config, StageConfig
 from paragator.core.packing import Packer
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from paragator.engines.http.openai import OpenAI
     from paragator.training.policy import Policy
+    from paragator.training.tinker import TinkerLearner
 
     Publish = Callable[[int], Awaitable[None]]
 
@@ -268,7 +269,7 @@ def estimating_packer(config: Config) -> Packer:
 
 @asynccontextmanager
 async def training_engine(
-    config: Config, policy: Policy, run_dir: Path, say: Callable[[str], None], own: Any = None
+    config: Config, policy: Policy | TinkerLearner, run_dir: Path, say: Callable[[str], None], own: Any = None
 ) -> AsyncIterator[tuple[Any, Publish | None]]:
     """Who samples while a policy trains, and what hands it the weights after a step; None where it samples from the policy.
 
@@ -280,6 +281,10 @@ async def training_engine(
         export = partial(computed_now, policy.export)
         yield own, (lambda step: own.publish(step, export)) if hasattr(own, "publish") else None
         return
+    if config.train.backend == "tinker":
+        yield await tinker_engine(config, cast("TinkerLearner", policy), run_dir)
+        return
+    policy = cast("Policy", policy)
     if config.engine.kind == "transformers":
         from paragator.engines.local.compute import computed
 
@@ -295,6 +300,20 @@ async def training_engine(
     set_threads(config.train.threads)
     async with vllm_engine(config, policy, run_dir, say) as found:
         yield found
+
+
+async def tinker_engine(config: Config, learner: TinkerLearner, run_dir: Path) -> tuple[Any, Publish]:
+    """The service that trains an adapter, sampling from it; each step is followed by a handle on its weights."""
+    from paragator.engines.local.compute import computed
+    from paragator.engines.tinker import TinkerEngine
+
+    async def publish(step: int) -> None:
+        await computed(learner.publish)
+
+    engine = TinkerEngine(learner.service, lambda: learner.handle, config.model, resolve.samplings(config))
+    if not (run_dir / "checkpoints").exists():  # an evaluation comes first, of these weights
+        await publish(0)
+    return engine, publish
 
 
 @asynccontextmanager

@@ -164,6 +164,7 @@ MAY_CHANGE = {
     "train.ahead",
     "train.threads",
     "train.backend",
+    "train.tinker_url",
     "train.processes",
     "train.replicas",
     "train.process_timeout_s",

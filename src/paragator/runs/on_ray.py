@@ -18,8 +18,8 @@ from paragator.config import Config
 from paragator.core.errors import ParagatorError, RunError, UsageError
 from paragator.records import Graded
 from paragator.results import TrainResult
+from paragator.runs.backends import check_ray
 from paragator.runs.events import Events, Progress
-from paragator.runs.resolve import check_ray
 
 POLL_S = 0.5
 """Seconds between looks at what rank 0 says, and at whether the run shall stop."""

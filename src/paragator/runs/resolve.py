@@ -20,8 +20,8 @@ from paragator.engines.by_stage import Engines
 from paragator.engines.local.loading import Facts, facts
 from paragator.engines.replay import Replay
 from paragator.engines.sampling import Sampling
+from paragator.runs.backends import check_backend
 from paragator.runs.folder import OWN_WEIGHTS
-from paragator.runs.launch import launched
 from paragator.runs.servers import judge_engine, servers_of
 from paragator.server_config import ServerConfig
 from paragator.strategies import Named, Sizes, strategy_named
@@ -87,11 +87,8 @@ def resolve(
         )
     if training:
         check_hooks(config)
-        check_ahead(config)
-        check_sync(config)
-    if training and config.train.backend == "ray" and not launched():
-        check_ray(config)
-    if config.model.lora_rank and find_spec("peft") is None:
+        check_backend(config, engine)
+    if config.model.lora_rank and not (training and config.train.backend == "tinker") and find_spec("peft") is None:
         raise UsageError(f"model.lora_rank = {config.model.lora_rank} needs peft: pip install 'paragator[lora]'")
     config.model.templates()
     known = facts_of(config, engine)
@@ -234,31 +231,6 @@ def facts_of(config: Config, engine: Sample | None = None) -> Facts:
         raise UsageError(f"engine.recording = {settings.recording}: no such file")
     with path.open("rb") as file:
         return Facts(None, None, f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}")
-
-
-def check_ray(config: Config) -> None:
-    """Refuse train.backend = 'ray' where Ray is not installed, or nobody said how many processes."""
-    if find_spec("ray") is None:
-        raise UsageError("train.backend = 'ray' is not installed: pip install 'paragator[ray]'")
-    if config.train.processes is None:
-        raise UsageError("train.backend = 'ray' needs train.processes: how many processes, one a card")
-
-
-def check_ahead(config: Config) -> None:
-    """Refuse to sample while training where one process does both."""
-    if config.train.ahead and config.engine.kind != "vllm":
-        raise UsageError(
-            f"train.ahead = {config.train.ahead} needs engine.kind = 'vllm': a model in this process samples and trains in "
-            "turns; set it to 0"
-        )
-
-
-def check_sync(config: Config) -> None:
-    """Refuse to publish adapters where there are none, or nobody to publish them to."""
-    if config.engine.sync == "adapter" and not (config.model.lora_rank and config.engine.kind == "vllm"):
-        raise UsageError(
-            "engine.sync = 'adapter' needs model.lora_rank above 0 and engine.kind = 'vllm'; else set it to 'folder'"
-        )
 
 
 def check_hooks(config: Config) -> None:

@@ -26,6 +26,7 @@ from paragator.tasks import Task, check_distinct, check_splits
 if TYPE_CHECKING:
     from paragator.training.policy import Policy
     from paragator.training.team import Team
+    from paragator.training.tinker import TinkerLearner
 
 RESCHEDULED = (
     "train.steps was {old}: optimizer.schedule = {schedule!r} now ends at step {new}, but the learning rates of the steps taken "
@@ -166,7 +167,11 @@ async def trained(
     from paragator.training.recipe import Recipe
 
     config = as_begun(config, run_dir)
-    policy = await learner_of(config, team, events, sampling=own is None and config.engine.kind == "transformers")
+    policy: Policy | TinkerLearner
+    if config.train.backend == "tinker":
+        policy = await adapter_of(config, events)
+    else:
+        policy = await learner_of(config, team, events, sampling=own is None and config.engine.kind == "transformers")
     async with connect.training_engine(config, policy, run_dir, events.say, own) as (engine, publish):
         if hasattr(engine, "misfit"):
             resolve.check_prompts(config, data.problems + data.held_out, engine)
@@ -201,6 +206,18 @@ async def trained(
     if not finished:
         events.say(f"interrupted; go on with --resume (run directory {run_dir})")
     return finished
+
+
+async def adapter_of(config: Config, events: Logged) -> TinkerLearner:
+    """An adapter on a Tinker service, which was asked how it divides losses."""
+    from paragator.engines.local.compute import computed, set_threads
+    from paragator.training.tinker import TinkerLearner
+
+    set_threads(config.train.threads)
+    learner = await computed(TinkerLearner.from_config, config)
+    service = learner.service
+    events.say(f"adapter of rank {config.model.lora_rank} on {service.base} at {service.url}, {learner.reduction}")
+    return learner
 
 
 async def learner_of(config: Config, team: Team | None, events: Logged, *, sampling: bool) -> Policy:

@@ -189,7 +189,9 @@ class PolicySettings:
     @classmethod
     def from_config(cls, config: Config) -> PolicySettings:
         train = config.train
-        corrected = config.engine.kind == "vllm"  # another program samples, with log-probabilities of its own
+        corrected = (
+            config.engine.kind == "vllm" or train.backend == "tinker"
+        )  # another program samples, with log-probabilities of its own
         return cls(
             loss=LossSettings(train.clip_low, train.clip_high, train.weight_cap if corrected else None, train.ratio),
             optimizer=config.optimizer,
