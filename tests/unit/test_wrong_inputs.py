@@ -5,8 +5,10 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -370,6 +372,19 @@ except SystemExit as error:
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     debug = python(code.replace('"0.9"', '"0.9", "--debug"'), tmp_path)
     assert "Traceback" in debug.stderr and debug.returncode != 0
+
+
+def test_a_warning_is_one_line_that_names_no_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = (UserWarning("step 4:\nno weight\x1b[2J"), UserWarning, "loop.py", 192, "x = await y")
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    for words, told in (
+        (["--debug"], r"loop.py:192: UserWarning: (.|\n)*"),
+        ([], r"warning: step 4: no weight[^\x1b\n]*\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["paragator", "--version", *words])
+        with pytest.raises(SystemExit):
+            main()
+        assert re.fullmatch(told, warnings.formatwarning(*given))
 
 
 def test_a_file_as_the_name_of_a_task(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import NoReturn
 
@@ -98,6 +99,8 @@ def run(arguments: list[str]) -> int:
 def main() -> NoReturn:
     """Entry point: one line for a deliberate error, a traceback only with --debug."""
     arguments = sys.argv[1:]
+    if "--debug" not in arguments:
+        warnings.formatwarning = one_line
     try:
         code = run(arguments)
     except ParagatorError as error:
@@ -125,6 +128,13 @@ def main() -> NoReturn:
 def complain(text: str) -> None:
     """An error in one line without control characters: it may quote a data file."""
     print(f"error: {printable(' '.join(text.split()))}", file=sys.stderr)
+
+
+def one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning in one line, without the place in the source, which says nothing to a user."""
+    return f"warning: {printable(' '.join(str(message).split()))}\n"
 
 
 def parse(parser: Parser, arguments: list[str]) -> tuple[Namespace, list[str]]:
