@@ -912,7 +912,7 @@ def test_after_stop_those_in_flight_finish_and_those_that_wait_are_not_sent(serv
         return journal.asked
 
     assert asyncio.run(job()) == 2
-    assert server.outcomes == {"500": 1, "ok": 2} and engine.endpoint.gate.inside == 0
+    assert server.settled().outcomes == {"500": 1, "ok": 2} and engine.endpoint.gate.inside == 0
     assert (tmp_path / "c.jsonl").read_bytes().count(b"\n") == 2
 
 
