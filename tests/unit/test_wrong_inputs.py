@@ -376,11 +376,11 @@ except SystemExit as error:
 
 def test_a_warning_is_one_line_that_names_no_source(monkeypatch: pytest.MonkeyPatch) -> None:
     given = (UserWarning("step 4:\nno weight\x1b[2J"), UserWarning, "loop.py", 192, "x = await y")
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
     for words, told in (
-        (["--debug"], r"loop.py:192: UserWarning: (.|\n)*"),
+        (["--debug"], "as Python has it"),
         ([], r"warning: step 4: no weight[^\x1b\n]*\n"),
     ):
+        monkeypatch.setattr(warnings, "formatwarning", lambda *_: "as Python has it")
         monkeypatch.setattr(sys, "argv", ["paragator", "--version", *words])
         with pytest.raises(SystemExit):
             main()
