@@ -39,7 +39,8 @@ class Idle:
         return replace(task, grade=lambda problem, texts: [self.grade for _ in texts]) if self.grade else task
 
 
-ALIKE = "generate: the rewards of every group are alike; aggregate: the rewards of every group are alike"
+NO_CREDIT = "in every group the rewards are alike, or fewer than k are wrong under pass@k"
+ALIKE = f"generate: {NO_CREDIT}; aggregate: {NO_CREDIT}"
 KINDS = {
     2: Idle("generate: every rollout was cut at max_tokens; aggregate: every rollout was cut at max_tokens", cut),
     3: Idle(ALIKE, grade=Grade("correct", "1")),

@@ -51,7 +51,7 @@ WITHOUT_SIGNAL = {
     "failed": "every rollout failed",
     "unscored": "no rollout is scored",
     "truncated": "every rollout was cut at max_tokens",
-    "zero_credit": "the rewards of every group are alike",
+    "zero_credit": "in every group the rewards are alike, or fewer than k are wrong under pass@k",
 }
 """What a share of 1 means for a stage, the first cause first."""
 
