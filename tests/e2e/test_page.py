@@ -258,8 +258,8 @@ def test_nothing_serious_for_accessibility(watched: Watched, tmp_path: Path) -> 
     where = write_report(run).as_uri()
     watched.page.goto(where)
     shown = watched.page.get_by_role("region", name="Strategies, one")
+    shown.locator(".u-legend", has_text="a vote among candidates").wait_for()
     assert shown.locator("tbody tr", has_text="aggregate").count() >= 2  # what it costs, what it gains
-    assert shown.locator(".u-legend", has_text="a vote among candidates").is_visible()
     for view in ("overview", "rollouts", "problem&run=one&file=eval_after&n=5&card=1.0"):
         watched.page.goto("about:blank")
         watched.page.goto(f"{where}#view={view}")
