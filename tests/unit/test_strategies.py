@@ -22,7 +22,7 @@ from paragator.core.types import Completion, Failure, Group, Plan, Problem, Prom
 from paragator.engines.scripted import Scripted
 from paragator.strategies import STRATEGIES, Asking, Sizes, register_strategy, strategy_named
 from paragator.strategies.choose import agreed, best, borda, leads, percentile, voted
-from paragator.strategies.confidence import By, confidence_of
+from paragator.strategies.confidence import By, Confidence, confidence_of
 from paragator.strategies.genselect import SELECT
 from paragator.strategies.pairwise import COMPARE, LEAST_WEIGHT, Compared, ring, swiss, wins
 
@@ -565,3 +565,9 @@ def test_a_prompt_that_does_not_fit_is_a_failure() -> None:
     group, packed = asyncio.run(asking.rate(COMPARE, [(0, "a"), (1, "b")], "x"))
     assert isinstance(group.outputs[0], Failure) and packed.misfit and not engine.calls
     assert isinstance(group, Group) and group.pool == ()
+
+
+@pytest.mark.parametrize(("n", "warmup"), [(8, 8), (None, 99), (8, 0), (8, -3)])
+def test_a_warm_up_that_leaves_nothing_to_stop_is_refused(n: int | None, warmup: int) -> None:
+    with pytest.raises(UsageError, match=f"confidence: warmup = {warmup}"):
+        Confidence(n=n, warmup=warmup).requests(Sizes())

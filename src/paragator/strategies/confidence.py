@@ -49,6 +49,8 @@ class Confidence:
             raise UsageError(
                 f"confidence: keep = {self.keep}, window = {self.window}; keep a share, of 1 token or more"
             )
+        if self.warmup is not None and self.warmup < 1:
+            raise UsageError(f"confidence: warmup = {self.warmup}; use 1 or more, fewer than the candidates")
         if not 0 < self.consensus <= 1:
             raise UsageError(f"confidence: consensus = {self.consensus}; use a share above 0, at most 1")
 
@@ -72,7 +74,12 @@ class Confidence:
         return asking.selected(found, Choice(0, voted(answers, votes), tuple(scores)))
 
     def candidates(self, sizes: Sizes) -> int:
-        return self.n or sizes.candidates
+        n = self.n or sizes.candidates
+        if self.warmup is not None and self.warmup >= n:
+            raise UsageError(
+                f"confidence: warmup = {self.warmup} of {n} candidates leaves none to stop at; set it lower"
+            )
+        return n
 
     def requests(self, sizes: Sizes) -> int:
         return self.candidates(sizes)
