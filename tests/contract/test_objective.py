@@ -306,3 +306,41 @@ def test_wrong_options_are_errors() -> None:
         LossSettings(weight_cap=0.0)
     with pytest.raises(UsageError, match=r"clip_low = 1\.5"):
         LossSettings(clip_low=1.5)
+
+
+def test_cispo_in_numbers() -> None:
+    """Its loss is -clip(r) * credit a token, and `clipped` is the share whose ratio was bounded, whatever the credit's sign."""
+    ratios = torch.tensor([1.5, 1.1, 0.5, 0.9])
+    logs = ratios.log()
+    total, stats = loss(
+        logs,
+        torch.zeros(4),
+        torch.tensor([1.0, 1.0, 1.0, -1.0]),
+        LossSettings(ratio="cispo"),
+        old_logprobs=torch.zeros(4),
+    )
+    assert float(total) == pytest.approx(-(1.2 + 1.1 + 0.8 - 0.9), rel=1e-5)
+    assert stats["clipped"] == 0.5 and stats["tokens"] == 4.0
+
+
+def test_a_token_counts_as_clipped_only_where_its_gradient_is_cut() -> None:
+    """At the bound itself it is not cut, nor without credit, nor where the clip helps the wrong way."""
+    settings = LossSettings(0.5, 0.5)
+    ratio = torch.tensor([2.0, 2.0, 2.0, 0.25, 0.25, 0.25])
+    credit = torch.tensor([0.5, 0.0, -0.5, -0.5, 0.0, 0.5])
+    _, stats = loss(ratio.log(), torch.zeros(6), credit, settings, old_logprobs=torch.zeros(6))
+    assert stats["clipped"] == pytest.approx(2 / 6)
+    at = LossSettings(clip_low=0.0, clip_high=0.0)  # the ratio is 1, which is both bounds
+    for sign in (1.0, -1.0):
+        _, stats = loss(torch.zeros(2), torch.zeros(2), torch.full((2,), sign), at, old_logprobs=torch.zeros(2))
+        assert stats["clipped"] == 0.0
+
+
+def test_bounds_that_are_just_allowed() -> None:
+    LossSettings(clip_low=1.0, clip_high=0.0, weight_cap=0.5)
+
+
+def test_statistics_of_one_batch_and_of_none() -> None:
+    one = {"ratio": 2.0, "kl": 0.5, "tokens": 1.0}
+    assert merge([one]) == one
+    assert merge([]) == {"tokens": 0}
