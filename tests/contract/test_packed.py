@@ -17,7 +17,7 @@ from paragator.engines.local.branching import NO_MASK  # noqa: E402
 from paragator.training import attention, packed  # noqa: E402
 from paragator.training.attention import layout  # noqa: E402
 from paragator.training.packed import Batch, collate, log_probs, padded_log_probs  # noqa: E402
-from paragator.training.rows import Branch, Tree, pack  # noqa: E402
+from paragator.training.rows import Branch, Tree, first_fit, pack  # noqa: E402
 from toys import TREES, VOCAB, gradients, packed_log_probs, relative, toy, tree  # noqa: E402
 
 torch.set_num_threads(1)
@@ -313,3 +313,8 @@ def test_wrong_inputs_are_one_line_errors() -> None:
         )
     with pytest.raises(UsageError, match="layers of type 'chunked_attention' cannot be packed"):
         log_probs(toy(layer_types=["full_attention", "chunked_attention"]), batch)
+
+
+def test_first_fit_decreasing_fills_bins_to_the_brim() -> None:
+    assert first_fit([2, 3, 4, 5], 7) == [[0, 3], [1, 2]]
+    assert first_fit([1, 9, 7], 7) == [[1], [2], [0]], "what is too long is alone"
