@@ -52,13 +52,13 @@ def main(words: list[str]) -> int:
         ("indented.json", json.dumps(ROWS, indent=2).encode()),
         ("wrapped.json", json.dumps({"version": 1, "data": ROWS}, indent=1).encode()),
         ("lines.json", lines(ROWS)),
-        ("a.jsonl.gz", gzip.compress(lines(ROWS))),
-        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
-        ("zipped.jsonl", gzip.compress(lines(ROWS))),
+        ("a.jsonl.gz", gzip.compress(lines(ROWS), mtime=0)),
+        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
+        ("zipped.jsonl", gzip.compress(lines(ROWS), mtime=0)),
         ("a.csv", CSV.encode()),
         ("bom.csv", b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode()),
         ("a.tsv", "problem\tanswer\n3 + 4\t7\né, 2 · 2\t4\n".encode()),
-        ("a.csv.gz", gzip.compress(CSV.encode())),
+        ("a.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
     ],
 )
 def test_a_file_of_every_form_is_a_task(tmp_path: Path, name: str, data: bytes) -> None:
@@ -103,7 +103,7 @@ def test_parquet_is_read_where_pyarrow_is_installed(tmp_path: Path, monkeypatch:
         ("a.csv", b"problem,answer\na,1,2\n", r"a\.csv:2: other columns than the first line"),
         ("a.csv", b"problem,answer\na\n", r"a\.csv:2: other columns than the first line"),
         ("a.csv", b'problem,answer\n"a,1\n', r"a\.csv:\d: not CSV"),
-        ("a.jsonl.gz", gzip.compress(lines(ROWS))[:-9], r"a\.jsonl\.gz: a broken \.gz file"),
+        ("a.jsonl.gz", gzip.compress(lines(ROWS), mtime=0)[:-9], r"a\.jsonl\.gz: a broken \.gz file"),
     ],
 )
 def test_what_cannot_be_read_is_told_with_its_line(
