@@ -16,6 +16,7 @@ from paragator.config import ModelConfig, OptimizerConfig
 from paragator.core.types import Stage
 from paragator.engines.local.loading import load_model
 from paragator.training import packed
+from paragator.training.balance import scaled
 from paragator.training.objective import LossSettings
 from paragator.training.policy import NotFinite, Policy
 from paragator.training.recipe import PolicySettings
@@ -78,7 +79,7 @@ CASES = {
     "three updates": Case(updates=3, weight_cap=1.5),
     "three updates, KL": Case(updates=3, kl=0.1),
     "three updates of adapters": Case(updates=3, lora=4),
-    "measured and balanced": Case(updates=1, balance=True),
+    "measured and balanced": Case(balance=True),
     "NaN in one row": Case(broken=True),
 }
 
@@ -136,13 +137,17 @@ def outcome(case: Case, team: Any = None) -> dict[str, torch.Tensor]:
     packed.LOGITS_AT_ONCE = 2**10 if case.chunked else 2**26
     policy, trees = policy_of(case, team), trees_of(case)
     if case.updates or case.broken:
-        measured = policy.measure(trees, trees[:3]) if case.balance else {}
-        stats = policy.update(trees, 1, CONSTANTS) | measured
+        stats = policy.update(trees, 1, CONSTANTS)
         found = {name: whole(p).clone() for name, p in policy.tensors().items()}
     else:
-        rows = policy.rows(trees)
+        measured = policy.measure(trees, trees[:3]) if case.balance else {}
+        rows = policy.rows(trees if policy.factor is None else scaled(trees, policy.factor))
         stats, _ = policy.gradient(rows, [None] * len(rows), CONSTANTS)
         found = {name: whole(p.grad).clone() for name, p in policy.tensors().items() if p.grad is not None}
+        stats |= measured
+        if case.balance:  # the update scales as well: its gradient's norm says so
+            updated = policy.update(trees, 1, CONSTANTS)
+            stats |= {"balance": updated["balance"], "updated norm": updated["grad_norm"]}
     return found | {f"stats/{k}": torch.tensor(v, dtype=torch.float64) for k, v in stats.items()}
 
 

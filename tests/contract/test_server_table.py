@@ -169,7 +169,7 @@ def read(case: Any, times: int = 1) -> str:
     """What a user reads of the last of so many requests."""
     with server_of(case) as url, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        limits = Limits(total_timeout_s=0.5, backoff_s=0.01)
+        limits = Limits(total_timeout_s=1.0, backoff_s=0.01)
         engine = OpenAI(url, sampling=Sampling(temperature=0.7), key="", limits=limits)
         try:
             output = asyncio.run(asked(engine, times))
@@ -197,11 +197,6 @@ def test_every_row_is_tried_and_everything_tried_has_its_row() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_user_reads_what_the_table_says(name: str) -> None:
-    pattern, shown = ".+".join(map(re.escape, rows()[name].split("…"))), ""
-    for _ in range(
-        3 if "always" in name else 1
-    ):  # its last attempt may be cut by the end of the time, on a busy machine
-        shown = read(CASES[name], times=2 if "after a good answer" in name else 1)
-        if re.fullmatch(pattern, shown):
-            break
+    shown = read(CASES[name], times=2 if "after a good answer" in name else 1)
+    pattern = ".+".join(map(re.escape, rows()[name].split("…")))
     assert re.fullmatch(pattern, shown), shown

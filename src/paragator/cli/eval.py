@@ -36,6 +36,9 @@ SHORT = {
     "--max-tokens-total": "eval.max_tokens_total",
 }
 """A flag and the key that it is short for."""
+OF_EVALUATION = {"--task", "--problems", "--repeats", "--recording", "--max-cost", "--max-tokens-total"}
+OF_PROBLEM = tuple(flag for flag in SHORT if flag not in OF_EVALUATION)
+"""The short flags of what answers single problems: solve and serve."""
 MORE = {
     "--task": "Or a .jsonl file, all of it.",
     "--model": "With a url: engine.model.",

@@ -6,7 +6,7 @@ import asyncio
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from paragator.cli.eval import add_short, add_strategy, values_of
+from paragator.cli.eval import OF_PROBLEM, add_short, add_strategy, values_of
 from paragator.cli.main import parse, parser_for
 from paragator.config import Config
 from paragator.core.errors import UsageError
@@ -15,16 +15,6 @@ from paragator.runs.defaults import solve_config
 if TYPE_CHECKING:
     from paragator.serve.settings import ServeSettings
 
-FLAGS = (
-    "--model",
-    "--url",
-    "--rounds",
-    "--candidates",
-    "--pool-size",
-    "--pools",
-    "--aggregate-url",
-    "--aggregate-model",
-)
 OWN = ("host", "port", "key_file", "key_env", "max_requests", "max_tokens_total")
 
 
@@ -34,7 +24,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", help="a TOML file: engine, prompts, sampling, default rounds")
     for name in OWN:
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"`{name}` of SERVE.toml")
-    add_short(parser, FLAGS)
+    add_short(parser, OF_PROBLEM)
     add_strategy(parser, "store", "Answers where a client names none; without one, the rounds of the plan and a vote.")
     if not (find_spec("starlette") and find_spec("uvicorn")):
         parser.parse_known_args(arguments)  # --help needs neither
@@ -45,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
     given = {name: getattr(flags, name) for name in OWN if getattr(flags, name) is not None}
     settings = load(ServeSettings, flags.settings, [f"--{name}={value}" for name, value in given.items()])
-    asyncio.run(serve(solve_config(values_of(flags, overrides, FLAGS)), settings))
+    asyncio.run(serve(solve_config(values_of(flags, overrides, OF_PROBLEM)), settings))
     return 0
 
 

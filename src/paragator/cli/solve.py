@@ -11,23 +11,12 @@ from typing import Any
 
 from paragator import records
 from paragator.cli import screen
-from paragator.cli.eval import add_short, add_strategy, values_of
+from paragator.cli.eval import OF_PROBLEM, add_short, add_strategy, values_of
 from paragator.cli.main import INTERRUPTED, PARTIAL, parse, parser_for
 from paragator.core.errors import DataError, UsageError
 from paragator.runs.defaults import solve_config
 from paragator.runs.folder import check_output
 from paragator.runs.solve import Solution, Watch, prices, problem_of, solve, stopped, unscored, watch_of
-
-FLAGS = (
-    "--model",
-    "--url",
-    "--rounds",
-    "--candidates",
-    "--pool-size",
-    "--pools",
-    "--aggregate-url",
-    "--aggregate-model",
-)
 
 
 def main(arguments: list[str]) -> int:
@@ -36,11 +25,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--file", help="a file that holds the problem's text")
     parser.add_argument("--config", help="a TOML file")
     parser.add_argument("--output", metavar="FILE.jsonl", help="append the record of all rounds to this file")
-    add_short(parser, FLAGS)
+    add_short(parser, OF_PROBLEM)
     add_strategy(parser, "store", "Without one, the rounds of the plan and a vote.")
     flags, overrides = parse(parser, arguments)
     problem = problem_of(text_of(flags))
-    config = solve_config(values_of(flags, overrides, FLAGS))
+    config = solve_config(values_of(flags, overrides, OF_PROBLEM))
     if flags.output:
         check_output(Path(flags.output))
     view = screen.view(as_json=flags.json)

@@ -30,6 +30,8 @@ LEAST_PAUSE_S = 1.0
 """A server that asks for a shorter pause waits for ours, up to this: retries never become a busy loop."""
 SILENT_S = 20.0
 """One of several servers, every attempt at which failed for this long, is lost."""
+LEAST_ATTEMPT_S = 1.0
+"""An attempt that would be cut after so long, or after a tenth of all time, is not begun: it would hide why the others failed."""
 RECONNECT_S = 2.0
 """Pause between attempts to reach a server that takes no connection."""
 GARBAGE = 3
@@ -170,7 +172,7 @@ class Endpoint:
                 return found
             except Again as error:
                 pause, left = self.pause(error, clock.sent), clock.left()
-                if left is not None and left <= pause:
+                if left is not None and left - pause <= min(LEAST_ATTEMPT_S, self.limits.total_timeout_s / 10):
                     raise Refused(self.given_up(error, clock.sent)) from None
             await asyncio.sleep(pause)
 
