@@ -217,8 +217,9 @@ def test_two_runs_side_by_side(watched: Watched, tmp_path: Path) -> None:
 
 def test_keyboard_theme_narrow_and_print(browser: Any, watched: Watched, tmp_path: Path) -> None:
     page, where = watched.page, write_report(make_run(tmp_path / "one")).as_uri()
+    early = "document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'r', bubbles: true }))"
+    page.add_init_script(f"addEventListener('DOMContentLoaded', () => {early})")  # before the first paint
     page.goto(where)
-    page.keyboard.press("r")
     page.locator("a.problem").first.wait_for()
     page.locator("a.problem").first.focus()
     page.keyboard.press("Enter")
@@ -233,9 +234,9 @@ def test_keyboard_theme_narrow_and_print(browser: Any, watched: Watched, tmp_pat
     page.keyboard.press("Enter")
     assert page.locator('[data-card="1.1"] .head').get_attribute("aria-expanded") == "true"
     backs = set()
-    for _ in range(3):
+    for theme in ("light", "dark", "auto"):
         page.keyboard.press("t")
-        page.wait_for_timeout(50)
+        api.expect(page.locator("html")).to_have_attribute("data-theme", theme)
         backs.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert len(backs) == 2
     page.emulate_media(media="print")

@@ -1,6 +1,6 @@
 // The page: which runs are shown, which view, and following the files where a server does.
 import { render } from "preact";
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useState } from "preact/hooks";
 import { color } from "./charts";
 import { Overview } from "./overview";
 import { Problem } from "./problem";
@@ -15,7 +15,7 @@ const source: Source = data.live ? new Live() : new Embedded();
 
 function usePage() {
   const [route, setRoute] = useState<Route>(here()), [heads, setHeads] = useState<RunHead[]>(), [error, setError] = useState("");
-  useEffect(() => {
+  useLayoutEffect(() => { // listeners stand before the first paint: an early key or link is not lost
     const moved = () => setRoute(here());
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
@@ -49,7 +49,7 @@ function useRuns(heads: RunHead[], wanted: boolean): [Run[], string] {
 
 function useTheme(): [string, () => void] {
   const [theme, setTheme] = useState("auto");
-  useEffect(() => { document.documentElement.dataset.theme = theme; }, [theme]);
+  useLayoutEffect(() => { document.documentElement.dataset.theme = theme; }, [theme]);
   return [theme, () => setTheme((now) => THEMES[(THEMES.indexOf(now) + 1) % THEMES.length]!)];
 }
 
@@ -63,7 +63,7 @@ function Page() {
   const [runs, failed] = useRuns(chosen, view === "overview");
   const hues = runs.map((run) => color(all.findIndex((head) => head.key === run.key)));
   const current = all.find((head) => head.key === route.run) ?? (route.run ? undefined : chosen[0]);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const keys = (event: KeyboardEvent) => {
       if ((event.target as HTMLElement).closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
       const search = document.getElementById("search");

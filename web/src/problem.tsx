@@ -162,7 +162,7 @@ export function Problem({ source, heads, route }: { source: Source; heads: RunHe
     const aim = rows[at + step];
     if (aim) go({ ...route, n: aim.n, card: "" });
   };
-  useEffect(() => {
+  useLayoutEffect(() => {
     const keys = (event: KeyboardEvent) => {
       if ((event.target as HTMLElement).closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
       if (event.key === "]" || event.key === "[") void near(event.key === "]" ? 1 : -1);
