@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 from random import Random
 
@@ -113,6 +114,25 @@ def test_demonstrations_combine_parts_of_attempts(config: TaskConfig) -> None:
         copied += [any(part == own[i] for own in pool) for i, part in enumerate(whole)]
         combined.append(whole not in pool)
     assert mean(copied) > 0.8 and mean(combined) > 0.2
+
+
+def test_parts_that_no_attempt_has_right_are_repaired() -> None:
+    demonstrator, rng, mended = DEMONSTRATORS["composite"](SUMS, 0, 0.4), Random(2), []
+    part = composite.PARTS["arithmetic"]
+    for _ in range(200):
+        pieces = demonstrator.review(rng, 2, 0.0, 1.0)
+        texts, *pool = (
+            text.removesuffix(" <eos>").removesuffix(" \n")
+            for text in (pieces[-1][0], *(a[2:] for a, _ in pieces[1:3]))
+        )
+        problems = [Problem("", text, sum(map(int, re.findall(r"[+-]?\d+", text.replace(" ", "")))))
+                    for text in pieces[0][0].removeprefix("<bos> ").removesuffix(" \n").split(" , ")]  # fmt: skip
+        steps = [part.steps(one) for one in problems]
+        own, *others = (composite.divided(text, steps)[0] for text in (texts, *pool))
+        for i, one in enumerate(problems):
+            if not any(part.grade(one, other[i]).verdict == "correct" for other in others):
+                mended.append(part.grade(one, own[i]).verdict == "correct")
+    assert len(mended) > 30 and mean(mended) > 0.85  # but for parts that are written anew
 
 
 # ---- what combining could reach --------------------------------------------------------------------------------------

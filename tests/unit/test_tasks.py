@@ -21,7 +21,7 @@ from paragator.core.types import Completion, Failure, Grade, Group, Plan, Proble
 from paragator.tasks import Task, arithmetic, check_distinct, check_splits, countdown, grade_trace, load_task
 from paragator.tasks.base import is_held_out, take
 from paragator.tasks.countdown import MAX_ANSWER_CHARS, content_key, parse
-from paragator.tasks.demonstrations import LARGEST, Countdown, Sums, enumerate_attempts
+from paragator.tasks.demonstrations import LARGEST, Countdown, Demonstrator, Sums, enumerate_attempts
 
 FOUR = Problem("p", "3 5 7 1 -> 55", {"numbers": [3, 5, 7, 1], "target": 55})
 
@@ -622,6 +622,38 @@ def test_reviews_of_sums_are_truthful_and_learn_no_false_step() -> None:
         assert set(joined(pieces).split(" ")) <= known
         verdicts += truth
     assert 0.3 < sum(verdicts) / len(verdicts) < 0.5
+
+
+@pytest.mark.parametrize("kind", ["countdown", "sums"])
+def test_mending_repairs_the_attempt_that_it_names(demonstrator: Countdown, kind: str) -> None:
+    shown: Demonstrator = demonstrator if kind == "countdown" else Sums(SUMS, 0)
+    rng, kept = Random(7), []
+    for _ in range(100):
+        pieces = shown.review(rng, 4, 0.5, 1.0)
+        problem = problem_in(pieces[0][0]) if kind == "countdown" else sum_in(pieces[0][0])
+        attempts, said = [text for text, _ in pieces[2:13:3]], [word for word, _ in pieces[16:23:2]]
+        assert said == ["wrong"] * 4 and not any(shown.right(problem, text) for text in attempts)
+        label, solution = pieces[24][0], pieces[26][0].removesuffix(" <eos>")
+        assert shown.right(problem, solution)
+        named = attempts["ABCD".index(label)]
+        kept.append([a == b for a, b in zip(named.split(" , "), solution.split(" , "), strict=True)])
+        if kind == "sums":
+            assert all(kept[-1][: kept[-1].index(False)]), (named, solution)
+            assert (
+                sum(
+                    a.split(" ")[1:3] != b.split(" ")[1:3]
+                    for a, b in zip(named.split(" , "), solution.split(" , "), strict=True)
+                )
+                <= 1
+            )
+        else:
+            steps, source = set(named.split(" , ")), demonstrator.attempts[tuple(sorted(problem.answer["numbers"]))]
+            most = max(len(steps & set(source.texts[i].split(" , "))) for i in source.ways[problem.answer["target"]])
+            assert len(steps & set(solution.split(" , "))) == most
+    assert (
+        kind == "countdown" or sum(map(any, kept)) > 50
+    )  # steps before the fault stay; Countdown may need another start
+    assert shown.review(Random(1), 4, 0.5) == shown.review(Random(1), 4, 0.5, 0.0)
 
 
 def test_sums_need_a_vocabulary_that_holds_them() -> None:

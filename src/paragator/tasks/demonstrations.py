@@ -8,12 +8,14 @@ choice that ignored the review gave it nothing to start from (experiments/LOG.md
     review   inside <think>, each attempt of the pool is called right or wrong, truthfully
     copy     after the review an attempt is written again, or ("use none") a new one; the choice is random at first, and
              from WarmupConfig.prefer_from on falls, for a share of the demonstrations, on one called right
+    mend     for a share WarmupConfig.mend, where no attempt is right: one is written again, its fault repaired
 A demonstration is pieces of (text, loss weight); tokens are separated by one space.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -120,33 +122,43 @@ class Demonstrator:
         """Whether an attempt is right."""
         raise NotImplementedError
 
+    def repaired(self, problem: Problem, source: Any, attempt: str, rng: Random) -> str:
+        """A right solution that keeps what it can of a wrong attempt."""
+        raise NotImplementedError
+
     def solve(self, rng: Random) -> list[Piece]:
         """A candidate prompt and an attempt."""
         problem, source = self.problem(rng)
         head = f"<bos> {problem.text} \n solve:"
         return [(head, 0.0), (f"{self.solution(problem, source, rng)} <eos>", WEIGHTS["solution"])]
 
-    def review(self, rng: Random, pool_size: int, prefer: float = 0.0) -> list[Piece]:
+    def review(self, rng: Random, pool_size: int, prefer: float = 0.0, mend: float = 0.0) -> list[Piece]:
         """An aggregation prompt, a truthful review of its attempts, and one of them, or a new one, written out.
 
-        With probability `prefer` the attempt is one of those called right, if there is any; else any attempt.
+        With probability `prefer` the attempt is one of those called right, if there is any; else any attempt. With
+        probability `mend` no attempt is right, and the one that is written is repaired.
         """
         problem, source = self.problem(rng)
+        mending = mend > 0 and rng.random() < mend
         pieces: list[Piece] = [(f"<bos> {problem.text} \n", 0.0)]
         review: list[Piece] = [("<think>", WEIGHTS["solution"])]
         pool: list[str] = []
         for label in LABELS[:pool_size]:
             text, weight = self.attempt(problem, source, rng)
+            while (right := self.right(problem, text)) and mending:
+                text, weight = self.attempt(problem, source, rng)
             pieces += [(label, 0.0), (text, weight), ("\n", 0.0)]
-            verdict = "right" if self.right(problem, text) else "wrong"
+            verdict = "right" if right else "wrong"
             review += [(label, WEIGHTS["form"]), (verdict, WEIGHTS["verdict"])]
             pool.append(text)
         choice = rng.randrange(pool_size)
-        right = [i for i, (word, _) in enumerate(review[2::2]) if word == "right"]
-        if prefer and right and rng.random() < prefer:
-            choice = rng.choice(right)
-        afresh = rng.random() < AFRESH
+        called = [i for i, (word, _) in enumerate(review[2::2]) if word == "right"]
+        if prefer and called and rng.random() < prefer:
+            choice = rng.choice(called)
+        afresh = rng.random() < AFRESH and not mending
         solution = self.solution(problem, source, rng) if afresh else pool[choice]
+        if mending:
+            solution = self.repaired(problem, source, solution, rng)
         review += [("use", WEIGHTS["form"]), ("none" if afresh else LABELS[choice], WEIGHTS["choice"])]
         review += [("</think>", WEIGHTS["form"]), (f"{solution} <eos>", WEIGHTS["solution"])]
         return [*pieces, ("review:", 0.0), *review]
@@ -192,6 +204,13 @@ class Countdown(Demonstrator):
 
     def right(self, problem: Problem, text: str) -> bool:
         return grade_one(problem, text).verdict == "correct"
+
+    def repaired(self, problem: Problem, source: Attempts, attempt: str, rng: Random) -> str:
+        """One of the solutions with most of the attempt's steps."""
+        kept, ways = set(attempt.split(" , ")), source.ways[problem.answer["target"]]
+        return source.texts[
+            max(ways, key=lambda i: (len(kept.intersection(source.texts[i].split(" , "))), rng.random()))
+        ]
 
 
 class Sums(Demonstrator):
@@ -251,6 +270,15 @@ class Sums(Demonstrator):
     def right(self, problem: Problem, text: str) -> bool:
         return arithmetic.grade_one(problem, text).verdict == "correct"
 
+    def repaired(self, problem: Problem, source: list[str], attempt: str, rng: Random) -> str:
+        """The attempt's terms in its order, a forgotten one in place of one taken twice, and every step done right."""
+        steps = [step.split(" ") for step in attempt.split(" , ")]
+        terms = [f"+ {steps[0][0]}", *(f"{step[1]} {step[2]}" for step in steps)]
+        whole, found = Counter([f"+ {source[0]}", *source[1:]]), Counter(terms)
+        for twice, forgotten in zip((found - whole).elements(), (whole - found).elements(), strict=True):
+            terms[len(terms) - 1 - terms[::-1].index(twice)] = forgotten
+        return worked([terms[0].removeprefix("+ "), *terms[1:]])
+
 
 class Composite(Demonstrator):
     """Several problems of another task at once, solved in order.
@@ -278,8 +306,11 @@ class Composite(Demonstrator):
     def right(self, problem: Problem, text: str) -> bool:
         return composite.grade_one(problem, text, self.kind).verdict == "correct"
 
-    def review(self, rng: Random, pool_size: int, prefer: float = 0.0) -> list[Piece]:
-        """An aggregation prompt, and a solution whose parts are copied from one attempt or another."""
+    def review(self, rng: Random, pool_size: int, prefer: float = 0.0, mend: float = 0.0) -> list[Piece]:
+        """An aggregation prompt, and a solution whose parts are copied from one attempt or another.
+
+        A part in which no attempt is right is repaired with probability `mend`.
+        """
         problem, source = self.problem(rng)
         pool = [
             [self.part.solution(part, own, rng) for part, own in source] for _ in range(pool_size)
@@ -290,6 +321,8 @@ class Composite(Demonstrator):
         for i, (part, own) in enumerate(source):
             right = [texts[i] for texts in pool if self.part.right(part, texts[i])]
             choice = rng.choice(right) if right and rng.random() < prefer else rng.choice(pool)[i]
+            if mend and not right and rng.random() < mend:
+                choice = self.part.repaired(part, own, choice, rng)
             solution.append(self.part.solution(part, own, rng) if rng.random() < AFRESH_PART else choice)
         return [*pieces, ("review:", 0.0), (f"{' , '.join(solution)} <eos>", WEIGHTS["solution"])]
 

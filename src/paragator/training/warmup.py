@@ -61,6 +61,8 @@ class WarmupConfig(Section):
     """Share of late reviews that choose an attempt they call right, where there is one."""
     prefer_from: int = Field(1800, ge=0)
     """The step after which `prefer` holds; the learning rate then restarts at three tenths of its peak."""
+    mend: float = Field(0.0, ge=0, le=1)
+    """Share of reviews in which every attempt is wrong and the one that is chosen is written with its fault repaired."""
     careless: float = Field(0.0, ge=0, le=0.5)
     """Sums: how often a step that leaves its tens is wrong in a demonstrated solution; other steps an eighth as often."""
     threads: int | None = Field(None, ge=1)
@@ -139,7 +141,7 @@ def batch(
     pool_size = config.pool_size if rng.random() < 0.75 else rng.randint(2, 6)
     solve = [demonstrator.solve(rng) for _ in range(config.solve_rows)]
     prefer = config.prefer if step > config.prefer_from else 0.0
-    review = [demonstrator.review(rng, pool_size, prefer) for _ in range(config.review_rows)]
+    review = [demonstrator.review(rng, pool_size, prefer, config.mend) for _ in range(config.review_rows)]
     return [collate(solve, ids), collate(review, ids)]
 
 
