@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
+from paragator.engines.local.branching import without_router_logits
 from paragator.training.packed import collate, log_probs
 from paragator.training.rows import Branch, Tree, pack
 
@@ -42,6 +44,29 @@ def packed_log_probs(model: Any, trees: list[Tree], budget: int, temperature: An
     values = torch.cat([log_probs(model, b, temperature) for b in batches])
     keys = torch.cat([b.trees * 1000 + b.branches for b in batches])
     return values[keys.argsort(stable=True)]
+
+
+def padded_log_probs(model: Any, trees: Sequence[Tree], temperature: Any = 1.0) -> Tensor:
+    """The slow oracle of `log_probs`: one padded row per branch, ordinary causal attention, full logits.
+
+    Returns [B] in the order trees, their branches, their tokens.
+    """
+    rows = [(tree, branch) for tree in trees for branch in tree.branches]
+    length = max(len(tree.prompt_ids) + len(branch.token_ids) for tree, branch in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long, device=model.device)
+    mask = torch.zeros_like(ids)
+    for r, (tree, branch) in enumerate(rows):
+        tokens = torch.tensor(tree.prompt_ids + branch.token_ids)
+        ids[r, : len(tokens)], mask[r, : len(tokens)] = tokens, 1
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **without_router_logits(model)).logits
+    out = []
+    for r, (tree, branch) in enumerate(rows):
+        first, count = len(tree.prompt_ids), len(branch.token_ids)
+        scaled = logits[r, first - 1 : first + count - 1].to(torch.promote_types(logits.dtype, torch.float32))
+        divisor = temperature[tree.stage] if isinstance(temperature, dict) else temperature
+        logprobs = (scaled / divisor).log_softmax(-1)
+        out.append(logprobs.gather(-1, ids[r, first : first + count, None])[:, 0])
+    return torch.cat(out)
 
 
 def gradients(model: Any, value: Tensor) -> dict[str, Tensor]:

@@ -25,10 +25,11 @@ from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.settings import validate
 from paragator.training.compiled import recompute_layers
-from paragator.training.packed import collate, log_probs, padded_log_probs
+from paragator.training.packed import collate, log_probs
 from paragator.training.policy import Policy
 from paragator.training.recipe import PolicySettings
 from paragator.training.rows import Branch, Tree, pack
+from toys import padded_log_probs
 
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),

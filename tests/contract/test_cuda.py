@@ -20,9 +20,10 @@ from paragator.engines.local.transformers import TransformersEngine  # noqa: E40
 from paragator.engines.sampling import Sampling  # noqa: E402
 from paragator.settings import validate  # noqa: E402
 from paragator.training import flex, packed, warmup  # noqa: E402
-from paragator.training.packed import collate, log_probs, padded_log_probs  # noqa: E402
+from paragator.training.packed import collate, log_probs  # noqa: E402
 from paragator.training.policy import Policy  # noqa: E402
 from paragator.training.rows import Branch, Tree, pack  # noqa: E402
+from toys import padded_log_probs  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 VOCAB = 211

@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paragator.training import flex
 from paragator.training.attention import layout, tree_attention
-from paragator.training.packed import collate, log_probs, padded_log_probs
+from paragator.training.packed import collate, log_probs
 from paragator.training.rows import Branch, Tree, pack
+from toys import padded_log_probs
 
 CPU = torch.device("cpu")
 SMALL = [(5, [3, 1, 7]), (9, [4, 4, 2, 6, 5]), (1, [8]), (2, [1])]

@@ -23,9 +23,8 @@ from paragator.engines.local.branching import rope_limit
 from paragator.engines.local.generation import SequenceRequest, sample_rows
 from paragator.engines.local.proof import plain_log_probs, prove_sampling
 from paragator.engines.sampling import Sampling
-from paragator.training.packed import padded_log_probs
 from paragator.training.proof import prove
-from toys import TREES, gradients, packed_log_probs, relative
+from toys import TREES, gradients, packed_log_probs, padded_log_probs, relative
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 WINDOW, SWITCH = 6, 40

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -16,9 +16,9 @@ from paragator.core.errors import DataError, UsageError  # noqa: E402
 from paragator.engines.local.branching import NO_MASK  # noqa: E402
 from paragator.training import attention, packed  # noqa: E402
 from paragator.training.attention import layout  # noqa: E402
-from paragator.training.packed import Batch, collate, log_probs, padded_log_probs  # noqa: E402
+from paragator.training.packed import Batch, collate, log_probs  # noqa: E402
 from paragator.training.rows import Branch, Tree, first_fit, pack  # noqa: E402
-from toys import TREES, VOCAB, gradients, packed_log_probs, relative, toy, tree  # noqa: E402
+from toys import TREES, VOCAB, gradients, packed_log_probs, padded_log_probs, relative, toy, tree  # noqa: E402
 
 torch.set_num_threads(1)
 BUDGETS = [1000, 30, 17, 1]
@@ -111,18 +111,118 @@ def test_chunked_output_layer_equals_whole(monkeypatch: pytest.MonkeyPatch) -> N
     want = gradients(model, whole.sum())
     monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 5 * VOCAB)
     chunked = packed_log_probs(model, TREES, 40)
-    got = gradients(model, chunked.sum())
     assert relative(chunked, whole) < 1e-6
-    assert max(relative(got[name], want[name]) for name in want) < 1e-5
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    got = torch.autograd.grad(chunked.sum(), parameters)  # not only backward(), as some checkpointing
+    assert max(relative(value, want[name]) for name, value in zip(names, got, strict=True)) < 1e-5
 
 
-def test_of_many_logits_only_a_chunk_exists_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("at_once", "most"), [(5 * VOCAB, 5), (6 * VOCAB - 1, 5), (VOCAB, 1), (VOCAB - 1, 1)])
+def test_of_many_logits_only_a_chunk_exists_at_a_time(monkeypatch: pytest.MonkeyPatch, at_once: int, most: int) -> None:
     model, seen = toy(), []
-    monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 5 * VOCAB)
+    monkeypatch.setattr(packed, "LOGITS_AT_ONCE", at_once)
     packed.has_plain_head(model)  # looks at four positions, once
     model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.numel()))
     packed_log_probs(model, TREES, 40).sum().backward()
-    assert max(seen) == 5 * VOCAB
+    assert max(seen) == most * VOCAB
+
+
+def test_logits_are_many_from_the_first_that_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as may exist at once are one call; with one less allowed, they are two."""
+    model, batch, calls = toy(), collate(pack([tree(3, 4, 2)], 100)[0]), []
+    packed.has_plain_head(model)
+    model.lm_head.register_forward_hook(lambda module, args, out: calls.append(out.shape[-2]))
+    for at_once in (6 * VOCAB, 6 * VOCAB - 1):
+        monkeypatch.setattr(packed, "LOGITS_AT_ONCE", at_once)
+        log_probs(model, batch)
+    assert calls == [5, 5, 1], "five positions predict, of which the prompt's last one predicts two tokens"
+
+
+def test_a_sharded_model_gives_its_hidden_states_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = toy(), []
+    whole = packed_log_probs(model, TREES, 40)
+
+    def gathering(**inputs: Any) -> Tensor:
+        calls.append(inputs["input_ids"].shape[-1])
+        return packed.hidden_states(model, **inputs)
+
+    model.__dict__["hidden_states"] = gathering
+    packed_log_probs(model, TREES, 40)
+    assert not calls, "few logits: the model's own pass"
+    monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 5 * VOCAB)
+    assert relative(packed_log_probs(model, TREES, 40), whole) < 1e-6
+    assert calls == [row.num_tokens for row in pack(TREES, 40)]
+
+
+def test_whether_a_head_is_plain_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = toy(), []
+    model.model.register_forward_hook(
+        lambda module, args, more, out: seen.append((more["input_ids"].shape, out.past_key_values)), with_kwargs=True
+    )
+    assert packed.has_plain_head(model) and packed.has_plain_head(model)
+    assert seen == [((1, 4), None)] * 2, "by the whole model and by its base, without a cache"
+    assert not packed.has_plain_head(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("factor", "shift", "plain"), [
+    (1 + 5e-5, 0, True), (1 + 1e-3, 0, False), (0, 5e-6, True), (0, 5e-5, False), (0, 0.5, False),
+])  # fmt: skip
+def test_a_head_is_plain_within_rounding(factor: float, shift: float, plain: bool) -> None:
+    """Logits that are off by a factor, or by a number where all are 0."""
+    model = toy()
+    own = model.forward
+
+    def off(**inputs: Any) -> Any:
+        out = own(**inputs)
+        out.logits = out.logits * factor + shift
+        return out
+
+    if not factor:
+        torch.nn.init.zeros_(model.lm_head.weight)
+    model.forward = off
+    assert packed.has_plain_head(model) == plain
+
+
+@pytest.mark.parametrize("kind", [None, torch.bfloat16, torch.float16])
+def test_a_head_is_tried_in_the_types_of_the_pass_to_come(
+    monkeypatch: pytest.MonkeyPatch, kind: torch.dtype | None
+) -> None:
+    """And leaves no casts without gradients behind, which that pass would take."""
+    model, seen = toy(), set()
+    handle = model.lm_head.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+    with torch.autocast("cpu", kind, enabled=kind is not None):
+        assert packed.has_plain_head(model)
+        assert seen == {kind or torch.float32}
+        handle.remove()
+        monkeypatch.setattr(packed, "LOGITS_AT_ONCE", 5 * VOCAB)
+        got = gradients(model, packed_log_probs(model, TREES, 40).sum())
+    assert got.keys() == {name for name, _ in model.named_parameters()}
+
+
+def test_no_pass_keeps_a_cache_or_builds_a_mask() -> None:
+    model, seen = toy(), []
+    model.register_forward_hook(lambda module, args, out: seen.append(out.past_key_values))
+    model.model.layers[0].self_attn.register_forward_pre_hook(
+        lambda module, args, more: seen.append(more["attention_mask"]), with_kwargs=True
+    )
+    log_probs(model, collate(pack(TREES, 1000)[0]))
+    assert seen == [NO_MASK, None]
+
+
+def test_temperatures_of_stages() -> None:
+    """Numbers that are the same for both, one stage alone (the other's is 1), and none for which nothing is divided."""
+    model = toy()
+    for temperature in (2.0, {"generate": 0.7}, {"aggregate": 1.5}):
+        both = {"generate": 1.0, "aggregate": 1.0} | (temperature if isinstance(temperature, dict) else {})
+        slow = padded_log_probs(model, TREES, both if isinstance(temperature, dict) else temperature)
+        assert relative(packed_log_probs(model, TREES, 30, temperature), slow) < 1e-5
+    with pytest.raises(UsageError, match=r"^temperature = -1: log-probabilities need a temperature above 0$"):
+        log_probs(model, collate(pack(TREES, 30)[0]), {"generate": 1, "aggregate": -1})
+
+
+@pytest.mark.parametrize(("kind", "found"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_log_probabilities_are_in_float32_or_better(kind: torch.dtype, found: torch.dtype) -> None:
+    assert log_probs(toy().to(kind), collate(pack(TREES, 1000)[0])).dtype == found
 
 
 def test_all_layers_share_one_mask_and_none_is_as_large_as_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +255,7 @@ def test_adapters_on_and_off(monkeypatch: pytest.MonkeyPatch, many: bool) -> Non
     peft = pytest.importorskip("peft")
     plain = padded_log_probs(toy(), TREES)
     model = peft.get_peft_model(toy(), peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    assert packed.has_plain_head(model), "that of the model inside peft's wrapper"
     on = packed_log_probs(model.eval(), TREES, 30)
     assert relative(on, padded_log_probs(model, TREES)) < 1e-5
     with model.disable_adapter():
@@ -271,6 +372,22 @@ def test_batch_carries_what_the_engine_sampled() -> None:
             assert {packed.STAGES[s] for s in batch.stages[mine]} == {one.stage}
 
 
+def test_a_batch_has_its_types_and_moves() -> None:
+    """Whole numbers as credit and log-probabilities are floats too; nothing of a moved batch stays behind but its plan."""
+    one = Tree("aggregate", (1, 2), (Branch((3, 4), (-1, -2), 1), Branch((5,), (0,), 0)))  # type: ignore[arg-type]
+    batch = collate(pack([one], 100)[0])
+    whole = {"input_ids", "position_ids", "sources", "targets", "stages", "trees", "branches"}
+    kinds = {f.name: getattr(batch, f.name).dtype for f in fields(Batch) if f.name != "layout"}
+    assert kinds == dict.fromkeys(whole, torch.int64) | dict.fromkeys(("sampled_logprobs", "credit"), torch.float32)
+    assert batch.sequences.tolist() == [0, 0, 1]
+    moved = batch.to("meta")
+    assert moved.layout is batch.layout
+    for name, kind in kinds.items():
+        value = getattr(moved, name)
+        assert (value.device.type, value.dtype, value.shape) == ("meta", kind, getattr(batch, name).shape)
+        assert getattr(batch, name).device.type == "cpu"
+
+
 @pytest.mark.parametrize("budget", [1, 10, 13, 17, 30, 64, 1000])
 def test_every_branch_is_packed_once_and_within_budget(budget: int) -> None:
     rows = pack(TREES, budget)
@@ -296,8 +413,12 @@ def test_wrong_inputs_are_one_line_errors() -> None:
     batch = collate(pack(TREES, 30)[0])
     with pytest.raises(UsageError, match="temperature = 0"):
         log_probs(toy(), batch, 0.0)
-    with pytest.raises(UsageError, match="attn_implementation = 'eager'"):
+    with pytest.raises(UsageError, match=r"attn_implementation = 'eager' .*: load the model with 'sdpa'$"):
         log_probs(toy(attn_implementation="eager"), batch)
+    without_sdpa = toy()
+    without_sdpa._supports_sdpa = False
+    with pytest.raises(UsageError, match=r"attn_implementation = 'sdpa' .*: load the model with 'eager'$"):
+        log_probs(without_sdpa, batch)
     longrope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,

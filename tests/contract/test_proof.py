@@ -24,11 +24,10 @@ from paragator.engines.local.proof import prove_sampling
 from paragator.engines.local.transformers import TransformersEngine
 from paragator.settings import validate
 from paragator.training import attention
-from paragator.training.packed import padded_log_probs
 from paragator.training.policy import Policy
 from paragator.training.proof import prove
 from paragator.training.recipe import PolicySettings
-from toys import TREES, gradients, packed_log_probs, relative, toy
+from toys import TREES, gradients, packed_log_probs, padded_log_probs, relative, toy
 
 
 def policy_of(model: Any, **train: Any) -> Policy:

@@ -33,6 +33,7 @@ from paragator.training.recipe import Crediting, Recipe, Schedule
 from paragator.training.rows import Branch, Tree, pack
 from paragator.training.step import Step, step
 from paragator.training.telemetry import Timeline
+from toys import padded_log_probs
 
 BASE = (
     "--rollout.candidates=4", "--rollout.pool_size=2", "--method.k=2", "--train.precision=float32",
@@ -350,7 +351,7 @@ def test_gradients_of_the_stages_are_measured_and_balanced(
     policy = Policy.from_config(model, tokenizer, configured(*MEASURED, "--train.kl=0.1"))
 
     def by_hand(trees: list[Tree]) -> torch.Tensor:
-        logs = packed.padded_log_probs(policy.model, trees)
+        logs = padded_log_probs(policy.model, trees)
         credit = torch.tensor([b.credit for t in trees for b in t.branches for _ in b.token_ids])
         found = torch.autograd.grad(-(logs * credit).sum(), list(policy.tensors().values()))
         return torch.cat([part.flatten() for part in found])

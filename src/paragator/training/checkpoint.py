@@ -58,7 +58,7 @@ def save(folder: Path, weights: Tensors, moments: Moments, meta: Mapping[str, An
         save_file(on_cpu(state), temporary / OPTIMIZER)
         (temporary / META).write_text(json.dumps(meta))
         files = {name: fingerprint(temporary / name) for name in (WEIGHTS, OPTIMIZER, META)}
-        (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=2))
+        (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}))
 
 
 @contextmanager

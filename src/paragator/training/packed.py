@@ -13,7 +13,7 @@ Models take part through transformers' attention interface (>= 5.23), loaded wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from paragator.core.errors import UsageError
 from paragator.core.types import Stage
 from paragator.engines.local.branching import NO_MASK, check_rope, stock_attention, text_config, without_router_logits
 from paragator.training.attention import NAME, Layout, Masks, layout
-from paragator.training.rows import LOGITS_AT_ONCE, STAGES, PackedRow, Piece, Tree
+from paragator.training.rows import LOGITS_AT_ONCE, STAGES, PackedRow, Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def collate(row: PackedRow) -> Batch:
             start, count = len(ids), len(branch.token_ids)
             ids += branch.token_ids
             positions += range(len(prompt), len(prompt) + count)
-            _add_branch(columns, piece, b, [root + len(prompt) - 1, *range(start, start + count - 1)][:count])
+            _add_branch(columns, piece, b, [root + len(prompt) - 1, *range(start, start + count)][:count])
     plan = layout([(len(p.tree.prompt_ids), [len(b.token_ids) for b in p.tree.branches]) for p in row.pieces])
     tensors = {name: torch.tensor(columns[name], dtype=dtype) for name, dtype in _COLUMNS.items()}
     return Batch(torch.tensor([ids]), torch.tensor([positions]), plan, **tensors)
@@ -92,9 +92,9 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[Stage, float] | flo
     its hidden states, so that never more than LOGITS_AT_ONCE logits exist. Raises UsageError for an attention that cannot pack.
     """
     use_tree_attention(model, longest=int(batch.position_ids.max()) + 1)
-    keep = torch.zeros(batch.input_ids.numel(), dtype=torch.bool, device=batch.input_ids.device)
-    keep[batch.sources] = True
-    rows = (keep.cumsum(0) - 1)[batch.sources]
+    keep = torch.zeros_like(batch.input_ids, dtype=torch.bool)
+    keep[0, batch.sources] = True
+    rows = (keep[0].cumsum(0) - 1)[batch.sources]
     temperatures = _temperatures(temperature)
     scale = temperatures.to(batch.input_ids.device)[batch.stages]
     pick = partial(_pick, scaled=bool((temperatures != 1).any()))
@@ -114,13 +114,13 @@ def log_probs(model: Any, batch: Batch, temperature: Mapping[Stage, float] | flo
         sharded = vars(model).get("hidden_states")  # gathers the weights first, see sharded.py
         states = sharded(**inputs) if sharded else hidden_states(model, **inputs)
     if states is None:
-        states = model(**inputs, logits_to_keep=keep.view_as(batch.input_ids)).logits
+        states = model(**inputs, logits_to_keep=keep).logits
     states = states.view(-1, states.shape[-1])
     if few:
         return pick(head, states, rows, batch.targets, scale)
     size = max(1, LOGITS_AT_ONCE // vocabulary)
-    chunks = zip(*(torch.split(column, size) for column in (rows, batch.targets, scale)), strict=True)
-    return torch.cat([checkpoint(pick, head, states, *chunk, use_reentrant=False) for chunk in chunks])
+    chunks = (torch.split(column, size) for column in (rows, batch.targets, scale))
+    return torch.cat(list(map(partial(checkpoint, pick, head, states, use_reentrant=False), *chunks)))
 
 
 def hidden_states(model: Any, **inputs: Any) -> Tensor:
@@ -141,9 +141,7 @@ def has_plain_head(model: Any) -> bool:
     if known is None:
         ids, kind = torch.arange(4, device=model.device)[None], model.device.type
         # as in the pass to come, since frozen weights may be in bfloat16; casts made without gradients must not be remembered
-        as_it_is = torch.autocast(
-            kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
-        )
+        as_it_is = torch.autocast(kind, enabled=torch.is_autocast_enabled(kind), cache_enabled=False)
         with torch.no_grad(), as_it_is:
             expected = model(input_ids=ids, use_cache=False).logits
             found = model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
@@ -155,28 +153,6 @@ def has_plain_head(model: Any) -> bool:
 def without_adapter_wrapper(model: Any) -> Any:
     """The model inside peft's wrapper; its layers hold the adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def padded_log_probs(model: Any, trees: Sequence[Tree], temperature: Mapping[Stage, float] | float = 1.0) -> Tensor:
-    """The slow oracle of `log_probs`: one padded row per branch, ordinary causal attention, full logits.
-
-    Returns [B] in the order trees, their branches, their tokens.
-    """
-    rows = [(tree, branch) for tree in trees for branch in tree.branches]
-    length = max(len(tree.prompt_ids) + len(branch.token_ids) for tree, branch in rows)
-    ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
-    for r, (tree, branch) in enumerate(rows):
-        tokens = torch.tensor(tree.prompt_ids + branch.token_ids)
-        ids[r, : len(tokens)], mask[r, : len(tokens)] = tokens, 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **without_router_logits(model)).logits
-    scales, out = _temperatures(temperature), []
-    for r, (tree, branch) in enumerate(rows):
-        first, count = len(tree.prompt_ids), len(branch.token_ids)
-        scaled = logits[r, first - 1 : first + count - 1].to(torch.promote_types(logits.dtype, torch.float32))
-        logprobs = (scaled / scales[STAGES.index(tree.stage)].item()).log_softmax(-1)
-        out.append(logprobs.gather(-1, ids[r, first : first + count, None])[:, 0])
-    return torch.cat(out)
 
 
 def use_tree_attention(model: Any, longest: int) -> None:
@@ -218,9 +194,8 @@ def _add_branch(columns: dict[str, list[Any]], piece: Piece, index: int, sources
 
 def _pick(head: Any, states: Tensor, rows: Tensor, targets: Tensor, scale: Tensor, scaled: bool) -> Tensor:
     """log softmax(head(states[rows]) / scale)[targets], [B], in float32 or better."""
-    logits = head(
-        states.index_select(0, rows)
-    )  # indexing by [rows] adds gradients up in any order, with several threads
+    # indexing by [rows] would add gradients up in any order, with several threads
+    logits = head(states.index_select(0, rows))
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if scaled:
         precise = precise / scale[:, None]
