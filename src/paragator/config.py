@@ -214,7 +214,8 @@ class TrainConfig(Section):
     max_refused: int = Field(0, ge=0)
     """Updates that may be skipped because credit, a log-probability, the loss or the gradient is not finite; one more ends the run."""
     ahead: int = Field(0, ge=0, le=1)
-    """vllm: 1 samples the next step's rollouts while this one is trained, from weights of one version before; 0 is on-policy."""
+    """1 samples the next step's rollouts while this one is trained, from weights of one version before; 0 is on-policy. In this
+    process they take turns, so that 1 measures what the lag costs and saves nothing."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     """Ratio clipping below 1; acts from the second update on."""
     clip_high: float = Field(0.2, gt=0)

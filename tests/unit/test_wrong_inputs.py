@@ -464,7 +464,6 @@ MORE = (
     "train --optimizer.schedule cosin",
     "train --optimizer.schedule no_such:f --dry-run",
     "train --method.credit json:nothing --dry-run",
-    "train --train.ahead 1 --dry-run",
     "train --engine.sync adapter --dry-run",
     "train --method.name base --method.credit json:dumps",
     "train --generate.temperature 0",

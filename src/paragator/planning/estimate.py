@@ -31,7 +31,8 @@ CONTEXT = 2e9
 """Bytes of a card that CUDA and the libraries take."""
 FORMULAS = {
     "weights": "4 bytes x parameters (float32), and 2 more for the copies that bfloat16 autocast keeps. "
-    "Under LoRA's adapters 4 bytes, with bfloat16 2, but 4 for embeddings and head",
+    "Under LoRA's adapters 4 bytes, with bfloat16 2, but 4 for embeddings and head. With train.ahead = 1 in one process that samples "
+    "too, 4 bytes x trained parameters more",
     "gradients": "4 bytes x trained parameters",
     "optimiser": "8 bytes x trained parameters (AdamW's two moments)",
     "reference": "4 bytes x parameters when train.kl > 0; 0 with LoRA, whose adapters are switched off",
@@ -102,7 +103,8 @@ def estimate(
         raise UsageError(f"flops = {rate}, fill = {fill}, prompt = {prompt}: use flops > 0, 0 < fill <= 1, prompt >= 1")
     shape, config = shape_of(config.model), with_tokens(config, tokens)
     full = stages(config, prompt=prompt)
-    shards = Shards((config.train.processes or 1) // config.train.replicas, config.engine.kind == "transformers")
+    count = (config.train.processes or 1) // config.train.replicas
+    shards = Shards(count, config.engine.kind == "transformers" and (count > 1 or config.train.ahead > 0))
     alone = [memory_of(config, shape, work, tokens, bfloat16, cuda) for work in full if work.trained]
     checkpointed = config.model.gradient_checkpointing
     found = [part_of(one, shape, shards, checkpointed=checkpointed, bfloat16=bfloat16) for one in alone]

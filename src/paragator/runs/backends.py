@@ -13,7 +13,7 @@ from paragator.runs.launch import launched, processes
 
 def check_backend(config: Config, engine: Sample | None) -> None:
     """Refuse what `train.backend` cannot do; `engine` is one from Python."""
-    check_ahead(config)
+    check_ahead(config, engine)
     check_sync(config)
     if config.train.backend == "ray" and not launched():
         check_ray(config)
@@ -21,12 +21,11 @@ def check_backend(config: Config, engine: Sample | None) -> None:
         check_tinker(config, engine)
 
 
-def check_ahead(config: Config) -> None:
-    """Refuse to sample while training where one process does both."""
-    if config.train.ahead and config.engine.kind != "vllm":
+def check_ahead(config: Config, engine: Sample | None) -> None:
+    """Refuse to sample from older weights where nobody says which weights sample."""
+    if config.train.ahead and engine is not None and not hasattr(engine, "publish"):
         raise UsageError(
-            f"train.ahead = {config.train.ahead} needs engine.kind = 'vllm': a model in this process samples and trains in "
-            "turns; set it to 0"
+            "train.ahead = 1 with an engine from Python needs its publish(step, export); add it, or set it to 0"
         )
 
 
@@ -65,6 +64,7 @@ def check_tinker(config: Config, engine: Sample | None) -> None:
         "engine.kind": (config.engine.kind, "transformers", "samples itself"),
         "train.processes": (train.processes, None, "computes, one is enough"),
         "train.kl": (train.kl, 0, "computes no KL to the initial model"),
+        "train.ahead": (train.ahead, 0, "samples and trains in turns here"),
         "train.updates": (train.updates, 1, "keeps no ratio to the policy before them"),
         "train.router_loss": (train.router_loss, 0, "has no such loss"),
         "train.max_refused": (train.max_refused, 0, "cannot drop a gradient"),

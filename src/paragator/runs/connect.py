@@ -293,7 +293,7 @@ async def training_engine(
 
         engine = local_engine(config, policy.raw, policy.tokenizer, autocast=policy.accelerator.autocast)
         try:
-            yield engine, None if policy.kind == "local" else refreshed
+            yield engine, None if policy.raw is policy.model else refreshed
         finally:
             engine.close()
         return

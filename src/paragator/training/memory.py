@@ -7,7 +7,7 @@ FORMULAS of planning/estimate.py says in words what is computed; `benchmarks/mem
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ def memory(
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """How a process's part of the policy is held: one of `count` shards, and on rank 0 the `whole` model as well."""
+    """How a process's part of the policy is held: one of `count` shards, and where an engine samples from a copy, `whole` as well."""
 
     count: int = 1
     whole: bool = False
@@ -218,7 +218,8 @@ def part_of(
 ) -> Memory:
     """The memory of one process whose weights, gradients and moments are sharded, from that of one alone. See FORMULAS."""
     if shards.count == 1:
-        return found
+        copied = found.gradients if shards.whole else 0  # as large as what is trained: the rest is shared
+        return replace(found, weights=found.weights + copied, peak=found.peak + copied) if copied else found
     layer = (shape.parameters - shape.ends) / shape.layers
     gathered = 2 * layer + shape.ends  # whole at a time: two layers, and embeddings and head throughout
     held = (found.weights - (2 * shape.parameters if bfloat16 else 0)) / shards.count

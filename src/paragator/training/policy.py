@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,8 +38,8 @@ class NotFinite(Exception):
 class Policy:
     """Model, optimiser and schedule; Accelerate chooses device and mixed precision.
 
-    The learner of one process, and a part of that of many. An engine in this process samples from `raw`; `batch_tokens`
-    are those of one pass.
+    The learner of one process, and a part of that of many. An engine in this process samples from `raw`, which with
+    `settings.lagging` holds the weights last published; `batch_tokens` are those of one pass.
     """
 
     kind = "local"
@@ -82,7 +83,10 @@ class Policy:
 
     def placed(self, model: Any, reference: Any) -> tuple[Any, Any]:
         """The model that is trained and its frozen reference, where they compute."""
-        self.raw = model
+        frozen = {
+            id(tensor): tensor for tensor in chain(model.parameters(), model.buffers()) if not tensor.requires_grad
+        }
+        self.raw = copy.deepcopy(model, frozen) if self.settings.lagging else model
         return model, reference
 
     def rows(self, trees: Sequence[Tree]) -> list[PackedRow]:
@@ -271,13 +275,23 @@ class Policy:
         return meta
 
     def publish(self) -> None:
-        """Nothing to do: an engine in this process samples from the model that is trained."""
+        """Bring `raw` up to date where it is a copy."""
+        if self.settings.lagging:
+            self.take(self.tensors())
+
+    def take(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Copy trained weights into `raw`."""
+        own = dict(self.raw.named_parameters())
+        with torch.no_grad():
+            for name, value in weights.items():
+                own[name].copy_(value)
 
     def close(self) -> None:
         """Nothing to do: there are no other processes."""
 
     def export(self, folder: Path, adapter: bool = False) -> None:
         """Write the model (adapters merged) and tokenizer as a folder that transformers and vLLM load; or the adapters alone."""
+        self.publish()
         model = self.raw
         if adapter:
             model.save_pretrained(folder, save_embedding_layers=False)  # "auto" asks the hub

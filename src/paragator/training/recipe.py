@@ -171,6 +171,7 @@ class PolicySettings:
     kl                      weight of the KL to the initial model; 0 keeps no reference
     router_loss             weight of the load-balancing loss of a mixture of experts
     gradient_checkpointing  keep only each layer's input for the backward pass
+    lagging                 an engine in this process samples from the weights last published, not from those being trained
     """
 
     loss: LossSettings
@@ -185,13 +186,13 @@ class PolicySettings:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
+    lagging: bool = False
 
     @classmethod
     def from_config(cls, config: Config) -> PolicySettings:
-        train = config.train
-        corrected = (
-            config.engine.kind == "vllm" or train.backend == "tinker"
-        )  # another program samples, with log-probabilities of its own
+        train, local = config.train, config.engine.kind == "transformers"
+        # other weights sample, or another program, with log-probabilities of its own
+        corrected = config.engine.kind == "vllm" or train.backend == "tinker" or bool(train.ahead)
         return cls(
             loss=LossSettings(train.clip_low, train.clip_high, train.weight_cap if corrected else None, train.ratio),
             optimizer=config.optimizer,
@@ -205,4 +206,5 @@ class PolicySettings:
             precision=train.precision,
             gradient_checkpointing=config.model.gradient_checkpointing,
             compile=train.compile,
+            lagging=bool(train.ahead) and local,
         )

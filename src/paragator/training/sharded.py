@@ -179,14 +179,7 @@ class Sharded(Shard):
     def publish(self) -> None:
         with self.team.order("gather", moments=False):
             weights, _ = self.gathered(moments=False)
-        own = dict(self.raw.named_parameters())
-        with torch.no_grad():
-            for name, value in weights.items():
-                own[name].copy_(value)
-
-    def export(self, folder: Path, adapter: bool = False) -> None:
-        self.publish()
-        super().export(folder, adapter)
+        self.take(weights)
 
     def close(self) -> None:
         self.team.close()
