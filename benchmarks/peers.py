@@ -7,6 +7,9 @@ Its options are the default ones apart from three: float32 (on CUDA bfloat16 aut
 (the loss that ours has), and no gradient checkpointing, which is on by default and off in ours; a case "as by
 default" has it on. On a CPU TRL sends every position through the output layer, on a GPU those of completions only:
 the padded rows here do the latter.
+
+prefix-grouper (verl's shared prefix) gets the trees, a prompt and its completions in a row, as many rows as our passes hold tokens.
+It leaves attention, positions and loss to its user: sdpa with its masks, positions as its documentation asks, our loss.
 """
 
 from __future__ import annotations
@@ -154,6 +157,99 @@ def padded_update(
 ) -> float:
     """One optimiser step on padded rows."""
     total = padded_backward(model, batches, constant, dtype)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+# ---- prefix-grouper --------------------------------------------------------------------------------------------------
+
+GROUPED = "prefix_grouper_sdpa"
+
+
+def grouped_attention(module: Any, query: Any, key: Any, value: Any, _: Any, scaling: float, **more: Any) -> Any:
+    """prefix-grouper's attention by sdpa: its own hands masks of two dimensions to flash-attn, which needs a card."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        if q.shape[2] == k.shape[2] and mask.all():
+            found = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        else:
+            seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+            allowed = (seen & mask[:, None]) | torch.eye(*seen.shape, dtype=torch.bool, device=q.device) & ~mask[
+                :, None
+            ]
+            found = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed[:, None], scale=scaling)
+        return found.transpose(1, 2)
+
+    return more["prefix_grouper"].forward(attend, query, key, value), None
+
+
+def grouped_model(model: Any) -> Any:
+    """The model with prefix-grouper's attention."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(GROUPED, grouped_attention)
+    model.set_attn_implementation(GROUPED)
+    return model.train()
+
+
+def grouped_batches(trees: Sequence[Tree], tokens: int) -> list[list[Tree]]:
+    """Groups that share a pass: as many as fit that many tokens, one at least."""
+    out: list[list[Tree]] = []
+    for tree in trees:
+        if out and (len(out[-1]) + 1) * max(t.num_tokens for t in (*out[-1], tree)) <= tokens:
+            out[-1].append(tree)
+        else:
+            out.append([tree])
+    return out
+
+
+def grouped_backward(
+    model: Any, batches: Sequence[Sequence[Tree]], dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> float:
+    """The same gradient by prefix-grouper: one prompt a group, logits of completion positions only."""
+    from prefix_grouper import PrefixGrouper
+
+    total = 0.0
+    for trees in batches:
+        branches = [branch for tree in trees for branch in tree.branches]
+        grouper = PrefixGrouper(
+            [[len(t.prompt_ids), *(len(b.token_ids) for b in t.branches)] for t in trees], device=device
+        )
+        width = grouper.padding_mask.shape[1]
+        ids, places = [], []
+        for tree in trees:
+            row = [*tree.prompt_ids, *(token for b in tree.branches for token in b.token_ids)]
+            own = len(tree.prompt_ids)
+            place = [*range(own), *(own + i for b in tree.branches for i in range(len(b.token_ids)))]
+            ids.append(row + [0] * (width - len(row)))
+            places.append(place + [0] * (width - len(place)))
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            states = model.model(
+                input_ids=torch.tensor(ids, device=device),
+                position_ids=torch.tensor(places, device=device),
+                use_cache=False,
+                prefix_grouper=grouper,
+            ).last_hidden_state
+            _, _, suffixes, mask = grouper.split_output(states, include_prefix_last=1)
+            logits = model.lm_head(suffixes[:, :-1][mask[:, 1:]])
+        chosen = -functional.cross_entropy(
+            logits.float(),
+            torch.tensor([token for b in branches for token in b.token_ids], device=device),
+            reduction="none",
+        )
+        credit = torch.tensor([b.credit for b in branches for _ in b.token_ids], device=device)
+        loss, _ = objective.loss(chosen, chosen.detach(), credit, objective.LossSettings())
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def grouped_update(model: Any, optimizer: Any, batches: Sequence[Sequence[Tree]]) -> float:
+    """One optimiser step by prefix-grouper."""
+    total = grouped_backward(model, batches)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

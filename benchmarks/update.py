@@ -1,11 +1,11 @@
-"""One update (forward, backward, optimiser) on the same rollouts: packed groups against TRL 1.16's GRPOTrainer and padded rows.
+"""One update on the same rollouts: packed groups against TRL 1.16's GRPOTrainer, padded rows and prefix-grouper 0.0.1 (verl's).
 
     python benchmarks/update.py [--quick] [--full] [--repeats 5] [--threads 2]
 
 Every case first compares the gradients: all sides must agree to 1e-4. `us_per_token` is the time per token of work
 delivered (a completion token that was trained on); `of_product` is the packed work's model FLOP/s as a share of what
 torch.mm reaches on 2048 x 2048 matrices in the same run. Last, an update of ours with a 4 times longer aggregation
-prompt: time and peak memory.
+prompt: time and peak memory. prefix-grouper is no dependency: `pip install prefix-grouper==0.0.1`; without it, its rows are missing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from paragator.training.policy import Policy
 from paragator.training.rows import Branch, Tree, pack
 
 AGREE = 1e-4
+GROUPER = "prefix-grouper"
 HELD = (
     "rollouts, loss (Dr.GRPO, its constant, no clipping active), gradients (checked), float32, threads, AdamW, norm clipping; "
     "no side recomputes activations unless the case says so"
@@ -154,19 +156,29 @@ def measure(work: Work, models: dict[str, Any], flags: Any) -> list[common.Case]
         if padded:
             peers.padded_backward(theirs, batches, constant)
             apart["padded rows"] = peers.distance(want, peers.gradients(theirs))
+        grouped, batched = peers.grouped_model(copy.deepcopy(model)), peers.grouped_batches(trees, policy.batch_tokens)
+        also = torch.optim.AdamW(grouped.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
+        if grouper := find_spec("prefix_grouper"):
+            peers.grouped_backward(grouped, batched)
+            apart[GROUPER] = peers.distance(want, peers.gradients(grouped))
+        else:
+            common.say(f"no {GROUPER} here: pip install {GROUPER}==0.0.1")
         del want
         sides = {
             "ours": lambda: policy.update(trees, 1, {}),
             "TRL": lambda: peers.trl_update(trainer, batches),
             "padded rows": lambda: peers.padded_update(theirs, optimizer, batches, constant),
         }
+        if grouper:
+            sides[GROUPER] = lambda: peers.grouped_update(grouped, also, batched)
         if not padded:
             del sides["padded rows"]
+        sides = {name: call for name, call in sides.items() if name == "ours" or flags.peer in (None, name)}
         warm = work.model == "embedded" or flags.quick  # on SmolLM2 the gradients have warmed everything
         seconds = common.interleaved(sides, flags.repeats, warm=warm, within_s=flags.within)
         again: common.Seconds = {}
         rate = product_rate(512 if flags.quick else 2048)
-        if flags.full:
+        if flags.full and not flags.peer:
             trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             both = {"ours": sides["ours"], "TRL, as by default": sides["TRL"]}
             again = common.interleaved(both, flags.repeats, warm=False, within_s=flags.within)
@@ -180,7 +192,8 @@ def report(
     delivered = sum(len(b.token_ids) for tree in trees for b in tree.branches)
     ours_s = statistics.median(seconds["ours"])
     version = f"TRL {common.installed('trl')}"
-    label = peer.replace("TRL, as by default", f"{version} as by default").replace("TRL", version, peer == "TRL")
+    label = f"{GROUPER} {common.installed(GROUPER)}" if peer == GROUPER else peer
+    label = label.replace("TRL, as by default", f"{version} as by default").replace("TRL", version, peer == "TRL")
     return common.case(
         work.name,
         seconds["ours"],
@@ -259,6 +272,7 @@ def main() -> int:
     parser = common.parser(__doc__)
     parser.add_argument("--full", action="store_true", help="SmolLM2 with every kind of work, and more peers")
     parser.add_argument("--only", choices=("smollm2", "embedded"), help="one model")
+    parser.add_argument("--peer", choices=("TRL", "padded rows", GROUPER), help="time one peer")
     parser.add_argument("--one", type=int, help="(one point of the growth case)")
     flags = parser.parse_args()
     if flags.one:
@@ -273,7 +287,7 @@ def main() -> int:
     for work in chosen:
         cases += measure(work, models, flags)
         common.print_cases(cases[-1:], "gradient_distance", "of_product")
-    if flags.only != "embedded":
+    if flags.only != "embedded" and not flags.peer:
         cases.append(growth(flags))
     common.finish(
         flags,

@@ -46,6 +46,7 @@ def test_a_shard_holds_its_part_and_what_is_whole_at_a_time() -> None:
     shape, load = HUB["Qwen/Qwen3-32B"], Load(1, 2048, 4, 512)
     alone = memory(shape, load, bfloat16=False, checkpointed=True)
     assert part_of(alone, shape, Shards(1)) is alone
+    assert part_of(alone, shape, Shards(1, whole=True)).peak == alone.peak + 4 * shape.parameters
     parts = [part_of(alone, shape, Shards(count), checkpointed=True) for count in (2, 4, 8, 64)]
     assert [part.optimiser for part in parts] == [alone.optimiser / count for count in (2, 4, 8, 64)]
     assert [part.activations for part in parts] == [alone.activations] * 4

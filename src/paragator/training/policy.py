@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,9 +82,7 @@ class Policy:
 
     def placed(self, model: Any, reference: Any) -> tuple[Any, Any]:
         """The model that is trained and its frozen reference, where they compute."""
-        frozen = {
-            id(tensor): tensor for tensor in chain(model.parameters(), model.buffers()) if not tensor.requires_grad
-        }
+        frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
         self.raw = copy.deepcopy(model, frozen) if self.settings.lagging else model
         return model, reference
 
@@ -276,8 +273,7 @@ class Policy:
 
     def publish(self) -> None:
         """Bring `raw` up to date where it is a copy."""
-        if self.settings.lagging:
-            self.take(self.tensors())
+        self.take(self.tensors())
 
     def take(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Copy trained weights into `raw`."""
