@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,14 @@ OTHERS = [
     "__proto__", "constructor", "{{constructor.constructor('" + DO + "')()}}", "${" + DO + "}",
 ]  # fmt: skip
 PAYLOADS = MARKUP + OTHERS
+
+
+VIEWS = {
+    "overview": ".u-legend",
+    "rollouts": "a.problem",
+    "problem&run=one&file=eval_after&n=5&card=1.0": "[data-card='1.0'] .body",
+}
+"""A view -> what is there once it is drawn."""
 
 
 def hostile(payload: str, n: int) -> Graded:
@@ -157,35 +166,37 @@ def test_a_lost_right_answer_is_found(watched: Watched, tmp_path: Path) -> None:
     page = watched.page
     page.goto(write_report(make_run(tmp_path / "one")).as_uri())
     for question in ("Did it learn?", "Does aggregation pay?", "Is something wrong?"):
-        assert page.get_by_role("heading", name=question).is_visible()
-    assert page.locator("canvas").count() >= 4
+        api.expect(page.get_by_role("heading", name=question)).to_be_visible()
+    page.locator("canvas").nth(3).wait_for()
     page.get_by_role("navigation").get_by_role("link", name="Rollouts").click()
+    page.locator("a.problem").nth(19).wait_for()  # of all problems; of those below there are fewer
     page.get_by_label("Show").select_option("lost")
     api.expect(page.locator("tbody tr").nth(19)).to_have_count(0)
-    marks = page.locator("tbody tr").first.locator(".marks").get_attribute("aria-label")
-    assert "round 2: 0 of 4 right" in marks
+    marks = page.locator("tbody tr").first.locator(".marks")
+    api.expect(marks).to_have_attribute("aria-label", re.compile("round 2: 0 of 4 right"))
     page.locator("a.problem").first.click()
-    page.locator(".card").first.wait_for()
-    assert page.locator(".column").count() == 3 and page.locator(".card").count() == 12
+    api.expect(page.locator(".card")).to_have_count(12)
+    api.expect(page.locator(".column")).to_have_count(3)
     aim = page.locator('[data-card="1.0"] .head')
     aim.hover()
-    assert page.locator(".lines path.on").count() == 4 + 4  # its pool, and what it is shown to
-    assert page.locator(".card.near").count() >= 4
+    api.expect(page.locator(".lines path.on")).to_have_count(4 + 4)  # its pool, and what it is shown to
+    page.locator(".card.near").nth(3).wait_for()
     aim.click()
     page.get_by_role("button", name="Compare with the nearest candidate").click()
-    assert page.locator(".diff").inner_text().startswith("Nearest in its pool: #")
+    api.expect(page.locator(".diff")).to_have_text(re.compile("^Nearest in its pool: #"))
     page.locator('[data-card="1.0"]').get_by_role("link", name="link").click()
+    api.expect(page).to_have_url(re.compile(r"card=1\.0"))
     page.reload()
-    assert page.locator('[data-card="1.0"] .head').get_attribute("aria-expanded") == "true"
+    api.expect(page.locator('[data-card="1.0"] .head')).to_have_attribute("aria-expanded", "true")
     assert all(url.startswith(("file:", "blob:")) for url in watched.requests)
 
 
 def test_sorting_searching_and_saving(watched: Watched, tmp_path: Path) -> None:
     page = watched.page
     page.goto(write_report(make_run(tmp_path / "one")).as_uri() + "#view=rollouts")
-    page.get_by_role("button", name="tokens").click()
-    page.get_by_role("button", name="tokens").click()
-    assert page.locator("th[aria-sort=descending]").inner_text().startswith("tokens")
+    for order in ("ascending", "descending"):
+        page.get_by_role("button", name="tokens").click()
+        api.expect(page.locator(f"th[aria-sort={order}]")).to_have_text(re.compile("^tokens"))
     page.keyboard.press("/")
     page.keyboard.type("problem 17")
     api.expect(page.locator("tbody tr")).to_have_count(1)
@@ -199,7 +210,8 @@ def test_two_runs_side_by_side(watched: Watched, tmp_path: Path) -> None:
     page = watched.page
     runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", 0.05)]
     page.goto(write_reports(runs, tmp_path / "both.html").as_uri())
-    assert page.locator("section.run").count() == 2
+    api.expect(page.locator("section.run")).to_have_count(2)
+    page.locator(".u-legend tr", has_text="one, ").first.wait_for(state="attached")
     samples = (
         page.locator(".u-legend tr", has_text="one, ")
         .locator(".u-marker")
@@ -212,7 +224,7 @@ def test_two_runs_side_by_side(watched: Watched, tmp_path: Path) -> None:
     page.goto(page.url.partition("#")[0] + "#view=problem&run=one&file=eval_after&n=5")
     page.locator("#beside").select_option(label="two, after training")
     api.expect(page.locator(".rounds")).to_have_count(2)
-    assert page.get_by_role("heading", name="Beside: two, after training").is_visible()
+    api.expect(page.get_by_role("heading", name="Beside: two, after training")).to_be_visible()
 
 
 def test_keyboard_theme_narrow_and_print(browser: Any, watched: Watched, tmp_path: Path) -> None:
@@ -230,9 +242,9 @@ def test_keyboard_theme_narrow_and_print(browser: Any, watched: Watched, tmp_pat
     page.locator(".card .head").first.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
-    assert page.evaluate("document.activeElement.closest('.card').dataset.card") == "1.1"
+    api.expect(page.locator('[data-card="1.1"] .head')).to_be_focused()
     page.keyboard.press("Enter")
-    assert page.locator('[data-card="1.1"] .head').get_attribute("aria-expanded") == "true"
+    api.expect(page.locator('[data-card="1.1"] .head')).to_have_attribute("aria-expanded", "true")
     backs = set()
     for theme in ("light", "dark", "auto"):
         page.keyboard.press("t")
@@ -240,11 +252,12 @@ def test_keyboard_theme_narrow_and_print(browser: Any, watched: Watched, tmp_pat
         backs.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert len(backs) == 2
     page.emulate_media(media="print")
-    assert not page.locator("#theme").is_visible() and page.locator(".card").first.is_visible()
+    api.expect(page.locator("#theme")).to_be_hidden()
+    api.expect(page.locator(".card").first).to_be_visible()
     narrow = Watched(browser, viewport={"width": 360, "height": 740})
-    for view in ("overview", "rollouts", "problem&run=one&file=eval_after&n=5"):
+    for view, drawn in VIEWS.items():
         narrow.page.goto(f"{where}#view={view}")
-        narrow.page.wait_for_timeout(300)
+        narrow.page.locator(drawn).first.wait_for()
         assert narrow.page.evaluate("document.documentElement.scrollWidth") <= 360, view
     narrow.page.close()
     assert narrow.odd == []
@@ -260,11 +273,11 @@ def test_nothing_serious_for_accessibility(watched: Watched, tmp_path: Path) -> 
     watched.page.goto(where)
     shown = watched.page.get_by_role("region", name="Strategies, one")
     shown.locator(".u-legend", has_text="a vote among candidates").wait_for()
-    assert shown.locator("tbody tr", has_text="aggregate").count() >= 2  # what it costs, what it gains
-    for view in ("overview", "rollouts", "problem&run=one&file=eval_after&n=5&card=1.0"):
+    shown.locator(".scroll tbody tr", has_text="aggregate").nth(1).wait_for()  # what it costs, what it gains
+    for view, drawn in VIEWS.items():
         watched.page.goto("about:blank")
         watched.page.goto(f"{where}#view={view}")
-        watched.page.wait_for_timeout(200)
+        watched.page.locator(drawn).first.wait_for()
         assert watched.axe() == [], view
         for theme in ("light", "dark"):
             watched.page.locator("#theme").click()
@@ -300,7 +313,7 @@ def test_a_server_that_ends_is_named(browser: Any, served: tuple[str, Path]) -> 
     found.page.get_by_text("30 of 40 steps").first.wait_for()
     found.page.route("**/api/**", lambda route: route.abort())
     found.page.get_by_text("The server does not answer").wait_for()
-    assert found.page.get_by_text("30 of 40 steps").first.is_visible()
+    api.expect(found.page.get_by_text("30 of 40 steps").first).to_be_visible()
     found.page.unroute("**/api/**")
     found.page.get_by_text("The server does not answer").wait_for(state="detached")
     found.page.close()
@@ -342,7 +355,7 @@ def test_hostile_text_runs_nothing_and_asks_nobody(
         page.get_by_role("button", name="Open all").click()
         page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
         page.get_by_role("button", name="Compare with").click()
-        assert page.locator(".diff").is_visible()
+        api.expect(page.locator(".diff")).to_be_visible()
     lines = list(csv.reader(io.StringIO(watched.saved("Save CSV"), newline="")))
     assert len(lines) == 4
     page.goto(where + "#view=rollouts&run=evil&file=eval_after")
