@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ class Server:
 
     latency_s   from a completion request's end to its answer
     faults      share of completion requests that fail in one of the ways of `kinds`
-    script      outcomes of the first completion requests, in order of arrival: "ok", a fault, or (status, error text)
+    script      outcomes of the first completion requests, in order of arrival: "ok", a fault, (status, error text), or
+                "held", which is answered as "ok" after `release`
     max_n       choices that it gives at most; `refuse_n` answers 400 to a larger n instead
     context     a prompt of more words is refused with 400
     max_model_len  listed; prompt and max_tokens together may have so many words, else 400
@@ -93,6 +95,7 @@ class Server:
     seen: Counter[str] = field(default_factory=Counter)
     in_flight: int = 0
     most_in_flight: int = 0
+    held: list[Callable[[], object]] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -114,6 +117,11 @@ class Server:
         while self.in_flight and time.monotonic() < end:
             time.sleep(0.005)
         return self
+
+    def release(self) -> None:
+        """From another thread: answer what is held."""
+        while self.held:
+            self.held.pop()()
 
     def choose(self, call: Call) -> str | tuple[int, str]:
         """What this request gets: "ok", a fault's name, or a status with an error text."""
@@ -348,6 +356,9 @@ class Connection(asyncio.Protocol):
         if outcome == "stall":
             return  # until the client gives up
         loop = asyncio.get_running_loop()
+        if outcome == "held":
+            server.held.append(partial(loop.call_soon_threadsafe, self.finish, call, "ok"))
+            return
         latency_s = 0.0 if call.path == "/v1/models" else server.latency_s
         self.timer = loop.call_later(latency_s, self.finish, call, outcome)
 

@@ -34,6 +34,7 @@ def decide(text, reference, kind=None):
         while True:
             pass
     if text == "hang in C":
+        os.close(os.open(f"{__file__}.{os.getpid()}", os.O_CREAT))  # a sign that it does
         3 ** (10 ** 10)
     if text == "sleep":
         time.sleep(3600)
@@ -308,7 +309,7 @@ def test_limits_that_cannot_work_are_refused() -> None:
 
 
 SCRIPT = """
-import os, sys, threading, time
+import glob, os, sys, threading, time
 sys.path[:0] = {path!r}
 import paragator.grading as grading
 from paragator.grading.workers import Workers
@@ -316,7 +317,8 @@ grading.rules.quick = lambda *_: None
 pool = Workers(2, timeout_s=60.0, decide="hostile_decide:decide")
 print(grading.grade_many([("1", "1")], workers=pool)[0].verdict, flush=True)
 futures = pool.submit([("hang in C", "1", None)] * 8)
-time.sleep(1)
+while len(glob.glob({path[0]!r} + "/hostile_decide.py.*")) < 2:
+    time.sleep(0.01)
 print("working", flush=True)
 {rest}
 """

@@ -174,17 +174,17 @@ def test_strategies_pay_for_nothing_twice_either(tmp_path: Path) -> None:
         strategies = " ".join(f"--strategy {name}" for name in names)
         whole, killed = (Evaluation(tmp_path / name, server, strategies) for name in ("whole", "killed"))
         assert whole.attempt(None)
-        since = len(server.calls)
+        server.script[:] = ["ok"] * 60 + ["stall"] * IN_FLIGHT
         process = killed.start()
         deadline = time.monotonic() + HANG_S
-        while len(killed.requested(since)) < 60 and time.monotonic() < deadline:
+        while len(killed.finished()) < 60 and time.monotonic() < deadline:
             time.sleep(0.01)
         process.kill()
         process.communicate()
         assert_no_orphans(process.pid)
-        server.settled()
+        server.settled().script.clear()
         finished, resumed = killed.finished(), len(server.calls)
-        assert 60 - IN_FLIGHT <= len(finished) < wanted and killed.attempt(None)
+        assert len(finished) == 60 < wanted and killed.attempt(None)
         assert not finished & set(killed.requested(resumed)), "a finished call was requested again"
         assert len(killed.requested(resumed)) == wanted - len(finished)
         for name in ("strategies.json", *(f"strategies/{name.replace(':', '-')}.jsonl" for name in names)):
@@ -197,10 +197,13 @@ def test_ctrl_c_spends_no_call_twice(tmp_path: Path) -> None:
     with fake.running(fake.Server(latency_s=LATENCY_S)) as server:
         evaluation = Evaluation(tmp_path / "stopped", server)
         process = evaluation.start()
+        server.script[:] = ["ok"] * (CALLS // 3) + ["held"] * IN_FLIGHT
         deadline = time.monotonic() + HANG_S
-        while len(server.calls) < CALLS // 3 and time.monotonic() < deadline:
+        while len(server.held) < IN_FLIGHT and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
+        assert process.stderr and any(b"again stops at once" in line for line in process.stderr)
+        server.release()
         out, err = process.communicate(timeout=HANG_S)
         assert process.returncode == 130, err.decode()
         assert b"go on with --resume" in out

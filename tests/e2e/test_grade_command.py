@@ -101,7 +101,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(SOURCE)}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + HANG_S
-    while not out.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (out.exists() and out.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=HANG_S)

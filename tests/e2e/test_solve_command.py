@@ -117,14 +117,14 @@ def test_when_every_request_fails_the_reason_is_given(start: Start) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 def test_ctrl_c_prints_what_is_there(start: Start) -> None:
-    server = start(reply=agreeing, latency_s=2.0)
+    server = start(reply=agreeing, script=["ok", *["stall"] * 9])
     code = "from paragator.cli.main import main; main()"
     words = [sys.executable, "-c", code, "solve", "What?", "--url", server.url, "--candidates", "1", "--json"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     end = time.monotonic() + HANG_S
     while len(server.calls) < 3 and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)  # the listing, the candidate, and then an aggregation has begun
+        time.sleep(0.05)  # the listing, the candidate, and then an aggregation has begun, which is not answered
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, err
