@@ -21,6 +21,7 @@ from paragator.training.objective import LossSettings
 from paragator.training.policy import NotFinite, Policy
 from paragator.training.recipe import PolicySettings
 from paragator.training.rows import Branch, Tree
+from toys import toy
 
 CONSTANTS: dict[Stage, float] = {"generate": 0.01, "aggregate": 0.02}
 
@@ -44,6 +45,7 @@ class Case:
     broken: bool = False
     stage: Stage | None = None
     balance: bool = False
+    router_loss: float = 0.0  # above 0: of a small mixture of experts
 
     def runs_on(self, size: int) -> bool:
         """Whether so many processes compute it: replicas need four."""
@@ -80,6 +82,8 @@ CASES = {
     "three updates, KL": Case(updates=3, kl=0.1),
     "three updates of adapters": Case(updates=3, lora=4),
     "measured and balanced": Case(balance=True),
+    "routers": Case(router_loss=0.5, budget=90),
+    "routers, three updates": Case(router_loss=0.5, updates=3, budget=90, trees=4),
     "NaN in one row": Case(broken=True),
 }
 
@@ -106,6 +110,8 @@ def trees_of(case: Case) -> list[Tree]:
 
 def policy_of(case: Case, team: Any = None) -> Policy:
     model, tokenizer = load_model(ModelConfig(path="embedded", lora_rank=case.lora, device="cpu"), 1)
+    if case.router_loss:
+        model = toy("Mixtral", vocab_size=40, num_local_experts=4, sliding_window=None)
     if case.double:
         model.double()
     settings = PolicySettings(
@@ -119,6 +125,7 @@ def policy_of(case: Case, team: Any = None) -> Policy:
         gradient_checkpointing=case.checkpointing,
         max_refused=1,
         stage_ratio=3.0 if case.balance else None,
+        router_loss=case.router_loss,
     )
     if team is None:
         policy = Policy(model, tokenizer, settings)
