@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 import idle_steps
 from launched import start
 from paragator.cli import train
-from paragator.core.errors import UsageError
+from paragator.core.errors import RunError, UsageError
 from paragator.runs import launch
+from paragator.training import team
 from paragator.training.team import Team
 
 pytestmark = pytest.mark.e2e
@@ -169,6 +172,25 @@ def test_a_launcher_that_ends_all_is_answered_in_one_line(
     with pytest.raises(SystemExit, match="1"):
         handlers[0]()
     assert len(lines) == bool(said) and all(line.decode().startswith(said) and b"--resume" in line for line in lines)
+
+
+@pytest.mark.parametrize("how", ["before it is reached", "before it says who it is"])
+def test_a_rank_0_that_is_gone_at_once_ends_the_others_in_one_line(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Killed before its store is there, and before it wrote its name into a launcher's."""
+    store = None
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    if how == "before it says who it is":
+        store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    values = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in (values | {"GLOO_SOCKET_IFNAME": "lo"}).items():
+        monkeypatch.setenv(name, str(value))
+    assert team.BEGIN_S < 60
+    monkeypatch.setattr(team, "BEGIN_S", 0.5)
+    with pytest.raises(RunError) as found:
+        Team(0.3)
+    assert str(found.value) == "no sign of rank 0 in 0.5 s; start all processes again with --resume"
+    del store
 
 
 def test_launches_that_would_start_one_process_or_an_uneven_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

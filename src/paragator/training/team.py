@@ -23,6 +23,7 @@ from typing import Any, ClassVar, TypeVar
 import psutil
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -30,6 +31,8 @@ from paragator.core.errors import ParagatorError, RunError
 
 BEAT_S = 2.0
 """Seconds between signs of life of rank 0."""
+BEGIN_S = 50.0
+"""Seconds that others wait for rank 0 at first, which starts with them; longer where `timeout_s` is."""
 POLL_S = 0.02
 """Seconds between looks into the store."""
 LOST = ("closed", "reset", "timed out", "timeout", "refused", "broken pipe", "nccl", "peer")
@@ -51,13 +54,21 @@ class Team:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: nothing listens to others
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        store, self.rank, self.size = next(rendezvous("env://"))
         Team.runs += 1
-        prefix = f"run/{Team.runs}"
-        self.store = PrefixStore(prefix, store)
-        self.store.set(f"process/{self.rank}", f"{platform.node()} {os.getpid()}")
+        prefix, follows = f"run/{Team.runs}", os.environ["RANK"] != "0"
+        begin_s = max(BEGIN_S, timeout_s)
+        wait: dict[str, Any] = {"timeout": timedelta(seconds=begin_s)} if follows else {}
+        try:
+            store, self.rank, self.size = next(rendezvous("env://", **wait))
+            self.store = PrefixStore(prefix, store)
+            self.store.set(f"process/{self.rank}", f"{platform.node()} {os.getpid()}")
+            Team.neighbours = self.found([0])
+        except dist.DistError:
+            if not follows:
+                raise
+            raise RunError(f"no sign of rank 0 in {begin_s:g} s; start all processes again with --resume") from None
+        store.set_timeout(default_pg_timeout)
         self.closed = threading.Event()
-        Team.neighbours = self.found([0])
         self.heard = time.monotonic()
         if self.rank == 0:
             own = PrefixStore(prefix, store.clone())
