@@ -67,13 +67,19 @@ def load(kind: type[S], path: str | Path | None = None, overrides: Sequence[str]
 def read_values(path: str | Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What a TOML file and the overrides of a command line set, by section; UsageError for what cannot be read."""
     values = {} if path is None else read_toml(recipe(Path(path)), "config")
-    sections, given = values.pop(ON, {}), pairs(overrides)
-    for _, name in (pair for pair in given if pair[0] == ON):
+    sections = values.pop(ON, {})
+    for _, name in (pair for pair in pairs(overrides) if pair[0] == ON):
         if name not in sections:
             known = ", ".join(sections) or "none"
             raise UsageError(f"--{ON} {name}: {path or 'no config'} has no section [{ON}.{name}]; known: {known}")
         values = merged(values, sections[name])
-    for key, text in (pair for pair in given if pair[0] != ON):
+    return own_values(overrides, values)
+
+
+def own_values(overrides: Sequence[str], under: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the overrides of a command line set by themselves, by section, over the values `under` them."""
+    values = {} if under is None else under
+    for key, text in (pair for pair in pairs(overrides) if pair[0] != ON):
         put(values, key.split("."), parse_value(text), key)
     return values
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from paragator.cli import doctor
+from paragator.cli import doctor, train
+from paragator.cli import eval as evaluate
 from paragator.config import Config, EngineConfig
 from paragator.core.errors import UsageError
 from paragator.planning.estimate import estimate, fits, server_share
@@ -53,6 +54,22 @@ def test_a_section_wins_over_the_file_and_an_override_over_both(tmp_path: Path) 
     path.write_text("[on.wrong]\ntrain.step = 3\n")
     with pytest.raises(UsageError, match=r"unknown key train\.step"):
         load(Config, path, ["--on", "wrong"])
+
+
+def test_eval_takes_a_section_as_train_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("name = 'c'\neval.problems = 2\n[on.big]\neval.problems = 3\nseed = 4\n")
+    words = [str(path), "--on", "big", "--seed", "5", "--dry-run"]
+    for verb, name in ((evaluate, "c-eval"), (train, "c")):
+        assert verb.main(words) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["name"], found["eval"]["problems"], found["seed"]) == (name, 3, 5)
+    with pytest.raises(UsageError, match=r"--on small: .* has no section \[on\.small\]; known: big"):
+        evaluate.main([str(path), "--on", "small", "--dry-run"])
+    with pytest.raises(UsageError, match="--problems is short for"):
+        evaluate.main([*words, "--problems", "3", "--eval.problems", "4"])
+    assert evaluate.main([*words, "--problems", "7"]) == 0  # a short flag wins over the section, as an override does
+    assert json.loads(capsys.readouterr().out)["eval"]["problems"] == 7
 
 
 def test_a_server_on_the_trainers_card_takes_its_share() -> None:

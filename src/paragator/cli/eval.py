@@ -16,7 +16,7 @@ from paragator.results import run_json
 from paragator.runs.defaults import eval_config, eval_name
 from paragator.runs.evaluate import evaluate
 from paragator.runs.resolve import held_out, resolve
-from paragator.settings import merged, nested, parse_value, read_values, to_json
+from paragator.settings import merged, nested, own_values, parse_value, read_values, to_json
 from paragator.tasks.files import is_data_file
 
 SHORT = {
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     flags, overrides = parse(parser, arguments)
     values = values_of(flags, overrides, SHORT)
     config = eval_config(values)
-    if "name" not in read_values(None, overrides):
+    if "name" not in own_values(overrides):
         name = f"{config.name}-eval" if "name" in values else eval_name(config)
         config = config.model_copy(update={"name": name})
     if flags.dry_run:
@@ -93,7 +93,7 @@ def add_short(parser: Parser, names: Iterable[str]) -> None:
 def values_of(flags: Namespace, overrides: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
     """What the config file, the overrides and the short flags set, by section."""
     given: dict[str, Any] = {}
-    own = read_values(None, overrides)
+    own = own_values(overrides)
     for flag in names:
         section, _, name = SHORT[flag].partition(".")
         value = getattr(flags, flag[2:].replace("-", "_"))
@@ -104,7 +104,7 @@ def values_of(flags: Namespace, overrides: Sequence[str], names: Iterable[str]) 
         if name in own.get(section, {}):
             raise UsageError(f"{flag} is short for --{SHORT[flag]}; give one of them")
         given[SHORT[flag]] = parse_value(value)
-    values = merged(read_values(flags.config), own)
+    values = read_values(flags.config, overrides)
     if kind := "openai" if "engine.url" in given else "replay" if "engine.recording" in given else "":
         given["engine.kind"] = kind
     if "model.path" in given and (kind or values.get("engine", {}).get("kind")) == "openai":
