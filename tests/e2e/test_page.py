@@ -287,6 +287,40 @@ def test_nothing_serious_for_accessibility(watched: Watched, tmp_path: Path) -> 
     assert watched.axe(runOnly=["button-name"]) == ["button-name: <button></button>"]  # it would say so
 
 
+def test_panels_that_only_some_runs_have(watched: Watched, tmp_path: Path) -> None:
+    """The gradients of the stages where they were measured, strategies' rollouts where some were played."""
+    plain, run, page = make_run(tmp_path / "plain"), make_run(tmp_path / "one"), watched.page
+    measured = {"generate/grad_norm": 0.5, "aggregate/grad_norm": 1.5, "stage_cosine": 0.25, "balance": 3.0}
+    append_json_lines(run / "metrics.jsonl", [{"step": 35, **measured}, {"step": 40, **measured, "balance": 2.5}])
+    played = [with_choice(record, 0) for record in fake_evaluation(0.1, 7)]
+    append(run / "strategies" / "confidence-keep=0.5.jsonl", played)
+    page.goto(write_report(plain).as_uri())
+    page.locator(".u-legend").first.wait_for()
+    api.expect(page.get_by_text("Gradients of the stages")).to_have_count(0)
+    page.goto(write_report(run).as_uri())
+    page.get_by_label("Smoothing").fill("0")
+    shown = page.get_by_role("region", name="Gradients of the stages")
+    api.expect(shown.locator("figcaption b")).to_have_text(
+        ["Gradient norm of each stage", "Cosine of gradients", "Balance factor"]
+    )
+    api.expect(shown.get_by_text("Well below 0, one undoes what the other does.")).to_be_visible()
+    api.expect(shown.locator(".u-legend").first).to_have_text(
+        re.compile("^steplast.*candidates.*0.5.*aggregations.*1.5$")
+    )
+    api.expect(shown.locator(".u-legend").last).to_have_text(re.compile("^steplast.*2.5$"))
+    assert [text for text in page.locator(".u-legend").all_inner_texts() if "--" in text] == []
+    shown.locator(".u-over").last.hover(position={"x": 1, "y": 50})
+    api.expect(shown.locator(".u-legend").last).to_have_text(re.compile("^step35.*3$"))
+    page.get_by_role("link", name="rollouts strategy confidence-keep=0.5").click()
+    api.expect(page.get_by_role("status").last).to_have_text("7 problems")
+    api.expect(page.get_by_role("group", name="Filters").locator("select").first).to_have_value(
+        "strategies/confidence-keep=0.5"
+    )
+    page.locator("a.problem").first.click()
+    api.expect(page.locator(".card")).to_have_count(4)
+    api.expect(page.locator("main h2").first).to_contain_text("one, strategy confidence-keep=0.5")
+
+
 def test_live(watched: Watched, served: tuple[str, Path]) -> None:
     """New steps and traces appear; a run that is deleted goes, one that appears comes; the zoom of a curve stays."""
     where, runs = served

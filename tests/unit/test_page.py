@@ -290,10 +290,14 @@ def viewer(tmp_path: Path) -> Viewer:
 
 
 def test_the_server_answers_with_what_the_file_would_hold(viewer: Viewer, tmp_path: Path) -> None:
+    append(tmp_path / "runs" / "a" / "strategies" / "agree-n=4.jsonl", fake_evaluation(0.1, problems=3))
     app, (run,) = application(viewer), held(write_report(tmp_path / "runs" / "a"))
     viewer.follow()
     (head,) = json.loads(ask(app, "/api/runs")[1])
-    assert head["key"] == "a" and head["files"] == {"eval_after": 12, "eval_before": 12, "traces": 2}
+    counts = {"eval_after": 12, "eval_before": 12, "traces": 2, "strategies/agree-n=4": 3}
+    assert head["key"] == "a" and head["files"] == counts == {n: s["total"] for n, s in run["sources"].items()}
+    rows = json.loads(ask(app, "/api/problems?run=a&file=strategies/agree-n%3D4&limit=50")[1])["rows"]
+    assert rows == run["sources"]["strategies/agree-n=4"]["rows"]
     found = json.loads(ask(app, "/api/run?run=a&epoch=-1")[1])
     assert all(found[name] == run[name] for name in ("metrics", "evaluations", "warnings", "config", "steps"))
     rows = json.loads(ask(app, "/api/problems?run=a&file=eval_after&limit=50")[1])["rows"]
@@ -320,8 +324,20 @@ def test_the_server_refuses_other_hosts_origins_and_paths(viewer: Viewer, tmp_pa
     secret = tmp_path / "secret.jsonl"
     append(secret, fake_evaluation(0.0))
     (tmp_path / "runs" / "a" / "eval.jsonl").symlink_to(secret)
+    (tmp_path / "runs" / "a" / "strategies").mkdir()
+    (tmp_path / "runs" / "a" / "strategies" / "secret.jsonl").symlink_to(secret)
     viewer.follow()
-    for file in ("eval", "../../secret", "config", "", "/etc/passwd", "eval_after.jsonl"):
+    for file in (
+        "eval",
+        "../../secret",
+        "strategies/secret",
+        "strategies/../traces",
+        "strategies/none",
+        "config",
+        "",
+        "/etc/passwd",
+        "eval_after.jsonl",
+    ):
         for what in ("problems?", "traces?n=0&", "find?problem=p0&"):
             assert ask(app, f"/api/{what}run=a&file={file}")[0] == 404, (what, file)
     assert ask(app, "/api/run?run=../a")[0] == ask(app, "/report.html")[0] == 404

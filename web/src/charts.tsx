@@ -33,11 +33,12 @@ function table(lines: Line[]): [number[], (number | null)[][]] {
 const css = (name: string) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function options(lines: Line[], width: number, about: About, log: boolean): uPlot.Options {
-  const series: uPlot.Series[] = [{ label: about.x }], bands: uPlot.Band[] = [];
+  const series: uPlot.Series[] = [{ label: about.x, value: (_u, v) => (v === null ? "last" : String(v)) }], bands: uPlot.Band[] = [];
   const short = (v: number | null | undefined) => v === null || v === undefined ? "-" : String(Number(v.toPrecision(4)));
-  const show = (u: uPlot, v: number | null, at: number, i: number | null) => {
-    const [low, high] = [u.data[at + 1]?.[i ?? -1], u.data[at + 2]?.[i ?? -1]];
-    return short(v) + (series[at + 1]?.class === "bound" && v !== null && low !== undefined ? ` [${short(low)}, ${short(high)}]` : "");
+  const show = (u: uPlot, _v: number | null, at: number, hovered: number | null) => {  // else the last that there is
+    const i = hovered ?? u.data[at]!.findLastIndex((value) => value !== null && value !== undefined), v = u.data[at]![i];
+    const [low, high] = [u.data[at + 1]?.[i], u.data[at + 2]?.[i]];
+    return short(v) + (series[at + 1]?.class === "bound" && v !== null && v !== undefined && low !== undefined ? ` [${short(low)}, ${short(high)}]` : "");
   };
   for (const line of lines) {
     series.push({

@@ -4,7 +4,7 @@ import { Chart, color, smooth, type About, type Line } from "./charts";
 import { link } from "./route";
 import { number, percent, visible } from "./text";
 import type { Evaluation, Interval, Metric, Run } from "./types";
-import { FILES } from "./types";
+import { fileLabel, FILES } from "./types";
 
 const pick = (rows: Metric[], key: string) => rows.filter((row) => Number.isFinite(row[key] as number));
 const mean = (values: number[]) => values.reduce((a, b) => a + b, 0) / values.length;
@@ -61,7 +61,7 @@ export function Summary({ run, hue }: { run: Run; hue: string }) {
       <h2><i class="dot" style={{ background: hue }} />{visible(run.key)}</h2>
       <p class="soft">{visible([run.method, run.model, run.task].filter(Boolean).join(" · "))} · {run.steps}{run.planned ? ` of ${run.planned}` : ""} steps
         {run.planned ? <> <progress max={run.planned} value={run.steps} aria-label="steps" /></> : null}
-        {files.map((file) => <> · <a key={file} href={link({ view: "rollouts", run: run.key, file })}>rollouts {FILES[file]}</a></>)}</p>
+        {files.map((file) => <> · <a key={file} href={link({ view: "rollouts", run: run.key, file })}>rollouts {visible(fileLabel(file))}</a></>)}</p>
       <div class="three">
         <div><h3>Did it learn?</h3><Learned run={run} /></div>
         <div><h3>Does aggregation pay?</h3><Pays run={run} /></div>
@@ -71,15 +71,24 @@ export function Summary({ run, hue }: { run: Run; hue: string }) {
   );
 }
 
-const SMALL: [About, [string, string][]][] = [
+type Panel = [About, [string, string][]];
+const SMALL: Panel[] = [
   [{ title: "pass@k of candidates", x: "step", zero: true }, [["pass@k", "generate/pass_at_k"], ["pools with a right one", "pool/has_correct"]]],
   [{ title: "Groups without credit", x: "step", zero: true }, [["candidates", "generate/zero_credit"], ["aggregations", "aggregate/zero_credit"]]],
   [{ title: "Truncated", x: "step", zero: true }, [["candidates", "generate/truncated"], ["aggregations", "aggregate/truncated"]]],
-  [{ title: "Gradient norm", x: "step", zero: true }, [["all", "grad_norm"], ["candidates", "generate/grad_norm"], ["aggregations", "aggregate/grad_norm"]]],
+  [{ title: "Gradient norm", x: "step", zero: true }, [["all", "grad_norm"]]],
   [{ title: "Tokens a step", x: "step", zero: true }, [["tokens", "tokens"]]],
   [{ title: "KL of trainer to sampler", x: "step" }, [["KL", "mismatch_kl"]]],
   [{ title: "Learning rate", x: "step", zero: true }, [["rate", "lr"]]],
   [{ title: "Loss", x: "step" }, [["loss", "loss"]]],
+];
+/** Measured every few steps, where that is asked for: training/balance.py. */
+const STAGES: Panel[] = [
+  [{ title: "Gradient norm of each stage", x: "step", zero: true, note: "Neither should be many times the other." },
+    [["candidates", "generate/grad_norm"], ["aggregations", "aggregate/grad_norm"]]],
+  [{ title: "Cosine of gradients", x: "step", note: "Well below 0, one undoes what the other does." },
+    [["candidates and aggregations", "stage_cosine"], ["candidates under pass@k and pass@1", "generate/credit_cosine"]]],
+  [{ title: "Balance factor", x: "step", zero: true, note: "Scales candidates' credit; it should be steady." }, [["factor", "balance"]]],
 ];
 const FEW = 6;  // lines with a band each, with the raw line under a smooth one, or with lines beside them
 const DASHES: (number[] | undefined)[] = [undefined, [6, 4], [2, 3]];
@@ -87,7 +96,7 @@ const DASHES: (number[] | undefined)[] = [undefined, [6, 4], [2, 3]];
 /** Curves of one metric, of each run or of each method with the band from its lowest seed to its highest. */
 function trained(groups: Group[], keys: [string, string][], share: number): Line[] {
   return groups.flatMap((group) => keys.flatMap(([name, key], i): Line[] => {
-    const label = [group.label, keys.length > 1 ? name : ""].filter(Boolean).join(", "), dash = DASHES[i % 3];
+    const label = [group.label, keys.length > 1 ? name : ""].filter(Boolean).join(", ") || name, dash = DASHES[i % 3];
     const own = group.runs.map((run) => pick(run.metrics, key)).filter((rows) => rows.length);
     if (own.length === 1) {
       const x = own[0]!.map((row) => row.step), y = own[0]!.map((row) => row[key] as number);
@@ -169,6 +178,11 @@ export function Overview({ runs, hues, theme, meanings, about }: {
   const groups: Group[] = seeds ? methods.map((label, i) => ({ label, hue: color(i), runs: runs.filter((run) => run.method === label) }))
     : runs.map((run, i) => ({ label: runs.length > 1 ? run.key : "", hue: hues[i]!, runs: [run] }));
   const trains = runs.some((run) => run.metrics.length), names = Object.keys(meanings);
+  const drawn = (panels: Panel[], points: boolean) => panels.flatMap(([what, keys]) => {
+    const lines = trained(groups, keys, share).map((line) => ({ ...line, points }));
+    return lines.length ? [<Chart key={what.title} theme={theme} lines={lines} about={{ ...what, height: 180 }} />] : [];
+  });
+  const stages = drawn(STAGES, true);
   return <>
     {runs.map((run, i) => <Summary key={run.key} run={run} hue={hues[i]!} />)}
     <div class="bar" role="group" aria-label="Curves">
@@ -192,11 +206,11 @@ export function Overview({ runs, hues, theme, meanings, about }: {
     </div>
     {trains && <><h2>Training</h2><div class="grid">
       {runs.some((run) => run.evals?.length) && <Chart theme={theme} lines={heldOut(runs, hues)} about={{ title: "Held-out accuracy over training (pass@1, %)", x: "step", zero: true, height: 180 }} />}
-      {SMALL.map(([what, keys]) => ({ what, lines: trained(groups, keys, share) })).filter(({ lines }) => lines.length).map(({ what, lines }) =>
-        <Chart key={what.title} theme={theme} lines={lines} about={{ ...what, height: 180 }} />)}
+      {drawn(SMALL, false)}
       {runs.slice(0, 4).filter((run) => run.metrics.length).map((run) =>
         <Chart key={`time ${run.key}`} theme={theme} lines={timeline(run)} about={{ title: `Seconds of a step${runs.length > 1 ? `, ${run.key}` : ""}`, x: "step", zero: true, height: 180 }} />)}
     </div></>}
+    {stages.length > 0 && <section aria-label="Gradients of the stages"><h2>Gradients of the stages</h2><div class="grid">{stages}</div></section>}
     {runs.filter((run) => run.strategies?.sheets).map((run) => <Compared key={run.key} run={run} theme={theme} titled={runs.length > 1} />)}
     {runs.map((run) => <Tables key={run.key} run={run} titled={runs.length > 1} />)}
     <h2 id="meanings">What the warnings mean</h2>

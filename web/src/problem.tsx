@@ -8,7 +8,7 @@ import { COLUMNS, csv, save } from "./save";
 import type { Source } from "./source";
 import { number, oneLine, Text, visible } from "./text";
 import type { Card, CardGroup, RunHead, Trace } from "./types";
-import { FILES } from "./types";
+import { fileLabel } from "./types";
 
 const SIGN = { correct: "✓", incorrect: "✗", unscored: "?", failed: "—" };
 const WORD = { correct: "right", incorrect: "wrong", unscored: "unscored", failed: "failed" };
@@ -177,17 +177,17 @@ export function Problem({ source, heads, route }: { source: Source; heads: RunHe
     <nav class="bar"><a href={link({ ...list, view: "rollouts" })}>← all problems</a>
       <button type="button" onClick={() => void near(-1)}>previous ( [ )</button><button type="button" onClick={() => void near(1)}>next ( ] )</button>
       <label>Beside <select id="beside" value={route.beside ?? ""} onChange={(e) => go({ ...route, beside: e.currentTarget.value }, true)}><option value="">nothing</option>
-        {choices.map(([key, name]) => <option key={`${key} ${name}`} value={JSON.stringify([key, name])}>{visible(heads.length > 1 ? `${key}, ${FILES[name!]}` : FILES[name!]!)}</option>)}</select></label>
+        {choices.map(([key, name]) => <option key={`${key} ${name}`} value={JSON.stringify([key, name])}>{visible(heads.length > 1 ? `${key}, ${fileLabel(name!)}` : fileLabel(name!))}</option>)}</select></label>
       <button type="button" onClick={() => saved("jsonl")}>Save JSONL</button><button type="button" onClick={() => saved("csv")}>Save CSV</button></nav>
     {error && <p class="notice">{visible(error)}</p>}
     {trace && <>
-      <h2>{visible(trace.problem)} <span class="soft">{visible(run)}, {FILES[file]}{trace.extra.step ? `, step ${visible(String(trace.extra.step))}` : ""}; {visible(trace.plan)}</span></h2>
+      <h2>{visible(trace.problem)} <span class="soft">{visible(run)}, {visible(fileLabel(file))}{trace.extra.step ? `, step ${visible(String(trace.extra.step))}` : ""}; {visible(trace.plan)}</span></h2>
       {trace.failure && <p class="notice">{visible(trace.failure)}</p>}
       <Text text={trace.text} />
       {trace.answer !== null && <p class="soft">Reference: {oneLine(typeof trace.answer === "string" ? trace.answer : JSON.stringify(trace.answer), 300)}</p>}
       <Side title=""><Rounds key={`${run} ${file} ${n}`} trace={trace} route={route} base={route} /></Side>
       {missing && <p class="notice">{missing}</p>}
-      {other && <Side title={visible((JSON.parse(route.beside!) as string[]).map((part) => FILES[part] ?? part).join(", "))}><Rounds key={route.beside} trace={other} route={{}} base={route} /></Side>}
+      {other && <Side title={visible((JSON.parse(route.beside!) as string[]).map(fileLabel).join(", "))}><Rounds key={route.beside} trace={other} route={{}} base={route} /></Side>}
     </>}
   </section>;
 }

@@ -5,7 +5,7 @@ import { COLUMNS, completions, csv, save } from "./save";
 import type { Source } from "./source";
 import { number, oneLine, percent, visible } from "./text";
 import type { Found, Query, RunHead, Trace } from "./types";
-import { FILES, LABELS } from "./types";
+import { fileLabel, LABELS } from "./types";
 
 const PAGE = 50, EXPORT_BATCH = 50;
 const SIGNS: Record<string, [string, string]> = { r: ["✓", "right"], w: ["✗", "wrong"], u: ["?", "unscored"], f: ["—", "failed"] };
@@ -25,7 +25,7 @@ export function Marks({ marks }: { marks: string }) {
 export function Rollouts({ source, head, route, kinds, beat }: {
   source: Source; head: RunHead; route: Route; kinds: string[]; beat: string;
 }) {
-  const files = Object.keys(FILES).filter((file) => head.files?.[file]);
+  const files = Object.keys(head.files ?? {});
   const file = route.file && files.includes(route.file) ? route.file : files[0] ?? "";
   const [found, setFound] = useState<Found>(), [error, setError] = useState(""), [saving, setSaving] = useState("");
   const query = queryOf(route), asked = JSON.stringify([head.key, file, query]);
@@ -54,7 +54,7 @@ export function Rollouts({ source, head, route, kinds, beat }: {
     <button type="button" onClick={() => set({ sort: name, down: query.sort === name && !query.descending ? "1" : "" })}>{title}{query.sort === name ? (query.descending ? " ▾" : " ▴") : ""}</button></th>;
   return <section aria-label="Rollouts">
     <div class="bar" role="group" aria-label="Filters">
-      <label>Of <select value={file} onChange={(e) => set({ file: e.currentTarget.value, step: "" })}>{files.map((one) => <option key={one} value={one}>{FILES[one]}</option>)}</select></label>
+      <label>Of <select value={file} onChange={(e) => set({ file: e.currentTarget.value, step: "" })}>{files.map((one) => <option key={one} value={one}>{visible(fileLabel(one))}</option>)}</select></label>
       <label>Show <select id="kind" value={query.kind} onChange={(e) => set({ kind: e.currentTarget.value })}><option value="">all</option>
         {kinds.map((kind) => <option key={kind} value={kind}>{LABELS[kind] ?? kind}</option>)}</select></label>
       {file === "traces" && <label>Step <input type="number" min="0" class="short" value={query.step} onInput={(e) => set({ step: e.currentTarget.value })} /></label>}

@@ -50,6 +50,8 @@ export interface PageData { live: boolean; kinds: string[]; meanings: Record<str
 export const FILES: Record<string, string> = {
   eval_after: "after training", eval: "evaluation", eval_before: "before training", traces: "training",
 };
+/** What a file of traces is of: those of a strategy are named by it. */
+export const fileLabel = (file: string) => FILES[file] ?? file.replace("strategies/", "strategy ");
 export const LABELS: Record<string, string> = {
   right_to_wrong: "right to wrong", wrong_to_right: "wrong to right", recovered: "all wrong, recovered",
   lost: "right answer lost", disagreement: "disagreement", truncated: "truncated", unscored: "unscored", failed: "failed",

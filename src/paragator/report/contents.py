@@ -63,6 +63,12 @@ class Contents:
         }
 
 
+def sources(run_dir: Path) -> list[str]:
+    """The files of graded traces that a run may hold (NAME.jsonl): those of `SOURCES`, then one of each strategy that it has."""
+    played = sorted(path.stem for path in (run_dir / "strategies").glob("*.jsonl"))
+    return [*SOURCES, *(f"strategies/{name}" for name in played if name.isprintable())]
+
+
 def read_contents(run_dir: Path) -> Contents:
     """Config, manifest and metrics; what cannot be read becomes an alarm."""
     out = Contents(run_dir)

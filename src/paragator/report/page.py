@@ -15,18 +15,18 @@ from typing import Any
 from paragator.records import read_json_lines
 from paragator.report.alarms import MEANINGS
 from paragator.report.contents import (
-    SOURCES,
     attempt,
     evaluations,
     find_runs,
     finite,
     read_contents,
     run_json,
+    sources,
 )
 from paragator.report.rollouts import KINDS, Credit, crediting, detail, list_row
 
 TRACES, OF_A_KIND = 80, 8
-"""Traces of each file that a page holds, and of each kind at least, where there are so many."""
+"""Traces of each file that a page holds (of all strategies' together), and of each kind at least, where there are so many."""
 CHARACTERS = 20_000
 DATA = '<script type="application/json" id="data">'
 HEADERS = {
@@ -79,18 +79,21 @@ def embedded(run_dir: Path) -> dict[str, Any]:
     """A run with a sample of its traces."""
     found = read_contents(run_dir)
     tables = evaluations(found)
-    sources: dict[str, Any] = {}
-    for name in SOURCES:
+    samples: dict[str, Any] = {}
+    names = sources(run_dir)
+    played = sum("/" in name for name in names)
+    for name in names:
         if (path := run_dir / f"{name}.jsonl").is_file():
             credit = crediting(found.config) if name == "traces" and found.config else None
-            sources[name] = attempt(partial(sampled, credit=credit), path, found.alarms)
-    values = {**run_json(found, tables), "sources": {name: one for name, one in sources.items() if one}}
+            most = max(OF_A_KIND, TRACES // played) if "/" in name else TRACES  # strategies share their candidates
+            samples[name] = attempt(partial(sampled, credit=credit, most=most), path, found.alarms)
+    values = {**run_json(found, tables), "sources": {name: one for name, one in samples.items() if one}}
     return dict(finite(values))
 
 
-def sampled(path: Path, credit: Credit | None) -> dict[str, Any]:
-    """Rows and details of at most TRACES traces of a file: the latest of each kind, then the latest of all; and how many there are."""
-    latest: deque[int] = deque(maxlen=TRACES)
+def sampled(path: Path, credit: Credit | None, most: int = TRACES) -> dict[str, Any]:
+    """Rows and details of at most `most` traces of a file: the latest of each kind, then the latest of all; and how many there are."""
+    latest: deque[int] = deque(maxlen=most)
     of_kind = [deque[int](maxlen=OF_A_KIND) for _ in KINDS]
     rows: dict[int, dict[str, Any]] = {}
     total = 0
@@ -102,6 +105,6 @@ def sampled(path: Path, credit: Credit | None) -> dict[str, Any]:
                 some.append(n)
         rows[n] = asdict(row)
     order = dict.fromkeys([*(n for some in of_kind for n in some), *reversed(latest)])
-    chosen = set(list(order)[:TRACES])
+    chosen = set(list(order)[:most])
     details = {n: detail(raw, credit, CHARACTERS) for n, raw in enumerate(read_json_lines(path)) if n in chosen}
     return {"total": total, "rows": [{"n": n, **rows[n]} for n in sorted(details)], "details": details}

@@ -15,7 +15,6 @@ from paragator.core.errors import DataError
 from paragator.report.alarms import Alarm
 from paragator.report.contents import (
     EVALUATIONS,
-    SOURCES,
     STRATEGIES,
     Contents,
     find_runs,
@@ -23,6 +22,7 @@ from paragator.report.contents import (
     one_evaluation,
     read_contents,
     run_json,
+    sources,
 )
 from paragator.report.index import Mark, Query, TraceIndex, appended
 from paragator.report.page import HEADERS, page
@@ -67,7 +67,7 @@ class Followed:
 
     def file(self, name: str) -> Path:
         """A file of traces; DataError for anything else, and for a link that leads out of the run."""
-        if name not in SOURCES or not self.owns(name):
+        if name not in sources(self.path) or not self.owns(name):
             raise DataError("no such file of traces")
         return self.path / f"{name}.jsonl"
 
@@ -100,7 +100,7 @@ class Followed:
             STRATEGIES,
             "metrics.jsonl",
             EVALS,
-            *(f"{name}.jsonl" for name in SOURCES),
+            *(f"{name}.jsonl" for name in sources(self.path)),
         )
         found = {name: (self.path / name).stat() for name in names if (self.path / name).is_file()}
         return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
@@ -140,8 +140,9 @@ class Viewer:
         """Read everything that has changed."""
         self.scan()
         runs = list(self.runs.values())
-        for run, name in ((run, name) for run in runs for name in SOURCES if run.owns(name)):
-            self.index.update(run.file(name))
+        for run in runs:
+            for name in filter(run.owns, sources(run.path)):
+                self.index.update(run.file(name))
         for run, name in ((run, name) for run in runs for name in EVALUATIONS if run.owns(name)):
             self.compute(run, name)
         self.scan()
@@ -164,7 +165,7 @@ class Viewer:
             runs = dict(self.runs)
         out = []
         for key, run in runs.items():
-            files = {name: self.index.counts(run.path / f"{name}.jsonl")[0] for name in SOURCES}
+            files = {name: self.index.counts(run.path / f"{name}.jsonl")[0] for name in sources(run.path)}
             stamp = f"{hash(run.stamp):x}-{sum(files.values())}"
             out.append(
                 {
