@@ -1,7 +1,8 @@
 # make quickstart   install, train the embedded model for a few minutes, write a report
 # make test         unit tests, then the rest
 # make torture      kill -9 at 200 random moments of tiny trainings; each must end in the bytes of an undisturbed one. KILLS=1000 for more
-#                   and 30 of either of two processes, whose weights must be those of an undisturbed one within 1e-6
+#                   and 30 of either of two processes, whose weights must be those of an undisturbed one within 1e-6; then 100 of the
+#                   servers of evaluations and trainings (SERVER_KILLS=300 for more)
 # make mutants      mutation testing of credit, estimators, loss, rows and checkpoints: what share of changed programs a test refuses; over an hour
 # make check        lint, format, types, import layers, bandit, pip-audit, links in the documents
 # make vllm         vLLM for this CPU in its own environment, .venv-vllm (docs/vllm.md)
@@ -33,6 +34,7 @@ BENCH ?= --within 10
 FULL ?=
 KILLS ?= 200
 RANK_KILLS ?= 30
+SERVER_KILLS ?= 100
 MORE ?=
 
 .PHONY: help quickstart test torture mutants check vllm tinker weights smollm2 strategies bench page docs clean
@@ -55,6 +57,7 @@ test: $(DEV)
 torture: $(DEV)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/kills.py $(KILLS)
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/kills.py $(RANK_KILLS) --ranks 2
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/server_kills.py $(SERVER_KILLS)
 
 # Results by module; `mutmut results` names the survivors, and `mutmut show NAME` shows one.
 mutants: $(DEV)

@@ -65,6 +65,7 @@ class Server:
     context     a prompt of more words is refused with 400
     max_model_len  listed; prompt and max_tokens together may have so many words, else 400
     tokenize    POST /tokenize counts words (`counted` of them so far), else 404
+    vocabulary  how many ids of tokens it answers with
     key         requests without this bearer token get 401
     keep        remember calls in `calls` (off for large runs; `outcomes` and `seen` are kept anyhow)
     count_file  gets a line "fingerprint path" a completed request, once its answer is written
@@ -85,6 +86,7 @@ class Server:
     max_model_len: int | None = None
     tokenize: bool = False
     counted: int = 0
+    vocabulary: int = 1000
     key: str | None = None
     keep: bool = True
     count_file: str | None = None
@@ -190,7 +192,7 @@ class Server:
             return {**out, "message": {"role": "assistant", "content": text, **fields}}
         if body.get("return_token_ids"):  # as vLLM does, with a token a word
             rng = random.Random(text)
-            out["token_ids"] = [rng.randrange(1000) for _ in words]
+            out["token_ids"] = [rng.randrange(self.vocabulary) for _ in words]
             out["prompt_token_ids"] = body["prompt"] if isinstance(body["prompt"], list) else None
         if body.get("logprobs") is not None:
             rng = random.Random(text)
@@ -419,10 +421,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="decides which fail")
     parser.add_argument("--max-n", type=int, help="most choices a request")
     parser.add_argument("--key", help="the only bearer token that is let in")
+    parser.add_argument("--vllm", action="store_true", help="with vLLM's routes for changing weights")
+    parser.add_argument("--vocabulary", type=int, default=1000, help="how many ids of tokens it answers with")
     args = parser.parse_args()
-    server = Server(
+    server = (VllmServer if args.vllm else Server)(
         port=args.port, count_file=args.count_file, latency_s=args.latency, faults=args.faults, seed=args.seed,
-        max_n=args.max_n, key=args.key, keep=False,
+        max_n=args.max_n, key=args.key, keep=False, vocabulary=args.vocabulary,
     )  # fmt: skip
 
     async def serve() -> None:

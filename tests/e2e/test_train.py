@@ -494,6 +494,17 @@ def test_killed_at_any_moment_a_training_ends_in_the_same_bytes() -> None:
     assert done.returncode == 0 and end and end[1] == end[2], done.stdout + done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX")
+def test_killed_servers_change_nothing() -> None:
+    """Of an evaluation and of a training; PARAGATOR_SERVER_KILLS says how many kills (4 unless set)."""
+    script = SOURCE.parent / "scripts" / "server_kills.py"
+    env = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), os.environ.get("PARAGATOR_SERVER_KILLS", "4"), "--seed=5"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "every end that of an undisturbed run" in done.stdout, done.stdout + done.stderr
+
+
 def test_what_a_kill_left_of_checkpoints_is_cleared(cli: Cli) -> None:
     """An old one that was about to be removed, one of which half was removed, one that was half written."""
     assert cli("train", "--train.steps", "4", "--eval.around_training", "false") == 0

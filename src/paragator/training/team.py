@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -57,6 +58,9 @@ class Team:
         Team.runs += 1
         prefix, follows = f"run/{Team.runs}", os.environ["RANK"] != "0"
         begin_s = max(BEGIN_S, timeout_s)
+        silent = RunError(f"no sign of rank 0 in {begin_s:g} s; start all processes again with --resume")
+        if follows and not self.wait_for(listens, begin_s):  # torch waits as well, twice as long and in a hundred lines
+            raise silent
         wait: dict[str, Any] = {"timeout": timedelta(seconds=begin_s)} if follows else {}
         try:
             store, self.rank, self.size = next(rendezvous("env://", **wait))
@@ -66,7 +70,7 @@ class Team:
         except dist.DistError:
             if not follows:
                 raise
-            raise RunError(f"no sign of rank 0 in {begin_s:g} s; start all processes again with --resume") from None
+            raise silent from None
         store.set_timeout(default_pg_timeout)
         self.closed = threading.Event()
         self.heard = time.monotonic()
@@ -265,11 +269,12 @@ class Team:
         self.wait_for(arrived)
         Team.neighbours = self.found(range(self.size))
 
-    def wait_for(self, happened: Callable[[], bool], most_s: float = float("inf")) -> None:
-        """Poll until something happened, or so long."""
+    def wait_for(self, happened: Callable[[], bool], most_s: float = float("inf")) -> bool:
+        """Poll until something happened, or so long; whether it did."""
         end = time.monotonic() + most_s
-        while not happened() and time.monotonic() < end:
+        while not (found := happened()) and time.monotonic() < end:
             time.sleep(POLL_S)
+        return found
 
     def summed(self, values: list[float]) -> list[float]:
         """Sums over all processes, in float64."""
@@ -283,6 +288,14 @@ class Team:
         tensor = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(tensor, dist.ReduceOp.MIN)
         return float(tensor)
+
+
+def listens() -> bool:
+    """Whether a store can be reached: rank 0's, or the launcher's."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    with suppress(OSError), socket.create_connection(address, 1.0):
+        return True
+    return False
 
 
 def lost(error: Exception) -> bool:
