@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import random
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from typing import Any
 from unittest import mock
 
@@ -40,7 +42,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """A CPU is for --quick: to see that it works."""
 AGREE = 0.03
 """Most that two gradients in bfloat16 may differ, relative to their size."""
-SDPA, PLAIN = "ours without FlexAttention", "ours, layers not compiled"
+SDPA, PLAIN, LIGER = "ours without FlexAttention", "ours, layers not compiled", "ours by liger-kernel"
 HELD = (
     "rollouts, loss (Dr.GRPO, its constant), bfloat16 autocast over float32 weights, fused AdamW, norm clipping; "
     "no layer is compiled (TRL's never) but where the case says so"
@@ -114,6 +116,12 @@ def by_sdpa(call: Callable[..., Any], *args: Any) -> None:
         call(*args)
 
 
+def has_liger() -> bool:
+    """Whether Liger's kernels can run: it is installed (`pip install liger-kernel`), on a card or in Triton's slow interpreter."""
+    runs = DEVICE == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return runs and find_spec("liger_kernel") is not None
+
+
 def product_rate(quick: bool) -> float:
     """FLOP/s of torch.mm on square bfloat16 matrices, the median."""
     size = 256 if quick else 8192
@@ -135,6 +143,11 @@ def updates(work: update.Work, model: Any, rate: float, flags: Any) -> list[comm
     update.ours_backward(fast, trees)
     want_fast = peers.gradients(fast.raw)
     apart, apart_fast = {}, {PLAIN: peers.distance(want_fast, want)}
+    fused = policy_of(peers.liger_model(copy.deepcopy(model))) if has_liger() else None
+    if fused is not None:
+        update.ours_backward(fused, trees)
+        found = peers.gradients(fused.raw)
+        apart[LIGER], apart_fast[LIGER] = peers.distance(want, found), peers.distance(want_fast, found)
     longest = max(len(b.token_ids) for tree in trees for b in tree.branches)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
@@ -156,15 +169,18 @@ def updates(work: update.Work, model: Any, rate: float, flags: Any) -> list[comm
             SDPA: timed(lambda: by_sdpa(policy.update, trees, 1, {})),
             "compiled": timed(lambda: fast.update(trees, 1, {})),
         }
+        if fused is not None:
+            sides[LIGER] = timed(lambda: fused.update(trees, 1, {}))
         seconds = common.interleaved(sides, flags.repeats, within_s=flags.within)
         trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         both = {"ours": sides["ours"], "TRL, as by default": sides["TRL"]}
         again = common.interleaved(both, flags.repeats, within_s=flags.within)
-    measured = [(work, seconds, peer, apart) for peer in ("TRL", "padded rows", SDPA)]
+    more = [LIGER] if fused is not None else []
+    measured = [(work, seconds, peer, apart) for peer in ("TRL", "padded rows", SDPA, *more)]
     measured.insert(1, (work, again, "TRL, as by default", apart))
-    compiled = {"ours": seconds["compiled"], "TRL": seconds["TRL"], PLAIN: seconds["ours"]}
+    compiled = {**seconds, "ours": seconds["compiled"], PLAIN: seconds["ours"]}
     named = replace(work, name=f"{work.name}, layers compiled")
-    measured += [(named, compiled, peer, apart_fast) for peer in ("TRL", PLAIN)]
+    measured += [(named, compiled, peer, apart_fast) for peer in ("TRL", PLAIN, *more)]
     rows = [(update.report(w, trees, model.config, s, peer, told, rate)) for w, s, peer, told in measured]
     return [{**row, "held_equal": HELD} for row in rows]
 

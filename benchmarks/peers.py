@@ -256,6 +256,18 @@ def grouped_update(model: Any, optimizer: Any, batches: Sequence[Sequence[Tree]]
     return total
 
 
+def liger_model(model: Any) -> Any:
+    """A Qwen3 whose norms and gates are Liger's kernels; rotation, head and loss stay, and its classes too."""
+    from unittest import mock
+
+    from liger_kernel.transformers import apply_liger_kernel_to_qwen3
+    from transformers.models.qwen3 import modeling_qwen3 as module
+
+    with mock.patch.multiple(module, Qwen3RMSNorm=module.Qwen3RMSNorm, Qwen3MLP=module.Qwen3MLP):
+        apply_liger_kernel_to_qwen3(rope=False, fused_linear_cross_entropy=False, model=model)
+    return model
+
+
 def gradients(model: Any) -> dict[str, Tensor]:
     """A copy of every gradient; the gradients are then cleared."""
     found = {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}

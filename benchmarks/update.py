@@ -150,9 +150,11 @@ def measure(work: Work, models: dict[str, Any], flags: Any) -> list[common.Case]
         trainer = peers.trainer_of(copy.deepcopy(model), tokenizer, folder, longest=longest, group=8)
         theirs = trainer.model
         optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-6, weight_decay=0.0)
-        peers.trl_backward(trainer, batches)
-        apart = {"TRL": peers.distance(want, peers.gradients(theirs))}
-        padded = work.model == "embedded" or flags.full
+        apart = {}
+        if flags.peer in (None, "TRL"):
+            peers.trl_backward(trainer, batches)
+            apart["TRL"] = peers.distance(want, peers.gradients(theirs))
+        padded = (work.model == "embedded" or flags.full) and flags.peer in (None, "padded rows")
         if padded:
             peers.padded_backward(theirs, batches, constant)
             apart["padded rows"] = peers.distance(want, peers.gradients(theirs))
@@ -204,7 +206,7 @@ def report(
         packed_tokens=sum(tree.num_tokens for tree in trees),
         us_per_token=1e6 * ours_s / delivered,
         peer_us_per_token=1e6 * statistics.median(seconds[peer]) / delivered,
-        gradient_distance=apart.get(peer, apart["TRL"]),
+        gradient_distance=apart[peer if peer in apart else "TRL"],
         model_gflops=flops(trees, config) / ours_s / 1e9,
         product_gflops=rate / 1e9,
         of_product=flops(trees, config) / ours_s / rate,
@@ -287,6 +289,8 @@ def main() -> int:
     for work in chosen:
         cases += measure(work, models, flags)
         common.print_cases(cases[-1:], "gradient_distance", "of_product")
+        if flags.output:  # a busy machine may end this early
+            common.write(flags.output, cases)
     if flags.only != "embedded" and not flags.peer:
         cases.append(growth(flags))
     common.finish(
