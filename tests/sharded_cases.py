@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import sys
@@ -11,8 +12,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import Partial, Replicate
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from paragator.config import ModelConfig, OptimizerConfig
+from paragator.core.errors import UsageError
 from paragator.core.types import Stage
 from paragator.engines.local.loading import load_model
 from paragator.training import packed
@@ -28,7 +32,10 @@ CONSTANTS: dict[Stage, float] = {"generate": 0.01, "aggregate": 0.02}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """How a gradient is computed; `replicas` only where the processes are a multiple."""
+    """How a gradient is computed; `replicas` and `parts` only where the processes are a multiple.
+
+    `model` is "embedded" or a tiny random one of four heads, such as "llama, odd vocabulary".
+    """
 
     budget: int = 400
     reverse: bool = False
@@ -41,15 +48,23 @@ class Case:
     precision: str = "float32"
     chunked: bool = False
     updates: int = 0  # 0: only the gradient is compared
+    loaded: bool = False  # a second update follows, in many processes after all was gathered, lost and loaded
     replicas: int = 1
+    parts: int = 1
+    groups: bool = False  # also two groups of two parts
+    model: str = "embedded"
+    max_grad_norm: float = 1e9
+    wrong: bool = False  # norms of heads are taken for whole ones
     broken: bool = False
     stage: Stage | None = None
     balance: bool = False
     router_loss: float = 0.0  # above 0: of a small mixture of experts
 
     def runs_on(self, size: int) -> bool:
-        """Whether so many processes compute it: replicas need four."""
-        return size == 4 if self.replicas > 1 else size < 4
+        """Whether so many processes compute it: replicas need four, parts two, or four with groups."""
+        if self.replicas > 1 or (self.groups and size == 4):
+            return size == 4
+        return size == 2 or (size == 3 and self.parts == 1)
 
 
 CASES = {
@@ -85,6 +100,19 @@ CASES = {
     "routers": Case(router_loss=0.5, budget=90),
     "routers, three updates": Case(router_loss=0.5, updates=3, budget=90, trees=4),
     "NaN in one row": Case(broken=True),
+    "split, candidates only": Case(parts=2, model="llama", trees=5, stage="generate", groups=True),
+    "split, aggregations only, chunked head, checkpointing": Case(
+        parts=2, model="llama", trees=5, stage="aggregate", chunked=True, checkpointing=True, budget=4096
+    ),
+    "split, biases, clipped": Case(parts=2, model="qwen2", trees=5, max_grad_norm=1e-3),
+    "split, tied, chunked head, KL, float64": Case(
+        parts=2, model="qwen3", trees=5, chunked=True, kl=0.1, budget=90, double=True, groups=True
+    ),
+    "split, odd vocabulary, three updates": Case(
+        parts=2, model="llama, odd vocabulary", trees=5, updates=3, weight_cap=1.5
+    ),
+    "split, loaded between updates": Case(parts=2, model="llama", trees=5, updates=1, loaded=True, groups=True),
+    "split, wrongly": Case(parts=2, model="qwen3", trees=1, wrong=True),
 }
 
 
@@ -108,15 +136,38 @@ def trees_of(case: Case) -> list[Tree]:
     return out[::-1] if case.reverse else out
 
 
+def model_of(case: Case) -> tuple[Any, Any]:
+    if case.model == "embedded":
+        return load_model(ModelConfig(path="embedded", lora_rank=case.lora, device="cpu"), 1)
+    family, _, odd = case.model.partition(", ")
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=31 if odd else 32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=family == "qwen3",
+    )
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:  # biases are 0 and norms 1
+            torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.1)
+    return model, None
+
+
 def policy_of(case: Case, team: Any = None) -> Policy:
-    model, tokenizer = load_model(ModelConfig(path="embedded", lora_rank=case.lora, device="cpu"), 1)
+    model, tokenizer = model_of(case)
     if case.router_loss:
         model = toy("Mixtral", vocab_size=40, num_local_experts=4, sliding_window=None)
     if case.double:
         model.double()
     settings = PolicySettings(
         loss=LossSettings(weight_cap=case.weight_cap),
-        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=0, max_grad_norm=1e9),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=0, max_grad_norm=case.max_grad_norm),
         temperature={"generate": 1.0, "aggregate": 0.9},
         steps=10,
         updates=max(1, case.updates),
@@ -130,11 +181,25 @@ def policy_of(case: Case, team: Any = None) -> Policy:
     if team is None:
         policy = Policy(model, tokenizer, settings)
     else:
-        from paragator.training.sharded import Shard
+        from paragator.training import split
+        from paragator.training.sharded import Grid, Shard
 
-        policy = Shard(model, tokenizer, settings, team, case.replicas)
+        split.Partial = Replicate if case.wrong else Partial  # type: ignore[attr-defined]
+        policy = Shard(model, tokenizer, settings, team, Grid(case.replicas, case.parts))
     policy.batch_tokens = case.budget
     return policy
+
+
+def reload(policy: Any) -> None:
+    """Gather weights and moments on rank 0, zero them everywhere, and load what rank 0 has."""
+    weights, moments = copy.deepcopy(policy.gathered(moments=True))  # some are the optimiser's own
+    state = {name: policy.optimizer.state[p] for name, p in policy.tensors().items()}
+    kinds = {name: list(found) for name, found in state.items()}
+    with torch.no_grad():
+        for name, parameter in policy.tensors().items():
+            for tensor in (parameter, *state[name].values()):
+                tensor.zero_()
+    policy.load(kinds, weights, moments)
 
 
 def outcome(case: Case, team: Any = None) -> dict[str, torch.Tensor]:
@@ -145,6 +210,10 @@ def outcome(case: Case, team: Any = None) -> dict[str, torch.Tensor]:
     policy, trees = policy_of(case, team), trees_of(case)
     if case.updates or case.broken:
         stats = policy.update(trees, 1, CONSTANTS)
+        if case.loaded:
+            if team is not None:
+                reload(policy)
+            stats = policy.update(trees, 2, CONSTANTS)
         found = {name: whole(p).clone() for name, p in policy.tensors().items()}
     else:
         measured = policy.measure(trees, trees[:3]) if case.balance else {}
@@ -170,7 +239,7 @@ def main(folder: Path) -> None:
             continue
         try:
             found = outcome(case, team)
-        except NotFinite as problem:
+        except (NotFinite, UsageError) as problem:
             found = {"refused": torch.tensor(float(len(problem.args)))}
         if team.rank == 0:
             save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{name}.safetensors")

@@ -257,6 +257,9 @@ class TrainConfig(Section):
     """ray: how many processes, each with a card where the cluster has such. torchrun: refused where it started another number."""
     replicas: int = Field(1, ge=1)
     """Several processes: groups of them that each hold all of the weights (HSDP). 1 shards them over all processes (FSDP)."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Several processes: so many neighbours split each product of the model among them and compute the same rows (tensor
+    parallelism, by transformers' plan of the model). 1 is off; see docs/scale.md."""
     process_timeout_s: float = Field(45.0, gt=0)
     """Several processes: how long one waits for another that was killed or hangs, before all end."""
     threads: int | None = Field(None, ge=1)
@@ -370,6 +373,13 @@ class Config(Section):
         if self.eval.rounds and self.eval.pool_size > self.eval.candidates:
             raise ValueError(
                 f"eval.pool_size = {self.eval.pool_size} is above eval.candidates = {self.eval.candidates}"
+            )
+        unsplit = {"model.lora_rank": self.model.lora_rank, "train.compile": self.train.compile}
+        unsplit["train.replicas"] = self.train.replicas > 1
+        if self.train.tensor_parallel > 1 and any(unsplit.values()):
+            key = next(key for key, used in unsplit.items() if used)
+            raise ValueError(
+                f"train.tensor_parallel = {self.train.tensor_parallel} does not go with {key}: leave one at its default"
             )
         if self.train.compile and self.train.router_loss:
             raise ValueError("train.router_loss cannot be computed in compiled layers: set train.compile = false")

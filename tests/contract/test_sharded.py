@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from launched import start
+from paragator.core.errors import UsageError
 from paragator.training.rows import pack
 from paragator.training.sharded import cost, share
-from sharded_cases import CASES, outcome, trees_of
+from paragator.training.split import check_alike, plan_of, told
+from sharded_cases import CASES, Case, model_of, outcome, trees_of
 
 LIMIT_S = 600
 
@@ -49,7 +52,7 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.broken])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not (case.broken or case.wrong)])
 def test_gradients_and_updates_are_those_of_one_process(computed: dict[int, Path], name: str, size: int) -> None:
     path = computed[size] / f"{name}.safetensors"
     assert path.exists() == CASES[name].runs_on(size)
@@ -68,6 +71,74 @@ def test_what_is_not_finite_in_one_process_is_refused_in_all(computed: dict[int,
     found, expected = load_file(computed[size] / "NaN in one row.safetensors"), alone("NaN in one row")
     assert found["stats/refused"] == 1.0
     assert distance(found, expected) == 0.0  # no weight moved
+
+
+@pytest.mark.slow
+def test_a_split_model_that_computes_other_gradients_is_refused(computed: dict[int, Path]) -> None:
+    assert load_file(computed[2] / "split, wrongly.safetensors").keys() == {"refused"}
+
+
+def test_what_a_split_model_must_compute() -> None:
+    model, _ = model_of(Case(model="qwen3"))
+    found = told(model)
+    assert found.numel() == 8 * 32 + sum(p.numel() for p in model.parameters() if p.ndim == 1)
+    check_alike(model, found * (1 + 1e-4), found)
+    for wrong in (found * 1.01, found[:-1], found * float("nan")):
+        with pytest.raises(UsageError, match="Qwen3ForCausalLM, split by transformers' plan, computes other gradients"):
+            check_alike(model, wrong, found)
+
+
+def test_plans_are_those_of_transformers_and_the_vocabulary_stays_whole_where_it_must() -> None:
+    plan = plan_of(model_of(Case(model="qwen3"))[0], 2)
+    assert plan["model.layers.1.self_attn.q_norm"] == "replicated_with_grad_allreduce"
+    assert plan["model.layers.0.mlp.down_proj"] == "rowwise" and plan["lm_head"] == "colwise_gather_output"
+    odd = plan_of(model_of(Case(model="llama, odd vocabulary"))[0], 2)
+    assert not {"lm_head", "model.embed_tokens"} & set(odd) and len(odd) == 2 * 7
+    tied = model_of(Case(model="qwen3"))[0]
+    tied.tp_plan.pop("lm_head")
+    assert "model.embed_tokens" not in plan_of(tied, 2)
+
+
+def test_models_that_cannot_be_split_are_refused_in_one_line() -> None:
+    mixture = {"num_experts": 2, "hidden_size": 8, "vocab_size": 8, "num_hidden_layers": 1, "moe_intermediate_size": 8}
+    mixture |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 8}
+    narrow = {
+        "hidden_size": 8,
+        "vocab_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 9,
+    }
+    for family, sizes, size, said in (
+        (
+            "llama",
+            narrow,
+            3,
+            "train.tensor_parallel = 3 does not divide num_attention_heads = 2 of LlamaForCausalLM; use",
+        ),
+        (
+            "llama",
+            narrow,
+            2,
+            "does not divide out_features of model.layers.0.mlp.gate_proj = 9 of LlamaForCausalLM; use",
+        ),
+        ("qwen3_moe", mixture, 2, "the plan of Qwen3MoeForCausalLM has '.*', which is not supported; set it to 1"),
+        (
+            "opt",
+            {
+                "hidden_size": 8,
+                "word_embed_proj_dim": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "ffn_dim": 8,
+            },
+            2,
+            "no tensor parallel plan of OPTForCausalLM; set it to 1",
+        ),
+    ):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+        with pytest.raises(UsageError, match=said):
+            plan_of(model, size)
 
 
 def test_layouts_differ_by_rounding_only() -> None:

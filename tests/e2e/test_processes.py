@@ -20,7 +20,9 @@ from torch.distributed import TCPStore
 import idle_steps
 from launched import start
 from paragator.cli import train
+from paragator.config import Config, ModelConfig
 from paragator.core.errors import RunError, UsageError
+from paragator.engines.local.loading import load_model
 from paragator.runs import launch
 from paragator.training import team
 from paragator.training.team import Team
@@ -106,6 +108,40 @@ def test_two_processes_train_as_one_does_and_a_run_moves_between_them(folder: Pa
     model = load_file(one / "model" / "model.safetensors")
     saved = load_file(one / "checkpoints" / "step_5" / "weights.safetensors")
     assert all(torch.equal(model[name], saved[name]) for name in model)
+
+
+def eight_heads(folder: Path) -> None:
+    """The embedded model, of five heads, with three that nothing reads: it computes the same and can be split in two."""
+    model, tokenizer = load_model(ModelConfig(path="embedded", device="cpu"))
+    torch.manual_seed(0)
+    sizes = model.config.to_dict() | {"num_attention_heads": 8, "num_key_value_heads": 8}
+    wide = type(model)(type(model.config)(**sizes))
+    with torch.no_grad():
+        own = model.state_dict()
+        for name, tensor in wide.state_dict().items():
+            if name.endswith("o_proj.weight"):
+                tensor.zero_()
+            tensor[tuple(map(slice, own[name].shape))] = own[name]
+    wide.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_a_split_model_trains_as_a_whole_one_and_is_resumed_whole(folder: Path) -> None:
+    eight_heads(folder / "eight")
+    alone(folder, "one", "--model.path", "eight")
+    first = several(folder, "two", "--model.path", "eight", "--train.steps", "3", "--train.tensor_parallel", "2")[0]
+    assert "2 processes" in first
+    one, two = folder / "runs" / "one", folder / "runs" / "two"
+    for a, b in zip(metrics(one)[:3], metrics(two), strict=True):
+        assert a["generate/reward"] == b["generate/reward"] > 0 and a["aggregate/reward"] == b["aggregate/reward"]
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    assert distance(one / "checkpoints" / "step_3", two / "checkpoints" / "step_3") < 1e-5
+    model = load_file(two / "model" / "model.safetensors")
+    saved = load_file(two / "checkpoints" / "step_3" / "weights.safetensors")
+    assert all(torch.equal(model[name], saved[name]) for name in model)
+    alone(folder, "two", "--model.path", "eight", "--resume")
+    assert distance(one / "checkpoints" / "step_4", two / "checkpoints" / "step_4") < 1e-5
 
 
 @pytest.mark.slow
@@ -209,6 +245,18 @@ def test_launches_that_would_start_one_process_or_an_uneven_one_are_refused(monk
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     assert launch.processes() == 4 and launch.rank() == 3
+    launch.check_processes(None, 2)
+    with pytest.raises(UsageError, match="tensor_parallel = 3 does not divide the 4 of this run's processes: start"):
+        launch.check_processes(4, 3)
+
+
+@pytest.mark.parametrize("more", [{"lora_rank": 4}, {"compile": True}, {"replicas": 2}])
+def test_what_does_not_go_with_tensor_parallelism_is_refused(more: dict[str, Any]) -> None:
+    train = {"tensor_parallel": 2} | {k: v for k, v in more.items() if k != "lora_rank"}
+    model = {k: v for k, v in more.items() if k == "lora_rank"}
+    (name,) = more
+    with pytest.raises(ValueError, match=f"train.tensor_parallel = 2 does not go with (model|train).{name}: leave one"):
+        Config.model_validate({"train": train, "model": model})
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def follow(flags: Namespace, overrides: list[str]) -> int:
     """A process that is not rank 0: it is silent but for its own end, and rank 0 decides when to stop."""
     try:
         config = run_config(read_values(flags.config, overrides))
-        launch.check_processes(config.train.processes)
+        launch.check_processes(config.train.processes, config.train.tensor_parallel)
     except ParagatorError:
         return 2  # rank 0 says it
     if flags.dry_run:

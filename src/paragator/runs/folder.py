@@ -167,6 +167,7 @@ MAY_CHANGE = {
     "train.tinker_url",
     "train.processes",
     "train.replicas",
+    "train.tensor_parallel",
     "train.process_timeout_s",
     "tracker",
     "runs",

@@ -37,8 +37,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
 
 
-def check_processes(wanted: int | None) -> None:
-    """UsageError where the config names (`train.processes`) another number of processes than were started."""
+def check_processes(wanted: int | None, parts: int = 1) -> None:
+    """UsageError where other processes were started than `train.processes` and `train.tensor_parallel` want."""
     if wanted not in (None, (found := processes())):
         how = f"`torchrun --nproc-per-node {wanted} -m paragator train CONFIG`, or train.backend = 'ray'"
         raise UsageError(f"train.processes = {wanted}, but {found} started: use {how}; or set train.processes")
+    if found % parts:
+        how = f"start a multiple of {parts} by torchrun, or set it to 1"
+        raise UsageError(f"train.tensor_parallel = {parts} does not divide the {found} of this run's processes: {how}")

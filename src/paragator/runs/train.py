@@ -68,7 +68,7 @@ async def train(
         if task is not None or engine is not None:
             raise UsageError("train.backend = 'ray' takes no task and no engine from Python: name them in the config")
         return await train_on_ray(config, events or Events(), resume=resume, overwrite=overwrite)
-    launch.check_processes(config.train.processes)
+    launch.check_processes(config.train.processes, config.train.tensor_parallel)
     if launch.processes() == 1:
         return await led(config, None, task=task, engine=engine, resume=resume, overwrite=overwrite, events=events)
     from paragator.training.team import Team

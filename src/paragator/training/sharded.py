@@ -2,7 +2,8 @@
 
 Rank 0 runs the step as ever; its learner passes each update on. All processes plan the same rows, and each computes its
 share of them; gradients are summed, as the loss is a sum. Rank 0 also keeps the whole model, from which an engine in that
-process samples and which is exported. Replicas (HSDP) are groups of processes that each hold all shards.
+process samples and which is exported. Replicas (HSDP) are groups of processes that each hold all shards. With tensor
+parallelism (split.py) neighbours compute the same rows together.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any, TypeVar
@@ -32,6 +33,7 @@ from paragator.training import checkpoint, packed
 from paragator.training.policy import FIXES, IDLE, NotFinite, Policy, budget_on, pick_precision
 from paragator.training.recipe import PolicySettings
 from paragator.training.rows import Branch, PackedRow, Tree, pack
+from paragator.training.split import check_alike, plan_of, split, told
 from paragator.training.team import Team
 
 Whole = dict[str, torch.Tensor]
@@ -39,35 +41,53 @@ Whole = dict[str, torch.Tensor]
 Kind = TypeVar("Kind", bound="Shard")
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How processes share the work: `replicas` that each hold all shards, and neighbours that compute `parts` of each product."""
+
+    replicas: int = 1
+    parts: int = 1
+
+    def mesh(self, device: str, processes: int) -> Any:
+        """All processes along the dimensions that are in use."""
+        sizes = {"replicate": self.replicas, "shard": processes // self.replicas // self.parts, "part": self.parts}
+        used = {name: size for name, size in sizes.items() if size > 1 or name == "shard"}
+        return init_device_mesh(device, tuple(used.values()), mesh_dim_names=tuple(used))
+
+
 class Shard(Policy):
     """A process's part of the policy. Every process calls the same methods at the same time."""
 
-    def __init__(self, model: Any, tokenizer: Any, settings: PolicySettings, team: Team, replicas: int = 1) -> None:
-        self.team, self.replicas = team, replicas
+    def __init__(self, model: Any, tokenizer: Any, settings: PolicySettings, team: Team, grid: Grid = Grid()) -> None:
+        self.team, self.grid = team, grid
         super().__init__(model, tokenizer, settings)
 
     def placed(self, model: Any, reference: Any) -> tuple[Any, Any]:
         """Both models sharded; `raw` is the whole model on rank 0."""
         check_same_weights(model, self.team)
         self.raw = copy.deepcopy(model) if self.team.rank == 0 else None
-        shape, names = (self.team.size,), ("shard",)
-        if self.replicas > 1:
-            shape, names = (self.replicas, self.team.size // self.replicas), ("replicate", "shard")  # type: ignore[assignment]
-        mesh = init_device_mesh(model.device.type, shape, mesh_dim_names=names)
+        mesh = self.grid.mesh(model.device.type, self.team.size)
         with self.accelerator.autocast():
             for one in (model, reference):
                 if one is not None:
                     packed.has_plain_head(one)  # tried on the whole model
+        parts, groups = self.grid.parts, self.team.size // self.grid.parts
+        expected = told(model) if parts > 1 else None
         for one in (model, reference):
             if one is not None:
-                shard(one, mesh)
+                if parts > 1:
+                    split(one, mesh["part"])
+                shard(one, mesh if parts == 1 else mesh["shard"])
         check_sharded(model)
+        if expected is not None:
+            check_alike(model, told(model, groups), expected)
         return model, reference
 
     def rows(self, trees: Sequence[Tree]) -> list[PackedRow]:
         """This process's rows; as many as any other's, the last of which may not count."""
         plan = pack(trees, self.batch_tokens)
-        return share(plan, self.team.size, text_config(self.model).hidden_size)[self.team.rank]
+        parts = self.grid.parts
+        return share(plan, self.team.size // parts, text_config(self.model).hidden_size)[self.team.rank // parts]
 
     def accumulate(
         self, rows: Sequence[PackedRow], old: Sequence[torch.Tensor | None], kl_constants: Mapping[Stage, float]
@@ -77,7 +97,7 @@ class Shard(Policy):
         total, stats, kept = super().accumulate(rows, old, kl_constants)
         names = [name for name in stats if name != "tokens"]
         tokens = stats["tokens"]
-        sums = self.team.summed([total, tokens, *(stats[name] * tokens for name in names)])
+        sums = self.sums([total, tokens, *(stats[name] * tokens for name in names)])
         causes = list(FIXES)
         first = int(self.team.least(causes.index(self.found.args[0]) if self.found else len(causes)))
         if first < len(causes):
@@ -86,7 +106,11 @@ class Shard(Policy):
         return sums[0], {**means, "tokens": sums[1]}, kept
 
     def summed(self, number: float) -> float:
-        return self.team.summed([number])[0]
+        return self.sums([number])[0]
+
+    def sums(self, values: list[float]) -> list[float]:
+        """Sums over all rows, of which neighbours compute the same ones."""
+        return [total / self.grid.parts for total in self.team.summed(values)]
 
     def checked(self, problem: NotFinite | None) -> None:
         """Keep it until all processes are here: the others wait for this one's part of the backward pass."""
@@ -190,6 +214,8 @@ class Sharded(Shard):
 
 def lead(team: Team, model: Any, tokenizer: Any, config: Config) -> Sharded:
     """The learner of rank 0; the other processes load the same model."""
+    if config.train.tensor_parallel > 1:
+        plan_of(model, config.train.tensor_parallel)
     if team.size % config.train.replicas:
         raise UsageError(
             f"train.replicas = {config.train.replicas} does not divide the {team.size} processes of this run"
@@ -218,7 +244,8 @@ def follow(team: Team) -> None:
 def joined(kind: type[Kind], team: Team, model: Any, tokenizer: Any, config: Config) -> Kind:
     """A process's part of the policy of a config, its passes as large as the least memory of any allows."""
     team.ready("loaded")
-    part = kind(model, tokenizer, PolicySettings.from_config(config), team, config.train.replicas)
+    grid = Grid(config.train.replicas, config.train.tensor_parallel)
+    part = kind(model, tokenizer, PolicySettings.from_config(config), team, grid)
     room = budget_on(part.accelerator.device, model.config, config, part.precision == "bfloat16")
     part.batch_tokens = int(team.least(room))
     if part.raw is not None and config.engine.kind != "transformers":
@@ -243,8 +270,10 @@ def shard(model: Any, mesh: Any) -> None:
 
 
 def check_sharded(model: Any) -> None:
-    """RunError unless each process holds a part of every large tensor only."""
+    """RunError unless each process holds a part of every large tensor only; where all are neighbours, a plan may leave some whole."""
     for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor) and parameter.device_mesh.shape[0] == 1:
+            continue
         if not isinstance(parameter, DTensor) or parameter.to_local().numel() == parameter.numel() > parameter.shape[0]:
             raise RunError(
                 f"{name} is not sharded: this version of torch does something else than fully_shard promises"
