@@ -78,9 +78,6 @@ class EngineConfig(ServerConfig):
         ["--enforce-eager", "--no-enable-chunked-prefill", "--distributed-executor-backend=uni"]
     )
     """vllm: further arguments of the server that is started (here: no compilation, one process, and see docs/vllm.md)."""
-    lookup: int = Field(0, ge=0)
-    """transformers: most tokens of an aggregation drafted at once from its prompt, as they followed its last two tokens there; 0 is
-    off. Samples are the same apart from float rounding. Faster where few rows are sampled at once (docs/performance.md)."""
     recording: str | None = None
     """A JSONL file with fields problem and completions. replay: all there is; openai: the candidates, the rest is sampled."""
 

@@ -19,7 +19,7 @@ FUNCTION_LINES = 60
 CORE_FUNCTION_LINES = 40
 PARAMETERS = 7
 PUBLIC_NAMES = 30
-PACKAGE_LINES = 33_700
+PACKAGE_LINES = 33_400
 """A ratchet: the house moved in with 21,300 (experiments/LOG.md); then came checks, many processes, strategies, a
 server, a page, services that train."""
 LAYER_LINES = {"cli": 1_900}

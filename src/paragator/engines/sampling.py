@@ -17,7 +17,6 @@ class Sampling:
     top_p        keep the likeliest tokens that together hold this mass; 1 keeps all
     top_k        keep this many of the likeliest tokens; 0 keeps all
     confidence   also tell how sure the model was of each token, by so many of its likeliest ones; 0 does not
-    lookup       in process: draft at most so many tokens from the prompt (0 is none), which changes nothing but the speed
     """
 
     temperature: float = 1.0
@@ -25,7 +24,6 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     confidence: int = 0
-    lookup: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -34,7 +32,5 @@ class Sampling:
             raise UsageError(f"max_tokens = {self.max_tokens}: at least 1 is needed")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p = {self.top_p}: it must be above 0 and at most 1 (1 is off)")
-        if self.lookup < 0:
-            raise UsageError(f"lookup = {self.lookup}: use 0 for off, or a number of tokens to draft")
         if self.top_k < 0:
             raise UsageError(f"top_k = {self.top_k}: use 0 for off, or a number of tokens to keep")

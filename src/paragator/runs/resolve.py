@@ -278,7 +278,7 @@ def samplings(config: Config) -> dict[Stage, Sampling]:
     """Each stage's sampling settings."""
     told = CONFIDENCE_TOKENS if any(one.needs for one in strategies_of(config)) else 0
     generate = replace(sampling_of(config.generate), confidence=told)
-    return {"generate": generate, "aggregate": replace(sampling_of(config.aggregate), lookup=config.engine.lookup)}
+    return {"generate": generate, "aggregate": sampling_of(config.aggregate)}
 
 
 def sampling_of(stage: StageConfig) -> Sampling:

@@ -8,9 +8,8 @@ have sampled) keys, where a cache of whole rows reads rows x (prompt + sampled).
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,51 +27,6 @@ DROP_BELOW = 0.75
 """Prompts without rows are dropped once fewer than this share of the stored prompts has any."""
 
 
-@dataclass(frozen=True)
-class Ragged:
-    """Tokens of one pass, X in all, of which each of B rows has one or more, from its own place on.
-
-    rows, places [X]  a token's row, and its place in that row's completion; rows in order, each one's places in order
-    slots [X]         which of its row's tokens it is
-    """
-
-    rows: Tensor
-    places: Tensor
-    slots: Tensor
-    length: int
-    """The most that any row has, these tokens included."""
-    grid: Tensor
-    """[B, Q] the places by row and slot; 0 where a row has fewer than Q tokens."""
-
-    @classmethod
-    def of(cls, counts: Sequence[int], starts: Sequence[int], device: torch.device) -> Ragged:
-        """`counts` [B] tokens of each row, from its place `starts` [B] on."""
-        count, start = torch.tensor([counts, starts], device=device)
-        slots = torch.arange(max(counts), device=device)
-        used = slots < count[:, None]
-        rows, inside = used.nonzero(as_tuple=True)
-        places = (start[:, None] + slots) * used
-        longest = max(n + begin for n, begin in zip(counts, starts, strict=True))
-        return cls(rows, places[rows, inside], inside, longest, places)
-
-    def by_row(self, x: Tensor) -> Tensor:
-        """[1, H, X, D] of the tokens as [B, H, Q, D]; zeros where a row has fewer."""
-        placed = x.new_zeros(*self.grid.shape, x.shape[1], x.shape[3])
-        placed[self.rows, self.slots] = x[0].transpose(0, 1)
-        return placed.transpose(1, 2)
-
-    def hidden(self, padded: Tensor, window: int | None) -> Tensor:
-        """[B, Q, W + length] the keys of prompts (`padded` [B, W]) and rows that a token may not see."""
-        width = padded.shape[1]
-        columns = torch.arange(width + self.length, device=padded.device)
-        behind = width + self.grid[..., None] - columns
-        hidden = behind < 0
-        if window:
-            hidden |= behind >= window
-        hidden[..., :width] |= padded[:, None]
-        return hidden
-
-
 class SharedPrefixLayer(DynamicLayer):
     """One layer's keys and values: of the prompts [P, K, W, D], and of what the rows sampled, [B, K, at most `room`, D]."""
 
@@ -82,20 +36,14 @@ class SharedPrefixLayer(DynamicLayer):
         assert keys is not None and values is not None, "a prefilled layer has keys and values"
         self.lazy_initialization(keys, values)
         self.prompt_keys, self.prompt_values = keys, values
-        self.buffers = tuple(x.new_zeros(rows, x.shape[1], room, x.shape[3]) for x in (keys, values))
+        self.buffers = tuple(x.new_empty(rows, x.shape[1], room, x.shape[3]) for x in (keys, values))
         self.length = 0
-        self.ragged: Ragged | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write in place; the rows' own keys and values so far."""
-        if ragged := self.ragged:  # over what a row's rejected drafts left there
-            self.length = ragged.length
-            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-                buffer[ragged.rows, :, ragged.places] = states[0].transpose(0, 1)
-        else:
-            start, self.length = self.length, self.length + key_states.shape[-2]
-            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-                buffer[:, :, start : self.length] = states
+        """Append in place; the rows' own keys and values so far."""
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start : self.length] = states
         own_keys, own_values = (buffer[:, :, : self.length] for buffer in self.buffers)
         return own_keys, own_values
 
@@ -121,19 +69,7 @@ class SharedPrefixCache:
         self.cache = cache
         self.cache.layers = [SharedPrefixLayer(layer, len(prompt), room) for layer in cache.layers]
         self.prompt, self.padded = prompt, padded
-        self.ragged: Ragged | None = None
         self.arrange()
-
-    @contextmanager
-    def each_at_its_place(self, ragged: Ragged) -> Iterator[None]:
-        """While the model runs on [1, X] tokens of rows that stand at different places."""
-        for holder in (self, *self.cache.layers):
-            holder.ragged = ragged
-        try:
-            yield
-        finally:
-            for holder in (self, *self.cache.layers):
-                holder.ragged = None
 
     def arrange(self) -> None:
         """Give each row a place in a grid of P prompts by n rows, n being the most rows of a prompt."""
@@ -294,37 +230,29 @@ def branch_attention(
 ) -> tuple[Tensor, None]:
     """query [B, H, 1, D], the rows' own key and value [B, K, t, D]: attention to prompt and own, [B, 1, H, D].
 
-    With several tokens a row, query [1, H, X, D] to [1, X, H, D]. The signature is transformers' attention interface's.
+    The signature is transformers' attention interface's.
     """
     check_plain(more)
     if branches is None:
         raise UsageError(
             "the model passes no further arguments to its attention, so it cannot be sampled in process: use vLLM"
         )
-    layer, ragged = branches.cache.layers[module.layer_idx], branches.ragged
-    query = ragged.by_row(query) if ragged else query
-    rows, heads, tokens, size = query.shape
+    layer = branches.cache.layers[module.layer_idx]
+    rows, heads, _, size = query.shape
     q = query.reshape(rows, key.shape[1], -1, size) * (size**-0.5 if scaling is None else scaling)
     prompt_keys, prompt_values, mask = layer.prompt_keys, layer.prompt_values, branches.mask
-    window = window_of(module, more)
-    if window and not ragged:  # all rows are at one distance from their prompts' last tokens
+    if window := window_of(module, more):  # all rows are at one distance from their prompts' last tokens
         hidden = max(0, prompt_keys.shape[2] + key.shape[2] - window)
         prompt_keys, prompt_values = prompt_keys[:, :, hidden:], prompt_values[:, :, hidden:]
         mask = None if mask is None else mask[..., hidden:]
         key, value = key[:, :, -window:], value[:, :, -window:]
     to_prompt = capped(branches.by_prompt(q) @ prompt_keys.transpose(-1, -2), more.get("softcap"))
-    if mask is not None and not ragged:
+    if mask is not None:
         to_prompt = to_prompt.masked_fill(mask, -torch.inf)
     to_own = capped(q @ key.transpose(-1, -2), more.get("softcap"))
-    scores = torch.cat([branches.by_row(to_prompt), to_own], -1)
-    if ragged:
-        hidden = ragged.hidden(branches.padded[branches.prompt], window)
-        scores = scores.unflatten(2, (-1, tokens)).masked_fill(hidden[:, None, None], -torch.inf).flatten(2, 3)
-    weights = weights_of(scores, more.get("s_aux")).to(value.dtype)
+    weights = weights_of(torch.cat([branches.by_row(to_prompt), to_own], -1), more.get("s_aux")).to(value.dtype)
     of_prompt, of_own = weights[..., : to_prompt.shape[-1]], weights[..., to_prompt.shape[-1] :]
     found = branches.by_row(branches.by_prompt(of_prompt) @ prompt_values) + of_own @ value
-    if ragged:
-        return found.reshape(rows, heads, tokens, -1)[ragged.rows, :, ragged.slots][None], None
     return found.reshape(rows, 1, heads, -1), None
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from paragator.engines.local.branching import (
     NO_MASK,
-    Ragged,
     SharedPrefixCache,
     attending,
     can_branch,
@@ -29,15 +28,11 @@ from paragator.engines.local.branching import (
     text_config,
     without_router_logits,
 )
-from paragator.engines.local.lookup import Drafted
 from paragator.engines.local.products import narrow_products
 from paragator.engines.sampling import Sampling
 
 COMPACT_BELOW = 0.75
 """Finished rows are removed once fewer than this share of the batch is unfinished."""
-FEW = {"cpu": 4, "cuda": 64}
-"""Rows up to which drafting pays: with more, a CPU computes one token of each at its products' rate, and drafts cost what they save.
-On a card a pass over 64 rows took the time of its kernels' launches; drafting was not measured there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,97 +113,34 @@ def sample_batch(
     cancelled: Callable[[], bool],
 ) -> list[SampledSequence]:
     """Sample one batch of B rows, each at most T = max_tokens long."""
-    drawn = Drawn(rows, sampling, eos_ids, device)
-    logits, following = prefill(model, rows, sampling.max_tokens, device)
-    few = FEW.get(device.type, 0) if sampling.lookup else 0
-    if not isinstance(following, Copied):
-        draft(drawn, *one_by_one(drawn, logits, following, few, cancelled), following, cancelled)
-    else:
-        one_by_one(drawn, logits, following, 0, cancelled)
-    return drawn.sequences()
-
-
-class Drawn:
-    """What a batch of B rows has drawn: tokens [B, T] and their log-probabilities, by each row's uniform numbers."""
-
-    def __init__(
-        self, rows: Sequence[SequenceRequest], sampling: Sampling, eos_ids: Sequence[int], device: torch.device
-    ) -> None:
-        self.rows, self.sampling, self.eos_ids = rows, sampling, eos_ids
-        count, room = len(rows), sampling.max_tokens
-        self.uniforms = torch.tensor([stream(row.stream, room) for row in rows], dtype=torch.float64, device=device)
-        self.eos = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
-        self.tokens = torch.zeros(count, room, dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(count, room, device=device)
-        self.every = torch.arange(count, device=device)
-        self.sureness = Sureness(count, room, sampling.confidence, device) if sampling.confidence else None
-
-    def draw(self, logits: Tensor, rows: Tensor, places: Tensor | int) -> Tensor:
-        """The tokens [X] of these rows [X] at these places of theirs, by logits [X, V]; what was drawn there before is replaced."""
-        token, self.logprobs[rows, places] = draw(logits, self.uniforms[rows, places], self.sampling)
-        self.tokens[rows, places] = token
-        if self.sureness:
-            self.sureness.note(logits, rows, places)
-        return token
-
-    def drafted(self, row: int, place: int) -> Drafted:
-        """A row with its `place` tokens, to be drafted from here on."""
-        ids = [*self.rows[row].prompt_ids, *self.tokens[row, :place].tolist()]
-        return Drafted(ids, place, self.sampling, self.eos_ids)
-
-    def sequences(self) -> list[SampledSequence]:
-        """Every row up to and with its first end token."""
-        sampled = cut(self.tokens, self.logprobs, self.eos)
-        return self.sureness.told(sampled) if self.sureness else sampled
-
-
-def one_by_one(
-    drawn: Drawn, logits: Tensor, following: Branched | Copied, few: int, cancelled: Callable[[], bool]
-) -> tuple[Tensor, int]:
-    """Draw a token for every row, run them, and so on; where at most `few` rows are left, these rows and how many tokens they have."""
-    alive = drawn.every  # the rows that the cache still holds
-    unfinished = torch.ones_like(alive, dtype=torch.bool)  # of those
-    room = drawn.sampling.max_tokens
-    for step in range(room):
-        check(cancelled)
-        token = drawn.draw(logits, alive, step)
-        unfinished &= ~torch.isin(token, drawn.eos)
+    count, max_tokens = len(rows), sampling.max_tokens
+    uniforms = torch.tensor([stream(row.stream, max_tokens) for row in rows], dtype=torch.float64, device=device)
+    eos = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
+    tokens = torch.zeros(count, max_tokens, dtype=torch.long, device=device)
+    logprobs = torch.zeros(count, max_tokens, device=device)
+    alive = torch.arange(count, device=device)  # the rows that the cache still holds
+    unfinished = torch.ones(count, dtype=torch.bool, device=device)  # of those
+    sureness = Sureness(count, max_tokens, sampling.confidence, device) if sampling.confidence else None
+    logits, following = prefill(model, rows, max_tokens, device)
+    for step in range(max_tokens):
+        if cancelled():
+            raise InterruptedError("every request of the batch was cancelled")
+        token, logprob = draw(logits, uniforms[alive, step], sampling)
+        tokens[alive, step] = token
+        logprobs[alive, step] = logprob
+        if sureness:
+            sureness.note(logits, alive, step)
+        unfinished &= ~torch.isin(token, eos)
         left = int(unfinished.sum())
-        if left == 0 or step + 1 == room:
+        if left == 0 or step + 1 == max_tokens:
             break
-        if left < COMPACT_BELOW * len(alive) or left <= few < len(alive):
+        if left < COMPACT_BELOW * len(alive):
             keep = unfinished.nonzero().squeeze(1)
             following.keep(keep)
             alive, token, unfinished = (x[keep] for x in (alive, token, unfinished))
-        if left <= few:
-            return alive, step + 1
         logits = following(token, step)
-    return alive[:0], room
-
-
-def draft(drawn: Drawn, alive: Tensor, place: int, following: Branched, cancelled: Callable[[], bool]) -> None:
-    """Go on with rows that have `place` tokens: a pass runs each one's last token and its draft, so they get to different places."""
-    rows = [drawn.drafted(i, place) for i in alive.tolist()]
-    while rows:
-        check(cancelled)
-        run = [row.following() for row in rows]
-        counts = [len(ids) for ids in run]
-        ragged = Ragged.of(counts, [row.place - 1 for row in rows], alive.device)
-        logits = following.ragged(torch.tensor([i for ids in run for i in ids], device=alive.device), ragged)
-        token = drawn.draw(logits, alive[ragged.rows], ragged.places + 1)
-        for row, found in zip(rows, token.split(counts), strict=True):
-            row.take(found.tolist())
-        left = [i for i, row in enumerate(rows) if not row.ended]
-        if 0 < len(left) < len(rows):
-            keep = torch.tensor(left, device=alive.device)
-            following.keep(keep)
-            alive = alive[keep]
-        rows = [rows[i] for i in left]
-
-
-def check(cancelled: Callable[[], bool]) -> None:
-    if cancelled():
-        raise InterruptedError("every request of the batch was cancelled")
+    sampled = cut(tokens, logprobs, eos)
+    return sureness.told(sampled) if sureness else sampled
 
 
 def prefill(
@@ -254,25 +186,17 @@ class Branched:
     position: Tensor
 
     def __call__(self, token: Tensor, step: int) -> Tensor:
-        return self.run(token[:, None], self.position + step)[:, -1]
-
-    def ragged(self, token: Tensor, ragged: Ragged) -> Tensor:
-        """The logits [X, V] after each of several tokens [X] a row."""
-        with self.branches.each_at_its_place(ragged):
-            return self.run(token[None], (self.position[ragged.rows, 0] + ragged.places)[None])[0]
-
-    def run(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
         with attending(self.model):
             output = self.model(
-                input_ids=input_ids,
+                input_ids=token[:, None],
                 attention_mask=NO_MASK,
-                position_ids=position_ids,
+                position_ids=self.position + step,
                 past_key_values=self.branches.cache,
                 use_cache=True,
                 branches=self.branches,
                 **without_router_logits(self.model),
             )
-        logits: Tensor = output.logits
+        logits: Tensor = output.logits[:, -1]
         return logits
 
     def keep(self, rows: Tensor) -> None:
@@ -336,13 +260,13 @@ class Sureness:
         self.confidences = torch.zeros(rows, max_tokens, device=device)
         self.certainties = torch.zeros(rows, max_tokens, device=device)
 
-    def note(self, logits: Tensor, rows: Tensor, places: Tensor | int) -> None:
-        """Logits [X, V] of these rows [X], at these places of theirs."""
+    def note(self, logits: Tensor, rows: Tensor, step: int) -> None:
+        """One step's logits [B, V] of these rows [B]."""
         logprobs = torch.log_softmax(logits.float(), -1)
         vocabulary = logprobs.shape[-1]
         top = logprobs.topk(min(self.likeliest, vocabulary), dim=-1).values
-        self.confidences[rows, places] = -top.mean(-1)
-        self.certainties[rows, places] = -logprobs.mean(-1) - math.log(vocabulary)
+        self.confidences[rows, step] = -top.mean(-1)
+        self.certainties[rows, step] = -logprobs.mean(-1) - math.log(vocabulary)
 
     def told(self, sampled: Sequence[SampledSequence]) -> list[SampledSequence]:
         """The same sequences with what was noted of them; confidences to three decimals, as published code keeps them."""
