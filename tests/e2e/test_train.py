@@ -610,28 +610,33 @@ def test_an_engine_handed_over_samples_and_gets_the_weights(
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from paragator.cli.main import main
 from paragator.training.policy import Policy
 def slow(*args):
     print("updating", flush=True)
+    if where == "here":  # the signal reaches this thread, so that nothing interrupts the main thread's waiting
+        signal.raise_signal(signal.SIGINT)
     time.sleep(3600)
 Policy.update = slow
+where = sys.argv.pop()
 sys.argv = ["paragator", "train", sys.argv[1], "--eval.around_training", "false"]
 main()
 """
 
 
-def test_ctrl_c_twice_ends_a_run_in_the_middle_of_an_update(toy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["sent", "here"])
+def test_ctrl_c_twice_ends_a_run_in_the_middle_of_an_update(toy: Path, tmp_path: Path, first: str) -> None:
     env = {**os.environ, "PYTHONPATH": f"{SOURCE}{os.pathsep}{toy}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SLOW, str(toy / "toy.toml")]
+    command = [sys.executable, "-c", SLOW, str(toy / "toy.toml"), first]
     process = subprocess.Popen(
         command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stderr is not None
     try:
         assert any("updating" in line for line in process.stdout)
-        process.send_signal(signal.SIGINT)
+        if first == "sent":
+            process.send_signal(signal.SIGINT)
         assert "again stops at once" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=HANG_S) == 130

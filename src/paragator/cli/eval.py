@@ -10,6 +10,7 @@ from typing import Any
 
 from paragator.cli.main import INTERRUPTED, PARTIAL, Parser, parse, run_parser, wide
 from paragator.cli.panel import terminal
+from paragator.cli.show import awake
 from paragator.config import Config
 from paragator.core.errors import UsageError
 from paragator.results import run_json
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> int:
         print(to_json(config))
         return 0
     with terminal("the requests in flight", quiet=flags.json, wide=flags.wide) as shown:
-        result = asyncio.run(evaluate(config, resume=flags.resume, overwrite=flags.overwrite, events=shown))
+        result = asyncio.run(awake(evaluate(config, resume=flags.resume, overwrite=flags.overwrite, events=shown)))
     code = PARTIAL if result.spent or (result.finished and result.failed) else 0 if result.finished else INTERRUPTED
     if flags.json:
         found = run_json(config.run_dir, config.eval.k)

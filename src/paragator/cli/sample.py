@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from paragator.cli.main import parse, parser_for
+from paragator.cli.show import awake
 from paragator.core.errors import UsageError
 from paragator.runs.defaults import run_config
 from paragator.runs.events import Events, Printing
@@ -24,6 +25,6 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--count = {flags.count}: at least 1 is needed")
     config = run_config(read_values(flags.config, overrides))
     events = Events() if flags.json else Printing()
-    summary = asyncio.run(sample(config, Path(flags.output), flags.count, events=events))
+    summary = asyncio.run(awake(sample(config, Path(flags.output), flags.count, events=events)))
     print(json.dumps(summary) if flags.json else f"{summary['problems']} problems in {summary['output']}")
     return 0

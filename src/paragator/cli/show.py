@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
+import socket
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from paragator.runs.events import Printing
+
+Found = TypeVar("Found")
 
 
 class Terminal(Printing):
@@ -48,3 +53,21 @@ class Terminal(Printing):
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
         if self.former is not None:
             signal.signal(signal.SIGINT, self.former)
+
+
+async def awake(job: Coroutine[Any, Any, Found]) -> Found:
+    """The job's result; the event loop wakes up for signals that another thread took, or that came just before it waits."""
+    if threading.current_thread() is not threading.main_thread():
+        return await job
+    loop, (heard, told) = asyncio.get_running_loop(), socket.socketpair()
+    heard.setblocking(False)
+    told.setblocking(False)
+    loop.add_reader(heard, heard.recv, 64)
+    former = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    try:
+        return await job
+    finally:
+        signal.set_wakeup_fd(former)
+        loop.remove_reader(heard)
+        heard.close()
+        told.close()

@@ -13,6 +13,7 @@ from paragator import records
 from paragator.cli import screen
 from paragator.cli.eval import OF_PROBLEM, add_short, add_strategy, values_of
 from paragator.cli.main import INTERRUPTED, PARTIAL, parse, parser_for
+from paragator.cli.show import awake
 from paragator.core.errors import DataError, UsageError
 from paragator.runs.defaults import solve_config
 from paragator.runs.folder import check_output
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
     interrupted = False
     try:
         with view:
-            solution: Solution | None = asyncio.run(solve(config, problem, watch))
+            solution: Solution | None = asyncio.run(awake(solve(config, problem, watch)))
     except KeyboardInterrupt:
         interrupted = True
         solution = stopped(problem, watch, config.seed, prices(config))

@@ -10,6 +10,7 @@ from argparse import Namespace
 
 from paragator.cli.main import INTERRUPTED, parse, run_parser, wide
 from paragator.cli.panel import terminal
+from paragator.cli.show import awake
 from paragator.core.errors import ParagatorError, RunError
 from paragator.results import run_json
 from paragator.runs import launch
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if launch.processes() > 1:
         say_the_end()
     with terminal(quiet=flags.json, wide=flags.wide) as shown:
-        result = asyncio.run(train(config, resume=flags.resume, overwrite=flags.overwrite, events=shown))
+        result = asyncio.run(awake(train(config, resume=flags.resume, overwrite=flags.overwrite, events=shown)))
     if flags.json:
         print(json.dumps(run_json(result.folder, config.eval.k)))
     return 0 if result.finished else INTERRUPTED

@@ -10,6 +10,7 @@ import base64
 import errno
 import socket
 import ssl
+import weakref
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -66,6 +67,7 @@ class Client:
 
     def __init__(self, url: str) -> None:
         self._sessions: dict[asyncio.AbstractEventLoop, ClientSession] = {}
+        weakref.finalize(self, forget_ended, self._sessions)  # before its connections' own, which would complain
         self.url = urlsplit(url)
         self.tls = ssl.create_default_context() if self.url.scheme == "https" else None
         self.proxy = proxy_for(self.url)
@@ -102,13 +104,13 @@ class Client:
         session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is not None:
             await session.close()
-        self._forget_ended()
+        forget_ended(self._sessions)
 
     def _open(self) -> ClientSession:
         """A session for this event loop."""
         from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
 
-        self._forget_ended()
+        forget_ended(self._sessions)
         session = self._sessions[asyncio.get_running_loop()] = ClientSession(
             connector=TCPConnector(limit=0, ssl=self.tls or True),
             cookie_jar=DummyCookieJar(),
@@ -116,22 +118,20 @@ class Client:
         )
         return session
 
-    def _forget_ended(self) -> None:
-        """Close sessions whose event loop has ended, which takes no waiting; else aiohttp complains of them."""
-        for loop in [loop for loop in self._sessions if loop.is_closed()]:
-            closing = self._sessions.pop(loop).close()
-            with suppress(StopIteration):
-                for _ in range(9):
-                    closing.send(None)
-
-    def __del__(self) -> None:
-        self._forget_ended()
-
     def _proxy_headers(self) -> dict[str, str]:
         if self.proxy is None or self.proxy.username is None:
             return {}
         word = f"{unquote(self.proxy.username)}:{unquote(self.proxy.password or '')}"
         return {"proxy-authorization": Secret(f"Basic {base64.b64encode(word.encode()).decode()}")}
+
+
+def forget_ended(sessions: dict[asyncio.AbstractEventLoop, ClientSession]) -> None:
+    """Close sessions whose event loop has ended, which takes no waiting; else aiohttp complains of them."""
+    for loop in [loop for loop in sessions if loop.is_closed()]:
+        closing = sessions.pop(loop).close()
+        with suppress(StopIteration):
+            for _ in range(9):
+                closing.send(None)
 
 
 def proxy_for(url: SplitResult) -> SplitResult | None:
