@@ -150,7 +150,9 @@ def test_batches_without_signal_change_no_bit_in_two_processes(
 ) -> None:
     monkeypatch.syspath_prepend(str(toy))
     words = ["-m", "idle_steps", "train", str(toy / "toy.toml"), *idle_steps.WORDS]
-    said = [process.communicate(timeout=LIMIT_S)[1] for process in start(2, words, tmp_path)]
+    processes = start(2, words, tmp_path)
+    said = [process.communicate(timeout=LIMIT_S)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
     idle_steps.check(tmp_path / "runs" / "toy", said[0])
 
 
