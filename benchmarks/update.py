@@ -158,9 +158,10 @@ def measure(work: Work, models: dict[str, Any], flags: Any) -> list[common.Case]
         if padded:
             peers.padded_backward(theirs, batches, constant)
             apart["padded rows"] = peers.distance(want, peers.gradients(theirs))
-        grouped, batched = peers.grouped_model(copy.deepcopy(model)), peers.grouped_batches(trees, policy.batch_tokens)
-        also = torch.optim.AdamW(grouped.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
         if grouper := find_spec("prefix_grouper"):
+            grouped = peers.grouped_model(copy.deepcopy(model))
+            batched = peers.grouped_batches(trees, policy.batch_tokens)
+            also = torch.optim.AdamW(grouped.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
             peers.grouped_backward(grouped, batched)
             apart[GROUPER] = peers.distance(want, peers.gradients(grouped))
         else:
